@@ -1,0 +1,366 @@
+"""The shared core: attention layers that map tokens (B, N, C) to tokens (B, N, C).
+
+Source: "Beyond Self-attention: External Attention using Two Linear Layers for Visual Tasks" (Guo et al., 2021) for
+external attention, "PCT: Point Cloud Transformer" (Guo et al., 2020) for offset attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcea.norm import apply_to_tokens
+
+AttentionFactory = Callable[[int], nn.Module]
+
+
+def double_normalize(
+    logits: Tensor, *, mask: Tensor | None = None, slot_mask: Tensor | None = None, batch: Tensor | None = None
+) -> Tensor:
+    """Normalize attention logits over the tokens of every slot, then over the slots of every token.
+
+    The published form, softmax over tokens and then division by the row sum, equals
+
+        softmax over S of (logits - logsumexp over N of logits),
+
+    which needs no epsilon, cannot divide by zero and is reduced in fp32 at least.
+
+    Args:
+        logits: Similarity of every token to every slot, (..., N, S).
+        mask: True for real tokens, broadcastable to (..., N). Padded tokens take no part and get zero weights.
+        slot_mask: True for slots that exist, broadcastable to (..., S); for self-attention, where slots are tokens.
+        batch: For packed clouds, logits (N, S): the cloud of each token, (N,) int64, as in PyTorch Geometric.
+
+    Returns:
+        Weights, (..., N, S), same dtype as `logits`; each row of a real token sums to 1.
+
+    Source:
+        Guo et al., 2021, section 3.2.
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    balanced = exact - _logsumexp_over_tokens(exact, mask, batch)
+    if slot_mask is not None:
+        balanced = balanced.masked_fill(~slot_mask.unsqueeze(-2), _lowest(exact))
+    return _finish(balanced.softmax(dim=-1), mask, logits.dtype)
+
+
+def _token_softmax(logits: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    balanced = exact - _logsumexp_over_tokens(exact, mask, batch)
+    if mask is not None:
+        # Before exp, which may overflow at padded tokens and then has a gradient of NaN.
+        balanced = balanced.masked_fill(~mask.unsqueeze(-1), _lowest(exact))
+    return balanced.exp().to(logits.dtype)
+
+
+def _slot_softmax(logits: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:  # noqa: ARG001
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _finish(exact.softmax(dim=-1), mask, logits.dtype)
+
+
+def _finish(weights: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (weights if mask is None else weights.masked_fill(~mask.unsqueeze(-1), 0)).to(dtype)
+
+
+def _lowest(logits: Tensor) -> float:
+    """Stand-in for -inf that stays finite, so that a cloud without any real token does not become NaN."""
+    return torch.finfo(logits.dtype).min / 2
+
+
+def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | None) -> Tensor:
+    """Log-sum-exp over the tokens of each cloud, (..., 1, S), or for packed clouds one row per token, (N, S)."""
+    if batch is not None:
+        clouds = int(batch.max()) + 1 if len(batch) else 0
+        index = batch.unsqueeze(-1).expand_as(logits)
+        highest = logits.detach().new_zeros(clouds, logits.shape[-1])
+        highest.scatter_reduce_(0, index, logits.detach(), "amax", include_self=False)
+        total = torch.zeros_like(highest).index_add(0, batch, (logits - highest[batch]).exp())
+        return (total.log() + highest)[batch]
+    if mask is not None:
+        logits = logits.masked_fill(~mask.unsqueeze(-1), _lowest(logits))
+    return logits.logsumexp(dim=-2, keepdim=True)
+
+
+_NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {
+    "double": double_normalize,
+    "slots": _slot_softmax,
+    "tokens": _token_softmax,
+}
+
+
+class _Attention(nn.Module):
+    """A layer whose attention weights `record_attention` can read."""
+
+    _recorder: Callable[[Tensor], None] | None = None
+
+    def _record(self, weights: Tensor) -> None:
+        if self._recorder is not None:
+            self._recorder(weights.detach())
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect the attention weights of every attention layer that runs inside the `with` block.
+
+    Example:
+        with record_attention(model) as maps:
+            model(points)
+        maps["blocks.0.attention"]  # (B, N, S), or (B, H, N, S) with heads
+
+    Args:
+        model: Any module that contains attention layers of this file.
+
+    Yields:
+        The weights by module name; a later forward pass replaces an earlier one.
+
+    Raises:
+        ValueError: If `model` contains no attention layer.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _Attention)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.attention, nothing to record.")
+    maps: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        layer._recorder = lambda weights, name=name: maps.__setitem__(name, weights)
+    try:
+        yield maps
+    finally:
+        for layer in layers.values():
+            layer._recorder = None
+
+
+class ExternalAttention(_Attention):
+    """External attention: tokens attend to S learned slots that all samples share. Linear in N.
+
+    Weights = normalize(tokens @ key^T), output = weights @ value. Nothing is scaled by 1/sqrt(C), as published.
+
+    Args:
+        dim: Channels C.
+        memory_units: Slots S.
+        tied: One parameter serves as key and value memory. The authors tie by sharing storage, which `.to()` and
+            `deepcopy` undo silently; here it is one parameter, and stays one. Untied memories start equal.
+        dropout: Dropout on the weights in training.
+        normalization: "double" as published; "slots" or "tokens" is softmax over that axis alone, for ablation.
+
+    Raises:
+        ValueError: If a size is not positive or the normalization is unknown.
+
+    Source:
+        Guo et al., 2021, section 3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        memory_units: int = 64,
+        tied: bool = True,
+        dropout: float = 0.0,
+        normalization: Literal["double", "slots", "tokens"] = "double",
+    ):
+        super().__init__()
+        if dim < 1 or memory_units < 1:
+            raise ValueError(f"dim and memory_units must be positive, got dim={dim}, memory_units={memory_units}.")
+        if normalization not in _NORMALIZATIONS:
+            raise ValueError(f"normalization must be one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}.")
+        self.dim, self.memory_units, self.tied, self.normalization = dim, memory_units, tied, normalization
+        self.key = nn.Parameter(torch.randn(memory_units, dim) * (2 / dim) ** 0.5)
+        self.value = None if tied else nn.Parameter(self.key.detach().clone())
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, N, C), or packed clouds (N, C) with `batch`.
+            mask: True for real tokens, (B, N).
+            batch: The cloud of each packed token, (N,) int64.
+
+        Returns:
+            (B, N, C) or (N, C); zero at padded tokens.
+        """
+        _check_tokens(tokens, self.dim, mask, batch)
+        logits = F.linear(tokens, self.key)
+        weights = _NORMALIZATIONS[self.normalization](logits, mask=mask, batch=batch)
+        self._record(weights)
+        return self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `print(model)`."""
+        return f"{self.dim}, memory_units={self.memory_units}, tied={self.tied}, normalization={self.normalization!r}"
+
+
+class MultiHeadExternalAttention(_Attention):
+    """Multi-head external attention (MEA): widened heads that share one pair of memories.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads before widening; C must be divisible by it.
+        memory_units: Slots S of each head.
+        expansion: Tokens are widened from C to `expansion` * C, so that `expansion` * num_heads heads of width
+            C / num_heads attend ("coef" in the authors' code).
+        dropout: Dropout on the weights in training.
+
+    Raises:
+        ValueError: If `dim` is not divisible by `num_heads`.
+
+    Source:
+        Guo et al., 2021, section 3.3.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: int = 8, memory_units: int = 64, expansion: int = 4, dropout: float = 0.0
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim must be divisible by num_heads, got dim={dim}, num_heads={num_heads}.")
+        self.dim, self.num_heads = dim, num_heads * expansion
+        self.expand = nn.Linear(dim, dim * expansion)
+        self.key = nn.Linear(dim // num_heads, memory_units)
+        self.value = nn.Linear(memory_units, dim // num_heads)
+        self.project = nn.Linear(dim * expansion, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
+        _check_tokens(tokens, self.dim, mask)
+        heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / num_heads)
+        weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None])
+        self._record(weights)
+        out = self.project(self.value(self.dropout(weights)).transpose(1, 2).flatten(2))
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+class SelfAttention(_Attention):
+    """Self-attention over all N tokens, quadratic in N: the layer that external attention replaces.
+
+    Args:
+        dim: Channels C, of the values too.
+        key_dim: Channels of queries and keys together, dim / 4 by default as in PCT.
+        num_heads: Heads; must divide `dim` and `key_dim`.
+        shared_query_key: Queries and keys come from one weight, as in PCT's published code.
+        normalization: "softmax" over keys, scaled by 1/sqrt(key_dim / num_heads); or "double", PCT's softmax over one
+            axis and division by the sum over the other, not scaled.
+
+    Raises:
+        ValueError: If the heads do not divide the channels.
+
+    Source:
+        PCT (Guo et al., 2020), section 3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        key_dim: int | None = None,
+        num_heads: int = 1,
+        shared_query_key: bool = False,
+        normalization: Literal["softmax", "double"] = "softmax",
+    ):
+        super().__init__()
+        key_dim = dim // 4 if key_dim is None else key_dim
+        if key_dim < 1 or dim % num_heads or key_dim % num_heads:
+            raise ValueError(f"num_heads must divide dim and key_dim, got {num_heads} for dim={dim}, {key_dim=}.")
+        if normalization not in ("softmax", "double"):
+            raise ValueError(f"normalization must be softmax or double, got {normalization!r}.")
+        self.dim, self.num_heads, self.normalization = dim, num_heads, normalization
+        self.query = nn.Linear(dim, key_dim, bias=False)
+        self.key = None if shared_query_key else nn.Linear(dim, key_dim, bias=False)
+        self.value = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
+        _check_tokens(tokens, self.dim, mask)
+        query = self._heads(self.query(tokens))
+        key = query if self.key is None else self._heads(self.key(tokens))
+        value = self._heads(self.value(tokens))
+        if self.normalization == "softmax" and self._recorder is None:
+            heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
+        else:
+            heads = self._weights(query, key, mask) @ value
+        out = heads.transpose(1, 2).flatten(2)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        logits = query @ key.transpose(-1, -2)  # (B, H, N, N): rows are queries
+        mask = None if mask is None else mask[:, None]
+        if self.normalization == "double":
+            # With every token as a slot this is PCT's rule: with q = k the energy is symmetric.
+            weights = double_normalize(logits, mask=mask, slot_mask=mask)
+        else:
+            logits = logits / query.shape[-1] ** 0.5
+            if mask is not None:
+                logits = logits.masked_fill(~mask.unsqueeze(-2), _lowest(logits))
+            weights = _slot_softmax(logits, mask=mask)
+        self._record(weights.squeeze(1) if self.num_heads == 1 else weights)
+        return weights
+
+
+class ResidualAttention(nn.Module):
+    """An attention inside PCT's residual layer: y = x + ReLU(BN(Linear(attention(x)))).
+
+    Args:
+        dim: Channels C.
+        attention: Builds the attention from its width.
+
+    Source:
+        PCT (Guo et al., 2020), section 3.2, equation 6.
+    """
+
+    def __init__(self, dim: int, *, attention: AttentionFactory):
+        super().__init__()
+        self.attention = attention(dim)
+        self.linear = nn.Linear(dim, dim)
+        self.norm = nn.BatchNorm1d(dim)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
+        return tokens + self._update(self.attention(tokens, mask=mask), mask)
+
+    def _update(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        return F.relu(apply_to_tokens(self.norm, self.linear(tokens), mask=mask))
+
+
+class OffsetAttention(ResidualAttention):
+    """PCT's offset attention: y = x + ReLU(BN(Linear(x - attention(x)))).
+
+    Args:
+        dim: Channels C.
+        attention: Builds the attention from its width. None gives PCT's own: self-attention with double normalization
+            and one weight for queries and keys. EAT puts `ExternalAttention` here.
+
+    Source:
+        PCT (Guo et al., 2020), section 3.3.
+    """
+
+    def __init__(self, dim: int, *, attention: AttentionFactory | None = None):
+        super().__init__(dim, attention=attention or _pct_self_attention)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
+        return tokens + self._update(tokens - self.attention(tokens, mask=mask), mask)
+
+
+def _pct_self_attention(dim: int) -> SelfAttention:
+    return SelfAttention(dim, shared_query_key=True, normalization="double")
+
+
+def _check_tokens(tokens: Tensor, dim: int, mask: Tensor | None, batch: Tensor | None = None) -> None:
+    expected = "(N, C)" if batch is not None else "(B, N, C)"
+    if tokens.ndim != expected.count(",") + 1 or tokens.shape[-1] != dim:
+        raise ValueError(f"tokens must be {expected} with C={dim}, got {tuple(tokens.shape)}.")
+    if mask is not None and batch is not None:
+        raise ValueError("mask is for padded tokens (B, N, C), batch for packed tokens (N, C): give one of them.")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]):
+        raise ValueError(f"mask must be bool {tuple(tokens.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}.")
+    if batch is not None and batch.shape != tokens.shape[:1]:
+        raise ValueError(f"batch must be {tuple(tokens.shape[:1])}, got {tuple(batch.shape)}.")

@@ -1,0 +1,135 @@
+"""The command line: `pcea COMMAND ...`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pcea.cpu import tune_allocator
+
+USAGE = """\
+usage: pcea COMMAND [OPTIONS]
+
+  fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
+  validate   Measure a checkpoint on the validation split.
+  test       Measure a checkpoint on the test split, print a table and write a JSON record.
+  predict    Name the class of mesh or cloud files: `pcea predict FILE...`
+  download   Fetch a dataset: `pcea download modelnet40 --root data`
+  export     Turn a checkpoint into a small weights file for `predict` and Python.
+  configs    List the configurations that come with pcea.
+
+`pcea COMMAND --help` shows the options of a command."""
+
+TRAINING = ("fit", "validate", "test")
+DEFAULT_CONFIG = "shapes_eat"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    command, rest = arguments[0], arguments[1:]
+    commands: dict[str, Callable[[list[str]], None]] = {
+        **dict.fromkeys(TRAINING, lambda options: _train(command, options)),
+        "predict": _predict,
+        "download": _download,
+        "export": _export,
+        "configs": _configs,
+    }
+    if command not in commands:
+        sys.exit(_message(f"no command {command!r}; there are {', '.join(commands)}."))
+    try:
+        commands[command](rest)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("PCEA_TRACEBACK"):
+            raise
+        print(_message(" ".join(str(error).split())), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _message(text: str) -> str:
+    return f"pcea: error: {text}"
+
+
+def config_path(name: str) -> Path:
+    """The YAML of a configuration: a file, or the name of one that comes with pcea.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    for path in (Path(name), *(folder / f"{name}.yaml" for folder in _config_folders())):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"No configuration {name!r}: neither a file nor one of {', '.join(config_names())}.")
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come with pcea."""
+    return sorted({path.stem for folder in _config_folders() for path in folder.glob("*.yaml")})
+
+
+def _config_folders() -> list[Path]:
+    package = Path(__file__).parent
+    # In the wheel the folder lies inside the package, in a checkout beside it.
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def resolve_configs(options: Sequence[str]) -> list[str]:
+    """Replace the name after each `--config` by the path of its YAML."""
+    resolved = list(options)
+    for i, option in enumerate(resolved):
+        if option.startswith("--config="):
+            resolved[i] = f"--config={config_path(option.partition('=')[2])}"
+        elif i and resolved[i - 1] == "--config":
+            resolved[i] = str(config_path(option))
+    return resolved
+
+
+def _train(command: str, options: list[str]) -> None:
+    if not any(o.split("=")[0] == "--config" for o in options) and not {"-h", "--help"} & set(options):
+        options = ["--config", DEFAULT_CONFIG, *options]
+    options = resolve_configs(options)
+    tune_allocator()
+    from pcea.training import run
+
+    run(command, options)
+
+
+def _predict(options: list[str]) -> None:
+    tune_allocator()
+    from pcea.predict import predict
+
+    _call(predict, options)
+
+
+def _download(options: list[str]) -> None:
+    from pcea.datasets.download import download
+
+    _call(download, options)
+
+
+def _export(options: list[str]) -> None:
+    from pcea.training import export
+
+    _call(export, options)
+
+
+def _configs(options: list[str]) -> None:
+    if options:
+        raise ValueError(f"pcea configs takes no options, got {' '.join(options)}.")
+    for name in config_names():
+        first = config_path(name).read_text(encoding="utf-8").partition("\n")[0]
+        print(f"{name:24} {first.lstrip('# ')}")
+
+
+def _call(function: Callable[..., Any], options: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    auto_cli(function, args=options, as_positional=True, prog=f"pcea {function.__name__}")

@@ -1,0 +1,194 @@
+"""ModelNet40 and ModelNet10 in their three official forms: h5, text with normals, and OFF meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_clouds, read_files
+from pcea.datasets.clouds import PointClouds
+from pcea.meshes import Points, as_points, read_points, read_table
+
+Split = Literal["train", "test"]
+Layout = Literal["h5", "normals", "off"]
+
+MODELNET10_CLASSES = (
+    "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
+)  # fmt: skip
+
+# Layout, folder, and the file that shows that a split is there. The first one found is taken.
+_MODELNET40_PLACES = (
+    ("h5", "modelnet40_ply_hdf5_2048", "{split}_files.txt"),
+    ("normals", "modelnet40_normal_resampled", "modelnet40_{split}.txt"),
+    ("off", "ModelNet40", "*/{split}/*.off"),
+)
+_MODELNET10_PLACES = (
+    ("h5", "modelnet40_ply_hdf5_2048", "{split}_files.txt"),
+    ("normals", "modelnet40_normal_resampled", "modelnet10_{split}.txt"),
+    ("normals", "modelnet40_normal_resampled", "modelnet40_{split}.txt"),
+    ("off", "ModelNet10", "*/{split}/*.off"),
+    ("off", "ModelNet40", "*/{split}/*.off"),
+)
+
+
+class ModelNet40(PointClouds):
+    """ModelNet40: 9,843 clouds to train on and 2,468 to test on, 40 classes; zero mean, unit sphere, y up.
+
+    The text and mesh layouts are parsed once, with a progress bar, and cached in `.pcea` beside the data.
+
+    Args:
+        root: The folder of a layout, or the one above it.
+        split: train or test. ModelNet40 has no validation split.
+        num_points: Points a cloud: the first ones of an official cloud, as the field does; meshes are sampled by area.
+        with_normals: Also give unit normals (the layouts `normals` and `off` have them).
+        layout: `h5` is modelnet40_ply_hdf5_2048, `normals` is modelnet40_normal_resampled, `off` is ModelNet40 (meshes,
+            z up, rotated to y up). None takes the first of these that is there.
+        cache: Keep what was parsed from text or meshes.
+        seed: Decides where meshes are sampled.
+
+    Raises:
+        FileNotFoundError: If the split is not under `root`.
+        ValueError: If a file does not hold what its layout promises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        num_points: int = 1024,
+        with_normals: bool = False,
+        layout: Layout | None = None,
+        cache: bool = True,
+        seed: int = 0,
+    ):
+        found, folder, marker = _find("ModelNet40", _MODELNET40_PLACES, Path(root), split, layout)
+        clouds, names = _read(found, folder, marker, split, None, num_points, with_normals, cache, seed)
+        super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
+
+
+class ModelNet10(PointClouds):
+    """ModelNet10: 3,991 clouds to train on and 908 to test on, 10 classes; otherwise like `ModelNet40`.
+
+    Its shapes are also in ModelNet40, so every layout of ModelNet40 serves besides the OFF meshes of ModelNet10.
+
+    Args:
+        root: The folder of a layout, or the one above it.
+        split: train or test.
+        num_points: Points a cloud.
+        with_normals: Also give unit normals (the layouts `normals` and `off` have them).
+        layout: `h5`, `normals` or `off`; None takes the first of these that is there.
+        cache: Keep what was parsed from text or meshes.
+        seed: Decides where meshes are sampled.
+
+    Raises:
+        FileNotFoundError: If the split is not under `root`.
+        ValueError: If a file does not hold what its layout promises.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        num_points: int = 1024,
+        with_normals: bool = False,
+        layout: Layout | None = None,
+        cache: bool = True,
+        seed: int = 0,
+    ):
+        found, folder, marker = _find("ModelNet10", _MODELNET10_PLACES, Path(root), split, layout)
+        classes = MODELNET10_CLASSES
+        clouds, names = _read(found, folder, marker, split, classes, num_points, with_normals, cache, seed)
+        super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
+
+
+def _find(
+    name: str, places: Sequence[tuple[str, str, str]], root: Path, split: str, layout: str | None
+) -> tuple[str, Path, str]:
+    """Layout, folder and marker file of the first place that has the split."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split!r}.")
+    places = [place for place in places if layout in (None, place[0])]
+    if not places:
+        raise ValueError(f"layout must be h5, normals, off or None, got {layout!r}.")
+    for kind, folder, marker in places:
+        marker = marker.format(split=split)
+        for candidate in (root / folder, root):
+            if next(candidate.glob(marker), None):
+                return kind, candidate, marker
+    wanted = ", ".join(f"{folder}/{marker.format(split=split)}" for _, folder, marker in places)
+    raise FileNotFoundError(
+        f"No {name} {split} split under {root}: looked for {wanted}. "
+        f"Run `pcea download {name.lower()} --root {root}`, or see data/README.md."
+    )
+
+
+def _read(
+    layout: str,
+    folder: Path,
+    marker: str,
+    split: str,
+    classes: Sequence[str] | None,
+    num_points: int,
+    with_normals: bool,
+    cache: bool,
+    seed: int,
+) -> tuple[Clouds, Sequence[str]]:
+    """Clouds and class names; only `classes`, where given."""
+    if layout == "h5":
+        return _read_h5_layout(folder, marker, classes, num_points, with_normals)
+    if layout == "normals":
+        names = classes or _lines(folder / "modelnet40_shape_names.txt")
+        shapes = [(shape.rsplit("_", 1)[0], shape) for shape in _lines(folder / marker)]
+        strangers = {category for category, _ in shapes} - set(_lines(folder / "modelnet40_shape_names.txt"))
+        if strangers:
+            raise ValueError(f"{folder / marker} names {sorted(strangers)[0]!r}, not in modelnet40_shape_names.txt.")
+        files = [folder / category / f"{shape}.txt" for category, shape in shapes if category in names]
+        read = partial(_read_text_cloud, num_points=num_points)
+    else:
+        names = classes or sorted(path.name for path in folder.iterdir() if (path / split).is_dir())
+        files = [file for category in names for file in sorted((folder / category / split).glob("*.off"))]
+        read = partial(read_points, num_points=num_points, seed=seed, up="z", with_normals=True)
+    label = [names.index(file.relative_to(folder).parts[0]) for file in files]
+    path = cache_path(folder, f"{layout}_{split}", files, num_points, seed, names)
+    arrays = cached(path if cache else None, lambda: read_files(files, label, read, description=f"Reading {folder}"))
+    return as_clouds(arrays, path, num_classes=len(names), with_normals=with_normals), names
+
+
+def _read_h5_layout(
+    folder: Path, marker: str, classes: Sequence[str] | None, num_points: int, with_normals: bool
+) -> tuple[Clouds, Sequence[str]]:
+    names = _lines(folder / "shape_names.txt")
+    # The list has the paths of its author's machine: only the base names count.
+    files = [folder / Path(line).name for line in _lines(folder / marker)]
+    parts = [
+        read_clouds(file, num_classes=len(names), num_points=num_points, with_normals=with_normals) for file in files
+    ]
+    points, label = torch.cat([part.points for part in parts]), torch.cat([part.label for part in parts])
+    normals = torch.cat([part.normals for part in parts if part.normals is not None]) if with_normals else None
+    if classes is None:
+        return Clouds(points, label, normals), names
+    new_label = torch.tensor([classes.index(name) if name in classes else -1 for name in names])[label]
+    keep = new_label >= 0
+    return Clouds(points[keep], new_label[keep], None if normals is None else normals[keep]), classes
+
+
+def _read_text_cloud(path: Path, *, num_points: int) -> Points:
+    cloud = as_points(read_table(path, max_rows=num_points), path=path, with_normals=True)
+    if len(cloud.points) < num_points:
+        raise ValueError(f"{path} holds {len(cloud.points)} points, fewer than num_points={num_points}.")
+    return cloud
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}, which the layout needs. Obtain the dataset again.")
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty. Obtain the dataset again.")
+    return lines

@@ -1,0 +1,601 @@
+"""Procedural objects with exact part labels and normals: the dataset that needs no download.
+
+An object is a dict from part name to pieces; a piece is a prism, a lathe (surface of revolution) or a ring (part of a
+torus) that can be sampled uniformly by area. Lengths are roughly metres before scaling, y is up and z is the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from pcea.datasets.clouds import PointClouds
+
+Array = NDArray[np.float64]
+Profile = Sequence[tuple[float, float]]
+Vector = tuple[float, float, float]
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "airplane": ("fuselage", "wings", "tail", "engines"),
+    "bottle": ("body", "neck", "cap"),
+    "cabinet": ("body", "doors", "handles", "feet"),
+    "chair": ("seat", "back", "legs", "arms"),
+    "guitar": ("body", "neck", "head"),
+    "lamp": ("base", "pole", "shade"),
+    "mug": ("body", "handle"),
+    "rocket": ("body", "nose", "fins", "nozzle"),
+    "sofa": ("seat", "back", "arms", "feet"),
+    "stool": ("seat", "legs", "rungs"),
+    "table": ("top", "legs", "shelf", "drawers"),
+    "vase": ("body", "neck", "foot", "handles"),
+}
+CATEGORIES: tuple[str, ...] = tuple(PARTS)
+SPLITS = ("train", "val", "test")
+CELLS = 10
+HELD_OUT_CELLS = (1, 5, 9)
+SEEN_CELLS = tuple(cell for cell in range(CELLS) if cell not in HELD_OUT_CELLS)
+
+
+class Parameters:
+    """Draws the parameters of one object.
+
+    Every continuous range is cut into `CELLS` equal cells: `HELD_OUT_CELLS` belong to the test split alone, the others
+    to training and validation. Discrete choices (styles, counts, optional parts) are shared.
+
+    Args:
+        rng: Source of randomness.
+        held_out: True to draw from the held-out cells.
+    """
+
+    def __init__(self, rng: Generator, *, held_out: bool):
+        self.rng, self.cells = rng, HELD_OUT_CELLS if held_out else SEEN_CELLS
+
+    def between(self, low: float, high: float) -> float:
+        """A value of the range, uniform over the cells of this split."""
+        return low + (high - low) * (self.one_of(*self.cells) + self.rng.random()) / CELLS
+
+    def one_of(self, *options: int) -> int:
+        """One of the options, equally likely."""
+        return options[int(self.rng.random() * len(options))]
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return bool(self.rng.random() < probability)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A surface: its area and `sample(rng, n)`, n uniform points with outward unit normals, (n, 3) each."""
+
+    area: float
+    sample: Callable[[Generator, int], tuple[Array, Array]]
+
+    def at(self, x: float, y: float, z: float) -> Piece:
+        """The piece moved by (x, y, z)."""
+        return self._mapped(np.eye(3), (x, y, z))
+
+    def turn(self, axis: Literal["x", "y", "z"], degrees: float) -> Piece:
+        """The piece turned about an axis through the origin, counter-clockwise seen from the axis' tip."""
+        cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
+        rotation = np.eye(3)
+        rotation[[first, second], [first, second]] = cos
+        rotation[first, second], rotation[second, first] = -sin, sin
+        return self._mapped(rotation, (0, 0, 0))
+
+    def aim(self, start: Vector, end: Vector) -> Piece:
+        """The piece with its origin at `start` and its y axis towards `end`; mirrored, which symmetric pieces allow."""
+        difference = np.array([0.0, 1.0, 0.0]) - np.subtract(end, start) / np.linalg.norm(np.subtract(end, start))
+        mirror = np.eye(3) - 2 * np.outer(difference, difference) / max(difference @ difference, 1e-24)
+        return self._mapped(mirror, start)
+
+    def _mapped(self, rotation: Array, offset: Vector) -> Piece:
+        def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+            points, normals = self.sample(rng, n)
+            return points @ rotation.T + offset, normals @ rotation.T
+
+        return Piece(self.area, sample)
+
+
+Parts = dict[str, list[Piece]]
+
+
+def pick(rng: Generator, areas: Array, n: int) -> NDArray[np.int64]:
+    """Indices (n,) into `areas`, each with probability in proportion to its area."""
+    ends = np.cumsum(areas)
+    return np.searchsorted(ends[:-1], rng.random(n) * ends[-1], side="right")
+
+
+def prism(outline: Profile, height: float) -> Piece:
+    """An (x, z) outline, star-shaped about its mean corner, extruded from y = 0 to `height`, with both caps."""
+    corners = np.array(outline)
+    edges, center = np.roll(corners, -1, axis=0) - corners, corners.mean(axis=0)
+    spokes = corners - center
+    outward = edges[:, ::-1] * (1, -1)
+    doubled = (outward * spokes).sum(axis=1)  # twice the area between edge and centre, negative if clockwise
+    length = np.hypot(*edges.T)
+    outward = outward * (np.sign(doubled) / length)[:, None]
+    areas = np.concatenate((np.abs(doubled), length * height))
+
+    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+        face, (along, across, up) = pick(rng, areas, n), rng.random((3, n))
+        is_cap, edge = face < len(edges), face % len(edges)
+        reach = np.where(is_cap, np.sqrt(across), 1.0)
+        flat = center + reach[:, None] * (spokes[edge] + along[:, None] * edges[edge])
+        up = np.where(is_cap, np.round(up), up)
+        side = np.where(is_cap[:, None], 0.0, outward[edge])
+        points = np.stack((flat[:, 0], height * up, flat[:, 1]), axis=1)
+        return points, np.stack((side[:, 0], np.where(is_cap, 2 * up - 1, 0.0), side[:, 1]), axis=1)
+
+    return Piece(areas.sum(), sample)
+
+
+def lathe(profile: Profile) -> Piece:
+    """A (radius, y) polyline turned about the y axis; outward is to its right, so profiles run up the outside."""
+    start, step = np.array(profile[:-1], float), np.diff(np.array(profile, float), axis=0)
+    length = np.maximum(np.hypot(*step.T), 1e-12)
+    outward = step[:, ::-1] * (1, -1) / length[:, None]
+    both = 2 * start[:, 0] + step[:, 0]
+    areas = np.pi * length * both
+
+    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+        face, (along, keep, turn) = pick(rng, areas, n), rng.random((3, n))
+        # The density is linear along a frustum. Its mirror image completes it to a constant: mirroring is exact.
+        is_mirrored = keep * both[face] > start[face, 0] + along * step[face, 0]
+        along = np.where(is_mirrored, 1 - along, along)
+        radius, y = (start[face] + along[:, None] * step[face]).T
+        cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+        radial, up = outward[face].T
+        return np.stack((radius * cos, y, radius * sin), axis=1), np.stack((radial * cos, up, radial * sin), axis=1)
+
+    return Piece(areas.sum(), sample)
+
+
+def ring(radius: float, thickness: float, *, degrees: float = 360) -> Piece:
+    """A tube of radius `thickness` bent about the z axis at `radius`, `degrees` long with +x in its middle."""
+
+    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+        around, tube, keep = rng.random((3, n))
+        around, tube = np.radians(degrees) * (around - 0.5), 2 * np.pi * tube
+        # The density 1 + thickness / radius * cos(tube), made exact by mirroring as in `lathe`.
+        is_mirrored = keep > (1 + thickness / radius * np.cos(tube)) / 2
+        tube = np.where(is_mirrored, np.pi - tube, tube)
+        along = np.stack((np.cos(around), np.sin(around), np.zeros(n)), axis=1)
+        normals = np.cos(tube)[:, None] * along + np.sin(tube)[:, None] * (0, 0, 1)
+        return radius * along + thickness * normals, normals
+
+    return Piece(np.radians(degrees) * radius * 2 * np.pi * thickness, sample)
+
+
+def rectangle(width: float, depth: float) -> Profile:
+    """Outline of a rectangle about the origin."""
+    return [(width / 2, depth / 2), (-width / 2, depth / 2), (-width / 2, -depth / 2), (width / 2, -depth / 2)]
+
+
+def ellipse(width: float, depth: float, *, corners: int = 24) -> Profile:
+    """Outline of an ellipse about the origin, as a polygon."""
+    angles = np.arange(corners) * 2 * np.pi / corners
+    return [(width / 2 * np.cos(angle), depth / 2 * np.sin(angle)) for angle in angles]
+
+
+def dome(radius: float, height: float, *, y: float = 0.0) -> Profile:
+    """Profile of a quarter ellipse from (radius, y) up to the axis."""
+    return [(radius * np.cos(angle), y + height * np.sin(angle)) for angle in np.linspace(0, np.pi / 2, 9)]
+
+
+def eased(profile: Profile) -> Profile:
+    """The profile with an S-curve in place of every segment."""
+    steps = np.linspace(0, 1, 7)
+    pairs = list(pairwise(profile))
+    return [(a + (b - a) * (3 - 2 * s) * s * s, y + (top - y) * s) for (a, y), (b, top) in pairs for s in steps]
+
+
+def hollow(profile: Profile, wall: float) -> Profile:
+    """The closed profile of a shell: up the outside, down the inside; a profile that starts on the axis has a floor."""
+    inside = [(max(radius - wall, 0.0), max(y, profile[0][1] + wall)) for radius, y in reversed(profile)]
+    return [*profile, *inside, profile[0]]
+
+
+def box(width: float, height: float, depth: float) -> Piece:
+    """A box that stands on the origin."""
+    return prism(rectangle(width, depth), height)
+
+
+def rod(start: Vector, end: Vector, radius: float, end_radius: float | None = None) -> Piece:
+    """A round rod, tapered where `end_radius` differs."""
+    length = float(np.linalg.norm(np.subtract(end, start)))
+    return lathe([(0, 0), (radius, 0), (radius if end_radius is None else end_radius, length), (0, length)]).aim(
+        start, end
+    )
+
+
+def posts(draw: Parameters, width: float, depth: float, height: float) -> list[Piece]:
+    """Four legs, round or square, straight or splayed, that carry a plate of width x depth at `height`."""
+    radius, splay = draw.between(0.012, 0.04), draw.between(0.9, 1.25) if draw.chance(0.6) else 1.0
+    is_square, taper = draw.chance(0.4), draw.between(0.5, 1.2)
+    legs = []
+    for x, z in rectangle(width - 2.5 * radius, depth - 2.5 * radius):
+        foot, top = (splay * x, 0.0, splay * z), (x, height, z)
+        long = float(np.linalg.norm(np.subtract(top, foot)))
+        square = prism(rectangle(2 * radius, 2 * radius), long).aim(foot, top)
+        legs.append(square if is_square else rod(foot, top, taper * radius, radius))
+    return legs
+
+
+def pedestal(draw: Parameters, spread: float, height: float) -> list[Piece]:
+    """One column on a disc or on three to five spokes."""
+    radius, thickness = draw.between(0.02, 0.05), draw.between(0.015, 0.05)
+    if draw.chance(0.5):
+        return [rod((0, thickness, 0), (0, height, 0), radius), prism(ellipse(spread, spread), thickness)]
+    column, count = rod((0, thickness, 0), (0, height, 0), radius), draw.one_of(3, 4, 5)
+    lift = draw.between(0.5, 3) * thickness
+    toes = [(x, thickness / 2, z) for x, z in ellipse(spread, spread, corners=count)]
+    return [column, *(rod((0, thickness + lift, 0), toe, thickness, thickness / 2) for toe in toes)]
+
+
+def plate(corners: int, width: float, thickness: float, depth: float) -> Piece:
+    """A rectangular plate if `corners` is 4, else a many-sided or round one, that stands on the origin."""
+    return prism(rectangle(width, depth) if corners == 4 else ellipse(width, depth, corners=corners), thickness)
+
+
+def airplane(draw: Parameters) -> Parts:
+    """A fuselage along z with swept wings (sometimes two pairs), a plain or T tail, and up to four engines."""
+    long, radius, nose, stern = (draw.between(*ends) for ends in ((1.2, 2), (0.07, 0.14), (0.1, 0.4), (0.3, 0.7)))
+    outline = [(0, 0), *eased([(0.25 * radius, 0), (radius, stern)]), *dome(radius, nose, y=long - nose)]
+
+    def wing(span: float, chord: float, sweep: float, tip: float) -> Piece:
+        return prism([(0, chord), (span, chord - sweep), (span, chord - sweep - tip), (0, 0)], 0.02)
+
+    span, chord, root = draw.between(0.5, 1.1), draw.between(0.2, 0.4), draw.between(0.35, 0.5) * long
+    sweep, tip, rise = draw.between(0, 0.5), draw.between(0.3, 0.9) * chord, draw.between(-3, 10)
+    level, pairs = draw.one_of(-1, 0, 1) * 0.7 * radius, draw.one_of(1, 1, 1, 2)
+    wings = [
+        wing(side * span, chord, sweep, tip).turn("z", side * rise).at(0, level + 3 * k * radius, root)
+        for side in (-1, 1)
+        for k in range(pairs)
+    ]
+    if pairs == 2:
+        middle = 0.8 * chord - 0.6 * sweep - 0.3 * tip
+        for side in (-1, 1):
+            strut = rod((side * 0.6 * span, 0, middle), (side * 0.6 * span, 3 * radius, middle), 0.012)
+            wings.append(strut.turn("z", side * rise).at(0, level, root))
+    small, narrow, fin = draw.between(0.2, 0.4), draw.between(0.12, 0.22), draw.between(0.2, 0.4)
+    planes = [wing(side * small, narrow, 0.4 * sweep, 0.6 * narrow) for side in (-1, 1)]
+    tail_level = fin if draw.chance(0.3) else 0
+    pod, out, size = draw.between(0.03, 0.06), draw.between(0.3, 0.55), draw.between(0.15, 0.35)
+    engines = []
+    for place in (out, out / 2 + 0.2)[: draw.one_of(0, 1, 1, 2)]:
+        y, z = level - pod + place * span * np.sin(np.radians(rise)), root + chord - sweep * place
+        engines += [rod((x, y, z - size), (x, y, z), 0.7 * pod, pod) for x in (-place * span, place * span)]
+    return {
+        "fuselage": [lathe(outline).turn("x", 90)],
+        "wings": wings,
+        "tail": [
+            wing(fin, 1.3 * narrow, 0.5 * fin, 0.6 * narrow).turn("z", 90),
+            *(plane.at(0, tail_level, 0) for plane in planes),
+        ],
+        "engines": engines,
+    }
+
+
+def bottle(draw: Parameters) -> Parts:
+    """A round or square body, a shoulder that eases into a neck, and a closing cap."""
+    radius, body, shoulder = draw.between(0.12, 0.3), draw.between(0.35, 0.8), draw.between(0.04, 0.3)
+    neck, throat, cap = draw.between(0.25, 0.7) * radius, draw.between(0.03, 0.3), draw.between(0.03, 0.12)
+    waist, wide = draw.between(0.75, 1.05), draw.between(1.0, 1.4)
+    low = [(radius, 0), (waist * radius, body / 2), (radius, body)]
+    is_round, top = draw.chance(0.75), body + shoulder + throat
+    square = prism(rectangle(2 * radius, 2 * radius), body)
+    return {
+        "body": [lathe([(0, 0), *eased(low)]) if is_round else square],
+        "neck": [lathe([*eased([(radius, body), (neck, body + shoulder)]), (neck, top)])],
+        "cap": [rod((0, top, 0), (0, top + cap, 0), wide * neck)],
+    }
+
+
+def cabinet(draw: Parameters) -> Parts:
+    """A box with doors or drawers that carry knobs or bars, on the floor, a plinth or legs."""
+    width, height, depth = draw.between(0.4, 1.6), draw.between(0.4, 1.7), draw.between(0.3, 0.6)
+    lift, front, gap = draw.between(0.05, 0.3), draw.between(0.015, 0.04), draw.between(0.01, 0.05)
+    columns, rows, is_bar = draw.one_of(1, 2, 3), draw.one_of(1, 1, 2, 3), draw.chance(0.5)
+    door_width, door_height = width / columns, height / rows
+    size, side = draw.between(0.012, 0.03), draw.between(0.6, 0.9)
+    doors, handles = [], []
+    for x in door_width * (np.arange(columns) + 0.5) - width / 2:
+        for y in door_height * np.arange(rows) + lift:
+            doors.append(box(door_width - gap, door_height - gap, front).at(x, y + gap / 2, (depth + front) / 2))
+            knob_x, knob_y, z = x + (side - 0.5) * door_width, y + door_height / 2, depth / 2 + front
+            bar_long = min(0.25, door_height / 2)
+            bar = box(1.4 * size, bar_long, 1.4 * size).at(knob_x, knob_y - bar_long / 2, z + 0.7 * size)
+            handles.append(bar if is_bar else lathe(dome(1.5 * size, 3 * size)).turn("x", 90).at(knob_x, knob_y, z))
+    plinth = [box(draw.between(0.7, 1) * width, lift, draw.between(0.7, 1) * depth)]
+    feet = posts(draw, width, depth, lift) if draw.chance(0.6) else plinth
+    return {"body": [box(width, height, depth).at(0, lift, 0)], "doors": doors, "handles": handles, "feet": feet}
+
+
+def chair(draw: Parameters) -> Parts:
+    """A seat on posts or a pedestal, a board, slats or rails as a leaning back, arms sometimes."""
+    width, depth, height = draw.between(0.36, 0.65), draw.between(0.36, 0.6), draw.between(0.3, 0.6)
+    thickness, rise, lean = draw.between(0.02, 0.15), draw.between(0.05, 0.7), draw.between(-2, 18)
+    corners = draw.one_of(4, 4, 24, 8)
+    seat, room = plate(corners, width, thickness, depth).at(0, height, 0), 1.0 if corners == 4 else 0.75
+    width, depth = room * width, room * depth  # a round seat has no corners to stand on
+    style, strength, low = draw.one_of(0, 1, 2), draw.between(0.02, 0.06), draw.between(0, 0.5) * rise
+    if style == 0:
+        back = [box(width, rise - low, strength).at(0, low, 0)]
+    elif style == 1:
+        rail, places = draw.between(0.04, 0.12), np.linspace(-0.42, 0.42, draw.one_of(2, 3, 4, 5, 6)) * width
+        back = [box(width, rail, strength).at(0, rise - rail, 0)]
+        back += [box(strength, rise - rail, 0.8 * strength).at(x, 0, 0) for x in places]
+    else:
+        count = draw.one_of(2, 3, 4)
+        back = [box(width, 0.5 * rise / count, strength).at(0, (k + 0.5) * rise / count, 0) for k in range(count)]
+    if low or style:
+        back += [rod((x, 0, 0), (x, rise, 0), strength / 2) for x in (-0.45 * width, 0.45 * width)]
+    arms, level, reach = [], draw.between(0.12, 0.28), draw.between(0.6, 1.0) * depth
+    if draw.chance(0.35):
+        for x in (-width / 2, width / 2):
+            arms.append(box(strength, strength, reach).at(x, height + thickness + level, (reach - depth) / 2))
+            arms.append(box(strength, level, strength).at(x, height + thickness, reach - depth / 2 - strength))
+    legs = posts(draw, width, depth, height) if draw.chance(0.75) else pedestal(draw, width, height)
+    return {
+        "seat": [seat],
+        "back": [piece.turn("x", -lean).at(0, height + thickness, (strength - depth) / 2) for piece in back],
+        "legs": legs,
+        "arms": arms,
+    }
+
+
+def guitar(draw: Parameters) -> Parts:
+    """An upright figure of eight (or a drop) with a neck and a head that leans back."""
+    width, height, waist = draw.between(0.16, 0.26), draw.between(0.2, 0.32), draw.between(0, 0.4)
+    upper, thickness, long = draw.between(0.6, 0.95), draw.between(0.04, 0.13), draw.between(0.3, 0.65)
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    narrow = 1 - waist * np.exp(-(((np.sin(angles) - 0.15) / 0.25) ** 2))
+    half = np.where(np.sin(angles) > 0, upper, 1) * narrow * width
+    outline = list(zip(half * np.cos(angles), height * np.sin(angles)))
+    neck, head, lean = draw.between(0.03, 0.06), draw.between(0.1, 0.2), draw.between(0, 20)
+    flare = draw.between(1.2, 2.6) * neck
+    tuner = [(-neck / 2, 0), (neck / 2, 0), (flare / 2, head), (-flare / 2, head)]
+    return {
+        "body": [prism(outline, thickness).turn("x", -90).at(0, 0, thickness / 2)],
+        "neck": [box(neck, long + 0.1, 0.5 * neck).at(0, height - 0.1, thickness / 2)],
+        "head": [prism(tuner, 0.4 * neck).turn("x", -90 - lean).at(0, height + long, thickness / 2)],
+    }
+
+
+def lamp(draw: Parameters) -> Parts:
+    """A foot, a straight pole or a bent arm, and a cone, a dome or a globe as shade."""
+    height, foot, low = draw.between(0.25, 1.6), draw.between(0.1, 0.28), draw.between(0.02, 0.12)
+    bottom, top, tall = draw.between(0.12, 0.35), draw.between(0.3, 1.0), draw.between(0.12, 0.4)
+    style, strength = draw.one_of(0, 1, 2), draw.between(0.01, 0.03)
+    outline = [(bottom, 0.0), (top * bottom, tall)] if style == 0 else dome(bottom, tall)
+    upper = dome(0.6 * bottom, tall / 2, y=tall / 2)
+    globe = lathe([*((radius, tall - y) for radius, y in reversed(upper)), *upper])
+    shade = globe if style == 2 else lathe(hollow(outline, 0.01))
+    reach, bend = draw.between(0.15, 0.5) * height, draw.between(0.4, 0.8) * height
+    is_bent, tilt = draw.chance(0.35), draw.between(0, 50)
+    elbow = (-reach / 2, bend, 0.0)
+    arm = [rod((0, low, 0), elbow, strength), rod(elbow, (reach, height, 0), strength)]
+    stand = lathe([(0, 0), *(dome(foot, low) if draw.chance(0.5) else [(foot, 0), (foot, low), (0, low)])])
+    pole = [rod((0, low, 0), (0, height + (0 if style == 2 else 0.9 * tall), 0), strength)]
+    hung = shade.at(0, -0.9 * tall, 0).turn("z", tilt).at(reach, height, 0)
+    return {
+        "base": [box(2 * foot, low, 1.6 * foot) if draw.chance(0.3) else stand],
+        "pole": arm if is_bent else pole,
+        "shade": [hung if is_bent else shade.at(0, height, 0)],
+    }
+
+
+def mug(draw: Parameters) -> Parts:
+    """An open vessel with one handle, round or angular."""
+    radius, height, flare = draw.between(0.16, 0.32), draw.between(0.25, 0.75), draw.between(0.7, 1.2)
+    belly, wall, loop = draw.between(0.9, 1.35), draw.between(0.01, 0.04), draw.between(0.15, 0.4) * height
+    strength, level = draw.between(0.01, 0.035), draw.between(0.45, 0.6) * height
+    outline = eased([(flare * radius, 0), (belly * radius, height / 2), (radius, height)])
+    reach, edge = draw.between(0.1, 0.28), 0.95 * radius
+    handle = [ring(loop, strength, degrees=200).at(edge, level, 0)]
+    if draw.chance(0.4):
+        low, high, out = level - loop, level + loop, edge + reach
+        corners: list[Vector] = [(edge, low, 0), (out, low, 0), (out, high, 0), (edge, high, 0)]
+        handle = [rod(start, end, strength) for start, end in pairwise(corners)]
+    return {"body": [lathe(hollow([(0, 0), *outline], wall))], "handle": handle}
+
+
+def rocket(draw: Parameters) -> Parts:
+    """A body with a pointed or blunt nose, three to five fins and one to four nozzles."""
+    radius, long, nose = draw.between(0.08, 0.2), draw.between(0.5, 1.2), draw.between(0.12, 0.45)
+    waist, blunt = draw.between(0.7, 1.1), draw.chance(0.5)
+    span, root, sweep = draw.between(0.08, 0.3), draw.between(0.15, 0.4), draw.between(-0.1, 0.25)
+    tip, bell, count = draw.between(0.3, 0.9) * root, draw.between(0.06, 0.2), draw.one_of(3, 4, 5)
+    cone = dome(waist * radius, nose, y=long) if blunt else [(waist * radius, long), (0.0, long + nose)]
+    outline = [(0, 0), (0, root), (span, tip - sweep), (span, -sweep)]
+    fin = prism(outline, 0.02).at(0, -0.01, 0).turn("x", -90).at(0.95 * radius, 0, 0)
+    mouths, wide = draw.one_of(1, 1, 3, 4), draw.between(0.5, 0.9) * radius
+    wide, off = (wide, 0.0) if mouths == 1 else (wide / 2, 0.5 * radius)
+    places = ellipse(2 * off, 2 * off, corners=mouths)
+    return {
+        "body": [lathe([(0, 0), *eased([(radius, 0), (radius, long / 2), (waist * radius, long)])])],
+        "nose": [lathe(cone)],
+        "fins": [fin.turn("y", 360 * k / count) for k in range(count)],
+        "nozzle": [lathe(hollow([(wide, -bell), (0.5 * wide, 0)], 0.015)).at(x, 0, z) for x, z in places],
+    }
+
+
+def sofa(draw: Parameters) -> Parts:
+    """A wide or single upholstered seat between two blocks as arms, in front of a thick back."""
+    width, depth, height = draw.between(0.5, 1.8), draw.between(0.45, 0.7), draw.between(0.18, 0.35)
+    rise, strength, lean = draw.between(0.2, 0.6), draw.between(0.08, 0.22), draw.between(0, 15)
+    arm, level, lift = draw.between(0.06, 0.22), draw.between(0.1, 0.3), draw.between(0.03, 0.18)
+    cushions, gap = draw.one_of(1, 1, 2, 3), draw.between(0, 0.03)
+    wide, places = width / cushions, (np.arange(cushions) + 0.5) / cushions * width - width / 2
+    back = [box(wide - gap, rise, strength).turn("x", -lean).at(x, 0, 0) for x in places]
+    out, top = (width + arm) / 2, height + level
+    side, roll = box(arm, top, depth), rod((0, top, -depth / 2), (0, top, depth / 2), 0.6 * arm)
+    sides = [side, roll] if draw.chance(0.4) else [side]
+    return {
+        "seat": [box(wide - gap, height, depth).at(x, lift, 0) for x in places],
+        "back": [piece.at(0, lift + height, (strength - depth) / 2) for piece in back],
+        "arms": [piece.at(x, lift, 0) for x in (-out, out) for piece in sides],
+        "feet": posts(draw, width + 2 * arm, depth, lift),
+    }
+
+
+def stool(draw: Parameters) -> Parts:
+    """A small seat on posts or a pedestal, with rungs or a foot ring sometimes; shares proportions with side tables."""
+    width, height, thickness = draw.between(0.28, 0.6), draw.between(0.35, 0.9), draw.between(0.02, 0.1)
+    depth, level, strength = draw.between(0.7, 1.1) * width, draw.between(0.2, 0.5), draw.between(0.01, 0.025)
+    corners = draw.one_of(4, 4, 24, 24, 8)
+    room = 0.95 if corners == 4 else 0.72
+    seat = plate(corners, width, thickness, depth).at(0, height, 0)
+    if draw.chance(0.35):
+        radius, y = draw.between(0.3, 0.45) * width, level * height
+        rungs = [ring(radius, strength).turn("x", 90).at(0, y, 0), rod((-radius, y, 0), (radius, y, 0), strength)]
+        legs = pedestal(draw, draw.between(0.7, 1.1) * width, height)
+        return {"seat": [seat], "legs": legs, "rungs": rungs if draw.chance(0.6) else []}
+    legs, turns = posts(draw, room * width, room * depth, height), rectangle(0.95 * room * width, 0.95 * room * depth)
+    ends = zip(turns, [*turns[1:], turns[0]])
+    rungs = [rod((a, level * height, b), (c, level * height, d), strength) for (a, b), (c, d) in ends]
+    return {"seat": [seat], "legs": legs, "rungs": rungs if draw.chance(0.6) else []}
+
+
+def table(draw: Parameters) -> Parts:
+    """A plate on posts, a pedestal or two panels, sometimes with a shelf or a block of drawers below the top."""
+    width, height, thickness = draw.between(0.4, 1.6), draw.between(0.35, 0.85), draw.between(0.015, 0.08)
+    depth, level, style = draw.between(0.5, 1.0) * min(width, 1.2), draw.between(0.15, 0.5), draw.one_of(0, 0, 1, 2)
+    corners = draw.one_of(4, 4, 24, 24, 8)
+    inset, side = draw.between(0.75, 1.0) * (1 if corners == 4 else 0.72), draw.between(0.02, 0.08)
+    legs = posts(draw, inset * width, inset * depth, height)
+    if style == 1:
+        legs = pedestal(draw, draw.between(0.5, 0.9) * depth, height)
+    elif style == 2:
+        legs = [box(side, height, inset * depth).at(x * inset * (width - side), 0, 0) for x in (-0.5, 0.5)]
+    low, long = draw.between(0.08, 0.3), draw.between(0.25, 0.95) * inset * width
+    shelf = [box(0.9 * inset * width, 0.02, 0.8 * inset * depth).at(0, level * height, 0)]
+    drawers = [box(long, low, 0.8 * inset * depth).at((inset * width - long) / 2, height - low, 0)]
+    extra = draw.one_of(0, 0, 1, 2)
+    return {
+        "top": [plate(corners, width, thickness, depth).at(0, height, 0)],
+        "legs": legs,
+        "shelf": shelf if extra == 1 and style != 1 else [],
+        "drawers": drawers if extra == 2 and style != 1 else [],
+    }
+
+
+def vase(draw: Parameters) -> Parts:
+    """An open vessel: foot, belly, neck that flares or narrows, and up to two handles."""
+    belly, body, foot = draw.between(0.14, 0.35), draw.between(0.3, 0.75), draw.between(0.35, 0.9)
+    throat, neck, lip = draw.between(0.3, 1.0) * belly, draw.between(0.03, 0.35), draw.between(0.7, 1.5)
+    low, widest, wall = draw.between(0.03, 0.12), draw.between(0.35, 0.75) * body, draw.between(0.01, 0.03)
+    outline = eased([(foot * belly, 0), (belly, widest), (throat, body)])
+    mouth = eased([(throat, body), (lip * throat, body + neck)])
+    loop, strength = draw.between(0.3, 0.5) * (neck + 0.2), draw.between(0.012, 0.03)
+    handle = ring(loop, strength, degrees=200).at(0.95 * throat, body + neck / 4, 0)
+    return {
+        "body": [lathe(hollow([(0, 0), *outline], wall)).at(0, low, 0)],
+        "neck": [lathe(hollow(mouth, wall)).at(0, low, 0)],
+        "foot": [lathe([(0, 0), (draw.between(0.8, 1.3) * foot * belly, 0), (0.8 * foot * belly, low)])],
+        "handles": [handle.at(0, low, 0).turn("y", angle) for angle in (0, 180)[: draw.one_of(0, 0, 1, 2)]],
+    }
+
+
+BUILDERS: dict[str, Callable[[Parameters], Parts]] = {
+    builder.__name__: builder
+    for builder in (airplane, bottle, cabinet, chair, guitar, lamp, mug, rocket, sofa, stool, table, vase)
+}
+
+
+class Shape(NamedTuple):
+    """N points sampled from one object.
+
+    Attributes:
+        points: Centred on their mean and scaled into the unit sphere, (N, 3).
+        normals: Outward and of unit length, (N, 3).
+        part: Index into `PARTS[category]`, (N,).
+    """
+
+    points: Array
+    normals: Array
+    part: NDArray[np.int64]
+
+
+def sample_shape(category: str, parameters: Parameters, *, num_points: int) -> Shape:
+    """Build one object, turn it a little about y and sample it uniformly by area, in random order."""
+    parts = BUILDERS[category](parameters)
+    labelled = [(part, piece) for part, name in enumerate(PARTS[category]) for piece in parts[name]]
+    yaw, rng = parameters.between(-20, 20), parameters.rng
+    owner = pick(rng, np.array([piece.area for _, piece in labelled]), num_points)
+    points, normals = np.empty((num_points, 3)), np.empty((num_points, 3))
+    for k, (_, piece) in enumerate(labelled):
+        mine = owner == k
+        points[mine], normals[mine] = piece.turn("y", yaw).sample(rng, int(mine.sum()))
+    points = points - points.mean(axis=0)
+    radius = np.linalg.norm(points, axis=1).max()
+    part = np.array([part for part, _ in labelled])[owner]
+    return Shape(points / max(radius, 1e-12), normals, part)
+
+
+class Shapes(PointClouds):
+    """Objects of `CATEGORIES` made from random parameters, with exact parts and normals.
+
+    Shape i is of category i % 12 and depends on (seed, split, i) alone, not on `num_shapes`; machines agree up to
+    rounding. Points are in random order, so the first n are a uniform sample too. Objects are turned by up to 20
+    degrees about y, no more. Surfaces inside other pieces are sampled too.
+
+    Every continuous parameter, the turn included, has its range cut into ten equal cells. "train" and "val" draw from
+    cells 0, 2, 3, 4, 6, 7, 8 (other random numbers, one distribution); "test" draws from cells 1, 5 and 9, which the
+    others never touch: two gaps to interpolate and the upper end to extrapolate. Discrete choices (styles, counts,
+    optional parts) are shared by all splits.
+
+    Args:
+        split: "train", "val" or "test".
+        num_shapes: Number of clouds L.
+        num_points: Number of points N per cloud.
+        target: "category" gives one label per cloud, (L,); "part" one per point, (L, N), of the parts of all
+            categories in the order of `PARTS`, named like "chair/back", and fills `category`, (L,).
+        seed: Another seed gives other shapes from the same distribution.
+
+    Raises:
+        ValueError: If a number is below its minimum, or `split` or `target` is unknown.
+    """
+
+    def __init__(
+        self,
+        split: Literal["train", "val", "test"],
+        *,
+        num_shapes: int,
+        num_points: int = 1024,
+        target: Literal["category", "part"] = "category",
+        seed: int = 0,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        if target not in ("category", "part"):
+            raise ValueError(f"target must be category or part, got {target!r}.")
+        for name, value, minimum in (("num_shapes", num_shapes, 1), ("num_points", num_points, 1), ("seed", seed, 0)):
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {name}={value}.")
+        category = np.arange(num_shapes, dtype=np.int64) % len(CATEGORIES)
+        points, normals = np.empty((2, num_shapes, num_points, 3), np.float32)
+        part = np.empty((num_shapes, num_points), np.int64)
+        for i, k in enumerate(category):
+            rng = np.random.default_rng((seed, SPLITS.index(split), i))
+            parameters = Parameters(rng, held_out=split == "test")
+            points[i], normals[i], part[i] = sample_shape(CATEGORIES[k], parameters, num_points=num_points)
+        offsets = np.cumsum([0, *(len(parts) for parts in PARTS.values())])
+        per_point = target == "part"
+        super().__init__(
+            torch.from_numpy(points),
+            torch.from_numpy(part + offsets[category][:, None] if per_point else category),
+            class_names=[f"{c}/{part}" for c in CATEGORIES for part in PARTS[c]] if per_point else CATEGORIES,
+            normals=torch.from_numpy(normals),
+            category=torch.from_numpy(category) if per_point else None,
+            category_names=CATEGORIES if per_point else (),
+        )

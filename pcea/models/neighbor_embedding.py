@@ -1,0 +1,217 @@
+"""PCT's neighbour embedding: a small network on every (centre, neighbour) pair, then a maximum over the neighbours.
+
+The published formula runs Linear, BN, ReLU, Linear, BN, ReLU on concat(f_j - f_i, f_i) for M x K pairs. This file computes
+the same numbers with less work:
+
+- The first linear map has no bias, so W [f_j - f_i ; f_i] = W1 f_j + (W2 - W1) f_i = P_j + Q_i: one product per point
+  and one per centre instead of one per pair.
+- The batch norm after it is affine per channel. Its statistics over all pairs follow from P and Q, so that P and Q are
+  normalized and the pairs are built once, already normalized: relu(P'_j + Q'_i).
+- The second batch norm is monotone per channel, so the maximum over K comes first and only M rows are normalized.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pcea.layers import batch_norm_affine, fold_batch_norm
+from pcea.ops.grouping import flat_index
+
+
+class NeighborEmbedding(nn.Module):
+    """Embed every centre together with its K neighbours; (B, N, C) -> (B, M, D).
+
+    Args:
+        in_channels: Channels C of the point features.
+        out_channels: Channels D of the result.
+
+    Source:
+        PCT (Guo et al., 2020), section 3.4. Equal to the published formula up to rounding, in training and evaluation.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.linear1 = nn.Linear(2 * in_channels, out_channels, bias=False)
+        self.norm1 = nn.BatchNorm1d(out_channels)
+        self.linear2 = nn.Linear(out_channels, out_channels, bias=False)
+        self.norm2 = nn.BatchNorm1d(out_channels)
+
+    def forward(
+        self, features: Tensor, center_features: Tensor, index: Tensor, *, center_mask: Tensor | None = None
+    ) -> Tensor:
+        """Embed.
+
+        Args:
+            features: Features of all points, (B, N, C).
+            center_features: Features of the centres, (B, M, C).
+            index: Neighbours of each centre, (B, M, K) int64.
+            center_mask: True for real centres, (B, M). Others stay out of the statistics and get zeros.
+
+        Returns:
+            (B, M, D).
+        """
+        rows = flat_index(index, features.shape[1])
+        if center_mask is None:
+            out = self._embed(features.flatten(0, 1), center_features.flatten(0, 1), rows.flatten(0, 1))
+            return out.unflatten(0, index.shape[:2])
+        real = self._embed(features.flatten(0, 1), center_features[center_mask], rows[center_mask])
+        out = real.new_zeros(*index.shape[:2], real.shape[-1])
+        out[center_mask] = real
+        return out
+
+    def _embed(self, features: Tensor, center_features: Tensor, index: Tensor) -> Tensor:
+        """Features (R, C) of all points, (T, C) of the centres, neighbours (T, K) -> (T, D)."""
+        to_neighbor, to_both = self.linear1.weight.chunk(2, dim=1)
+        weight_center = to_both - to_neighbor
+        uses = _Uses.of(index, len(features))
+        if not self.training:
+            scale, shift = batch_norm_affine(self.norm1)
+            pairs = _PairReLU.apply(
+                F.linear(features, to_neighbor * scale[:, None]),
+                F.linear(center_features, weight_center * scale[:, None], shift),
+                index,
+                uses,
+            )
+            weight, bias = fold_batch_norm(self.linear2, self.norm2)
+            return F.relu(F.linear(pairs, weight).amax(1) + bias)
+
+        neighbor = F.linear(features, to_neighbor)
+        center = F.linear(center_features, weight_center)
+        mean, variance = _pair_statistics(neighbor.float(), center.float(), index, uses)
+        scale, shift = _normalization(self.norm1, mean, variance, index.numel())
+        pairs = _PairReLU.apply(
+            (neighbor.float() * scale).to(neighbor.dtype), (center.float() * scale + shift).to(center.dtype), index, uses
+        )
+        extreme, mean, variance = _NeighborExtreme.apply(self.linear2(pairs), self.norm2.weight < 0)
+        scale, shift = _normalization(self.norm2, mean, variance, index.numel())
+        return F.relu(extreme.float() * scale + shift).to(extreme.dtype)
+
+
+def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift of `norm` in training for statistics (C,) over `count` rows; updates its running statistics."""
+    if count < 2:
+        raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - scale * mean
+
+
+class _Uses(NamedTuple):
+    """Where each of R rows is used as a neighbour: the pairs sorted by the row they use.
+
+    A sum over the pairs of a row then is an `embedding_bag`, many times faster on a CPU than `index_add_`, and its
+    order, unlike that of `index_add_` on a GPU, is always the same.
+
+    Attributes:
+        pairs: Numbers of the pairs, (T K,), those that use row 0 first.
+        offsets: Where each row's pairs start, (R,).
+        counts: How many pairs use each row, (R,).
+    """
+
+    pairs: Tensor
+    offsets: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def of(index: Tensor, num_rows: int) -> _Uses:
+        """Sort `index` (T, K) into R rows."""
+        counts = torch.bincount(index.flatten(), minlength=num_rows)
+        return _Uses(index.flatten().argsort(), counts.cumsum(0) - counts, counts)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum the pairs' values, (T K, C), or (T, C) where all K pairs of a centre share one, into (R, C)."""
+        pairs = self.pairs // (len(self.pairs) // len(values))
+        return F.embedding_bag(pairs, values, self.offsets, mode="sum")
+
+
+def _pair_statistics(neighbor: Tensor, center: Tensor, index: Tensor, uses: _Uses) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel, (C,), of P_j + Q_i over all pairs, without building the pairs.
+
+    Args:
+        neighbor: P, (R, C).
+        center: Q, (T, C).
+        index: Neighbours j of each centre i, (T, K).
+        uses: The same, sorted by neighbour.
+    """
+    share = uses.counts.to(neighbor.dtype) / index.numel()
+    neighbor_mean, center_mean = share @ neighbor, center.mean(0)
+    neighbor, center = neighbor - neighbor_mean, center - center_mean
+    covariance = (center * _NeighborSum.apply(neighbor, index, uses)).sum(0) / index.numel()
+    return neighbor_mean + center_mean, share @ neighbor.square() + center.square().mean(0) + 2 * covariance
+
+
+class _NeighborSum(torch.autograd.Function):
+    """Sum over the neighbours of each centre: (R, C), (T, K) -> (T, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, uses: _Uses) -> Tensor:
+        ctx.uses = uses
+        return F.embedding_bag(index, rows, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.uses.sum(grad.contiguous()), None, None
+
+
+class _PairReLU(torch.autograd.Function):
+    """relu(P_j + Q_i) for every pair: (R, C), (T, C), (T, K) -> (T, K, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, neighbor: Tensor, center: Tensor, index: Tensor, uses: _Uses) -> Tensor:
+        pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, -1)
+        pairs.add_(center.unsqueeze(1)).relu_()
+        ctx.save_for_backward(pairs)
+        ctx.uses = uses
+        return pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (pairs,) = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, pairs, 0)
+        return ctx.uses.sum(grad.flatten(0, 1)), grad.sum(1), None, None
+
+
+class _NeighborExtreme(torch.autograd.Function):
+    """Maximum (minimum where `take_minimum`) over K of (T, K, C), with mean and variance over all T x K rows.
+
+    One function, because its gradient is one pass over the pairs: sparse for the extreme, affine for the statistics.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, take_minimum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        extreme = values.amax(1)
+        if take_minimum.any():
+            extreme = torch.where(take_minimum, values.amin(1), extreme)
+        mean, variance = _moments(values.flatten(0, 1))
+        ctx.save_for_backward(values, extreme, mean)
+        return extreme, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_extreme: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None]:
+        values, extreme, mean = ctx.saved_tensors
+        count = values.shape[0] * values.shape[1]
+        slope = 2 / count * grad_variance
+        grad = torch.addcmul((grad_mean / count - slope * mean).to(values.dtype), values, slope.to(values.dtype))
+        # Comparing into numbers instead of bool keeps the next two passes vectorized.
+        is_extreme = torch.eq(values, extreme.unsqueeze(1), out=torch.empty_like(values))
+        # Equal neighbours (duplicated points) share the gradient, as in torch.amax.
+        share = grad_extreme / is_extreme.sum(1)
+        return grad.addcmul_(is_extreme, share.unsqueeze(1)), None
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel of (T, C) in fp32; torch's batch norm has the fastest such kernel."""
+    ones, eps = torch.ones(rows.shape[1], device=rows.device), 1e-5
+    _, mean, inverse_std = torch.native_batch_norm(rows, ones, torch.zeros_like(ones), None, None, True, 0.0, eps)
+    return mean, (inverse_std.square().reciprocal() - eps).clamp_min(0)

@@ -1,0 +1,253 @@
+"""EAT and PCT for point clouds: one network, with the attention passed in.
+
+Source: PCT (Guo et al., 2020), sections 3 and 4; EAT is PCT with external attention (Guo et al., 2021, section 4.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
+from pcea.layers import LinearNormAct
+from pcea.models.neighbor_embedding import NeighborEmbedding
+from pcea.ops import farthest_point_sample, gather_points, knn
+from pcea.ops.checks import check_mask
+from pcea.weights import load_weights
+
+
+class EncodedPoints(NamedTuple):
+    """What the encoder hands to a head.
+
+    Attributes:
+        features: (B, M, D), one per centre; M = N without neighbour embedding.
+        centers: Coordinates of the centres, (B, M, 3).
+        mask: True for real centres, (B, M), or None.
+    """
+
+    features: Tensor
+    centers: Tensor
+    mask: Tensor | None
+
+
+class PointTransformerEncoder(nn.Module):
+    """Points to features: pointwise embedding, optional neighbour embedding, attention layers, fusion.
+
+    Args:
+        attention: Builds one attention layer from its width.
+        in_channels: 3 coordinates plus the channels of `features`.
+        dim: Width C of the attention layers.
+        depth: Number of attention layers.
+        num_centers: Points kept by each stage of neighbour embedding, decreasing; () for none (PCT's "naive" layout).
+        num_neighbors: Neighbours K of a centre.
+        input_layers: LinearNormAct layers between neighbour embedding and attention.
+        positional_embedding: Whether a linear map of the centres is added before every attention layer, as in the
+            authors' later code.
+        out_channels: Channels D of the result.
+
+    Raises:
+        ValueError: If `num_centers` does not decrease or `dim` cannot be halved at every stage.
+    """
+
+    def __init__(
+        self,
+        attention: AttentionFactory,
+        *,
+        in_channels: int = 3,
+        dim: int = 256,
+        depth: int = 4,
+        num_centers: Sequence[int] = (512, 256),
+        num_neighbors: int = 32,
+        input_layers: int = 2,
+        positional_embedding: bool = False,
+        out_channels: int = 1024,
+    ):
+        super().__init__()
+        if sorted(set(num_centers), reverse=True) != list(num_centers) or any(m < 1 for m in num_centers):
+            raise ValueError(f"num_centers must decrease and be positive, got {list(num_centers)}.")
+        stem_dim, rest = divmod(dim, 2 ** len(num_centers))
+        if rest:
+            raise ValueError(f"dim must be divisible by {2 ** len(num_centers)}, got {dim}.")
+        self.in_channels, self.num_centers, self.num_neighbors = in_channels, tuple(num_centers), num_neighbors
+        self.stem = nn.ModuleList([LinearNormAct(in_channels, stem_dim), LinearNormAct(stem_dim, stem_dim)])
+        widths = [stem_dim * 2**i for i in range(len(num_centers) + 1)]
+        self.stages = nn.ModuleList(NeighborEmbedding(c, d) for c, d in zip(widths, widths[1:]))
+        self.input = nn.ModuleList(LinearNormAct(dim, dim) for _ in range(input_layers))
+        self.position = nn.Linear(3, dim, bias=False) if positional_embedding else None
+        self.blocks = nn.ModuleList(attention(dim) for _ in range(depth))
+        fused = dim * (depth + bool(num_centers))
+        self.fuse = LinearNormAct(fused, out_channels, activation=partial(F.leaky_relu, negative_slope=0.2))
+
+    def forward(self, points: Tensor, features: Tensor | None = None, *, mask: Tensor | None = None) -> EncodedPoints:
+        """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
+        x = self._concatenate(points, features)
+        check_mask(mask, points)
+        for layer in self.stem:
+            x = layer(x, mask=mask)
+        for count, stage in zip(self.num_centers, self.stages):
+            center_index, neighbor_index = _sample_and_group(points, count, self.num_neighbors, mask)
+            if mask is not None:
+                mask = torch.arange(count, device=points.device) < mask.sum(1, keepdim=True)
+            points = gather_points(points, center_index)
+            x = stage(x, gather_points(x, center_index), neighbor_index, center_mask=mask)
+        embedded = x
+        for layer in self.input:
+            x = layer(x, mask=mask)
+        position = 0 if self.position is None else self.position(points)
+        outputs = []
+        for block in self.blocks:
+            x = block(x + position, mask=mask)
+            outputs.append(x)
+        if self.stages:
+            outputs.append(embedded)
+        return EncodedPoints(self.fuse(torch.cat(outputs, dim=-1), mask=mask), points, mask)
+
+    def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
+        if points.ndim != 3 or points.shape[-1] != 3:
+            raise ValueError(f"points must be (B, N, 3), got {tuple(points.shape)}.")
+        if self.num_centers and points.shape[1] < self.num_centers[0]:
+            raise ValueError(f"points must be at least num_centers[0]={self.num_centers[0]}, got N={points.shape[1]}.")
+        channels = 0 if features is None else features.shape[-1]
+        if channels != self.in_channels - 3:
+            raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")
+        if features is None:
+            return points
+        if features.shape[:-1] != points.shape[:-1]:
+            raise ValueError(f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}.")
+        return torch.cat([points, features], dim=-1)
+
+
+@torch.no_grad()
+def _sample_and_group(points: Tensor, count: int, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Indices of `count` centres, (B, M), and of the k neighbours of each, (B, M, K), in fp32 whatever autocast says."""
+    points = points.float()
+    center_index = farthest_point_sample(points, count, mask=mask)
+    return center_index, knn(gather_points(points, center_index), points, k=k, mask=mask).index
+
+
+class PointTransformerClassifier(nn.Module):
+    """A class for every cloud: encoder, maximum over the points, three linear layers.
+
+    Args:
+        encoder: Gives the features of the centres.
+        num_classes: Number of classes.
+        widths: Widths of the two hidden layers.
+        dropout: Dropout after each hidden layer.
+    """
+
+    def __init__(
+        self,
+        encoder: PointTransformerEncoder,
+        *,
+        num_classes: int,
+        widths: tuple[int, int] = (512, 256),
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.num_classes = num_classes
+        leaky_relu = partial(F.leaky_relu, negative_slope=0.2)
+        channels = encoder.fuse.linear.out_features
+        self.head = nn.Sequential(
+            LinearNormAct(channels, widths[0], activation=leaky_relu),
+            nn.Dropout(dropout),
+            LinearNormAct(widths[0], widths[1], bias=True, activation=leaky_relu),
+            nn.Dropout(dropout),
+            nn.Linear(widths[1], num_classes),
+        )
+
+    def forward(self, points: Tensor, features: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            points: (B, N, 3), N at least the number of centres.
+            features: Normals, colours, ...: (B, N, in_channels - 3).
+            mask: True for real points, (B, N).
+
+        Returns:
+            Logits, (B, num_classes).
+        """
+        encoded = self.encoder(points, features, mask=mask)
+        x = encoded.features
+        if encoded.mask is not None:
+            x = x.masked_fill(~encoded.mask.unsqueeze(-1), -torch.inf)
+        return self.head(x.amax(1))
+
+
+def eat_classifier(
+    num_classes: int = 40,
+    *,
+    in_channels: int = 3,
+    dim: int = 256,
+    num_centers: Sequence[int] = (512, 256),
+    num_neighbors: int = 32,
+    memory_units: int = 64,
+    tied: bool = True,
+    out_channels: int = 1024,
+    widths: tuple[int, int] = (512, 256),
+    dropout: float = 0.5,
+    weights: str | Path | None = None,
+) -> PointTransformerClassifier:
+    """EAT: PCT's classifier with external attention in every layer; 2.613M parameters at its published size.
+
+    Args:
+        num_classes: Number of classes.
+        in_channels: 3 coordinates plus the channels of `features`.
+        dim: Width of the attention layers.
+        num_centers: Points kept by each stage of neighbour embedding; () for none.
+        num_neighbors: Neighbours of a centre.
+        memory_units: Slots S of every external attention.
+        tied: One parameter as key and value memory.
+        out_channels: Channels that are max-pooled.
+        widths: Widths of the two hidden layers of the head.
+        dropout: Dropout in the head.
+        weights: Trained weights: a file written by `pcea export`, or `modelnet40_eat_cpu`, which comes with pcea. The
+            network then has the size of the file, and the arguments above have no effect.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the weights are of another network.
+    """
+    if weights is not None:
+        return _load_eat_classifier(weights)
+
+    def attention(width: int) -> OffsetAttention:
+        return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
+
+    encoder = PointTransformerEncoder(
+        attention,
+        in_channels=in_channels,
+        dim=dim,
+        num_centers=num_centers,
+        num_neighbors=num_neighbors,
+        out_channels=out_channels,
+    )
+    return PointTransformerClassifier(encoder, num_classes=num_classes, widths=widths, dropout=dropout)
+
+
+def _load_eat_classifier(weights: str | Path) -> PointTransformerClassifier:
+    stored = load_weights(weights)
+    if stored.builder != "eat_classifier":
+        raise ValueError(f"{weights} holds the weights of {stored.builder}, not of eat_classifier.")
+    model = eat_classifier(**stored.arguments)
+    model.load_state_dict(stored.state)
+    return model
+
+
+def pct_classifier(num_classes: int = 40, *, in_channels: int = 3) -> PointTransformerClassifier:
+    """PCT with offset attention and neighbour embedding, as in its PyTorch port; 2.876M parameters."""
+    encoder = PointTransformerEncoder(OffsetAttention, in_channels=in_channels)
+    return PointTransformerClassifier(encoder, num_classes=num_classes)
+
+
+def naive_pct_classifier(num_classes: int = 40, *, in_channels: int = 3) -> PointTransformerClassifier:
+    """PCT without neighbour embedding, with plain self-attention ("naive PCT"); 1.361M parameters."""
+    attention = partial(ResidualAttention, attention=partial(SelfAttention, shared_query_key=True))
+    encoder = PointTransformerEncoder(attention, in_channels=in_channels, dim=128, num_centers=(), input_layers=0)
+    return PointTransformerClassifier(encoder, num_classes=num_classes)

@@ -1,0 +1,34 @@
+"""Shape checks at the public border of the ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_points(**points: Tensor) -> None:
+    """Require each named tensor to be (B, N, 3), floating, with one B.
+
+    Raises:
+        ValueError: With the name of the tensor that is not.
+    """
+    for name, value in points.items():
+        if value.ndim != 3 or value.shape[-1] != 3 or not value.is_floating_point():
+            raise ValueError(f"{name} must be floating (B, N, 3), got {value.dtype} {tuple(value.shape)}.")
+    if len({len(value) for value in points.values()}) > 1:
+        sizes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in points.items())
+        raise ValueError(f"{' and '.join(points)} must have the same batch size, got {sizes}.")
+
+
+def check_mask(mask: Tensor | None, points: Tensor) -> None:
+    """Require a mask of points (B, N, 3) to be bool (B, N) with a real point in every cloud.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != points.shape[:2]:
+        raise ValueError(f"mask must be bool {tuple(points.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}.")
+    if not bool(mask.any(1).all()):
+        raise ValueError(f"every cloud needs a real point, but cloud {int(mask.any(1).int().argmin())} is all padding.")

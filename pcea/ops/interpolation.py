@@ -1,0 +1,41 @@
+"""Carry features between clouds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pcea.ops.grouping import gather_points
+from pcea.ops.neighbors import knn
+
+
+def interpolate_features(
+    query: Tensor, source: Tensor, features: Tensor, *, k: int = 3, mask: Tensor | None = None
+) -> Tensor:
+    """Carry features from source points to query points by inverse-distance weights.
+
+    Args:
+        query: Positions to fill, (B, M, 3).
+        source: Positions that own a feature, (B, N, 3), same unit as `query`.
+        features: One feature per source point, (B, N, C).
+        k: How many source points are mixed into one query point.
+        mask: True for real source points, (B, N).
+
+    Returns:
+        Mixed features, (B, M, C), same dtype as `features`. A query point that coincides with a source point receives
+        that point's feature.
+
+    Raises:
+        ValueError: If `k` exceeds N or the shapes do not fit.
+
+    Source:
+        PointNet++ (Qi et al., 2017), section 3.4. Ours clamps the squared distance.
+    """
+    if features.ndim != 3 or features.shape[:2] != source.shape[:2]:
+        raise ValueError(f"features must be (B, N, C) beside source {tuple(source.shape)}, got {tuple(features.shape)}.")
+    index, squared_distance = knn(query, source, k=k, mask=mask)
+    # The clamp is below the smallest number of fp16.
+    exact = squared_distance.to(torch.promote_types(squared_distance.dtype, torch.float32))
+    weights = 1 / exact.clamp_min(1e-16)
+    weights = (weights / weights.sum(-1, keepdim=True)).to(features.dtype)
+    return (gather_points(features, index) * weights.unsqueeze(-1)).sum(2)

@@ -1,0 +1,104 @@
+"""Classify mesh and cloud files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pcea.meshes import normalize_points, read_points
+
+DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one file.
+
+    Attributes:
+        file: The file.
+        class_names: Names, most probable first.
+        probabilities: Their probabilities, in 0..1.
+    """
+
+    file: Path
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(
+    files: list[Path],
+    *,
+    weights: str = DEFAULT_WEIGHTS,
+    up: str = "y",
+    top: int = 3,
+    seed: int = 0,
+    output: Path | None = None,
+) -> None:
+    """Print the most probable classes of each file.
+
+    Args:
+        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, ...).
+        weights: A weights file, a checkpoint of `pcea fit` (.ckpt), or the name of weights that come with pcea.
+        up: The files' upward axis: x, y, z, -x, -y or -z. The networks know shapes that stand upright, facing along
+            the x or z axis.
+        top: Classes shown for each file.
+        seed: Decides which points are sampled.
+        output: Also write the predictions to this CSV file.
+    """
+    predictions = []
+    width = max(len(str(file)) for file in files)
+    for prediction in classify_files(files, weights=weights, up=up, top=top, seed=seed):
+        predictions.append(prediction)
+        ranked = zip(prediction.class_names, prediction.probabilities)
+        print(f"{str(prediction.file):{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked), flush=True)
+    if output is not None:
+        with output.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "rank", "class", "probability"])
+            for file, names, probabilities in predictions:
+                rows = zip(range(1, len(names) + 1), names, probabilities)
+                writer.writerows([file, rank, name, f"{p:.4f}"] for rank, name, p in rows)
+
+
+@torch.inference_mode()
+def classify_files(
+    files: list[Path], *, weights: str = DEFAULT_WEIGHTS, up: str = "y", top: int = 3, seed: int = 0
+) -> Iterator[Prediction]:
+    """Yield the most probable classes of each file; arguments as for `predict`.
+
+    Raises:
+        FileNotFoundError: If a file or the weights are missing; no file is classified then.
+        ValueError: If a file holds no usable shape.
+    """
+    missing = [str(file) for file in files if not Path(file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}.")
+    network, class_names, num_points = load_classifier(weights)
+    has_normals = network.encoder.in_channels == 6
+    for file in files:
+        cloud = read_points(file, num_points=num_points, seed=seed, up=up, with_normals=has_normals)
+        features = cloud.normals[None] if has_normals else None
+        probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
+        best = probabilities.topk(min(top, len(class_names)))
+        yield Prediction(Path(file), tuple(class_names[i] for i in best.indices), tuple(best.values.tolist()))
+
+
+def load_classifier(weights: str) -> tuple[nn.Module, tuple[str, ...], int]:
+    """A classifier in evaluation mode with its class names and number of points, from a checkpoint or weights file."""
+    if str(weights).endswith(".ckpt"):
+        # Lightning takes seconds to import: only a checkpoint needs it.
+        from pcea.training import load_task
+
+        task = load_task(weights)
+        return task.network.eval(), task.class_names, task.num_points
+    from pcea.models.point_transformer import eat_classifier
+    from pcea.weights import load_weights
+
+    about = load_weights(weights)
+    return eat_classifier(weights=weights).eval(), about.class_names, about.num_points

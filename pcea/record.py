@@ -1,0 +1,87 @@
+"""The JSON record of a test run, and tables made from records."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Record(NamedTuple):
+    """What a test run measured, and how.
+
+    Attributes:
+        config: Name of the configuration.
+        command: The command that was run.
+        seed: Seed of the training.
+        epoch: Epochs trained.
+        selection: `last` epoch, or `best_val`: the best one by validation.
+        dataset: Name of the dataset.
+        split: Name of the split.
+        num_points: Points of a cloud that the network saw.
+        votes: Passes averaged; 1 is no voting.
+        device: What the test ran on.
+        minutes: Training time.
+        commit: Version of the code.
+        metrics: In percent.
+    """
+
+    config: str
+    command: str
+    seed: int
+    epoch: int
+    selection: str
+    dataset: str
+    split: str
+    num_points: int
+    votes: int
+    device: str
+    minutes: float
+    commit: str
+    metrics: dict[str, float]
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read all records of a folder, by name of the file."""
+    return [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+
+
+def results_table(records: Iterable[Record]) -> str:
+    """A markdown table of classification records, a row a record."""
+    head = "| config | dataset | overall acc. | mean-class acc. | points | votes | epoch | training | device |"
+    rows = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for r in records:
+        rows.append(
+            f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | {r.metrics['overall_accuracy']:.2f} | "
+            f"{r.metrics['mean_class_accuracy']:.2f} | {r.num_points} | {r.votes} | {r.epoch}, {r.selection} | "
+            f"{r.minutes:.0f} min | {r.device} |"
+        )
+    return "\n".join(rows)
+
+
+def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a trainer (`test/overall_accuracy`: 0.912) as those of a record (`overall_accuracy`: 91.2)."""
+    return {name.rpartition("/")[2]: round(100 * float(value), 2) for name, value in metrics.items()}
+
+
+def commit() -> str:
+    """Short hash of the checkout that this file belongs to, `-dirty` where code differs from it; else the version."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        from importlib.metadata import version
+
+        return version("pcea")
+    return described.stdout.strip()

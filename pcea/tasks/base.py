@@ -1,0 +1,98 @@
+"""What all tasks share: network and optimizer are passed in, randomness is resumable, checkpoints say what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from pcea.datamodules import global_seed
+
+SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
+
+
+class OneCycle(OneCycleLR):
+    """Torch's one-cycle schedule with the number of steps second, as `Task` passes it.
+
+    Args:
+        optimizer: The optimizer.
+        total_steps: Optimizer steps of the whole training.
+        max_lr: Learning rate at the peak.
+        pct_start: Share of the steps that rise.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, *, max_lr: float, pct_start: float = 0.3):
+        super().__init__(optimizer, max_lr, total_steps, pct_start=pct_start)
+
+
+class Task(L.LightningModule):
+    """A network with its optimizer.
+
+    Args:
+        network: The model to train.
+        optimizer: Builds the optimizer from the parameters.
+        scheduler: Builds the learning-rate schedule from the optimizer and the number of optimizer steps of the whole
+            training, such as `torch.optim.lr_scheduler.CosineAnnealingLR`; stepped after every batch. None keeps the
+            rate.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None):
+        super().__init__()
+        self.network = network
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self.class_names: tuple[str, ...] = ()
+        self.num_points = 0
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Take the class names from the data, and refuse data with another number of classes."""
+        names = tuple(getattr(self.trainer.datamodule, "class_names", ()))
+        num_classes = getattr(self.network, "num_classes", len(names))
+        if names and len(names) != num_classes:
+            raise ValueError(
+                f"The data has {len(names)} classes, but the network has num_classes={num_classes}. "
+                f"Set model.init_args.network.init_args.num_classes to {len(names)}."
+            )
+        self.class_names = names
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and schedule."""
+        optimizer = self._optimizer(self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Start each epoch from a seed of its own, so that a resumed run draws the same dropout."""
+        torch.manual_seed((global_seed() * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what prediction needs beside the weights."""
+        checkpoint["seed"] = global_seed()
+        checkpoint["class_names"] = list(self.class_names)
+        checkpoint["num_points"] = self.num_points
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another architecture in one line.
+
+        Raises:
+            ValueError: If a parameter is missing, unknown or of another shape.
+        """
+        self.class_names = tuple(checkpoint.get("class_names", ()))
+        self.num_points = checkpoint.get("num_points", 0)
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if ours != theirs:
+            differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            first = differing[0]
+            raise ValueError(
+                f"The checkpoint is of another architecture: {len(differing)} of {len(ours)} parameters differ, "
+                f"first {first}: {ours.get(first, 'none')} in the network, {theirs.get(first, 'none')} in the checkpoint."
+            )

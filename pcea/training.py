@@ -1,0 +1,204 @@
+"""Training and testing from a configuration: LightningCLI with pcea's loggers, checkpoints and records."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from pcea.record import Record, commit, to_percent, write_record
+from pcea.tasks.base import Task
+from pcea.weights import Weights, save_weights
+
+
+class PceaCLI(LightningCLI):
+    """LightningCLI with the defaults of pcea; each of them can be set in YAML."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments that are not for the user."""
+        own = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
+        return {"fit": own | {"train_dataloaders", "val_dataloaders"}, "validate": own, "test": own}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the checkpoint callback: the last epoch, and the best one by validation where there is a monitor."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.mode": "max", "checkpoint.filename": "best"})
+
+    def _parse_ckpt_path(self) -> None:
+        """Find and check the checkpoint; the configuration, not the checkpoint, decides the model and its votes."""
+        config = self.config[self.config.subcommand]
+        if self.config.subcommand != "fit" and config.ckpt_path is None:
+            config.ckpt_path = str(newest_checkpoint(Path(config.trainer.default_root_dir or "runs")))
+            print(f"Checkpoint: {config.ckpt_path}")
+        self.checkpoint = {} if config.ckpt_path is None else read_checkpoint(config.ckpt_path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Log training to TensorBoard and CSV, in one numbered folder a run."""
+        config = self.config[self.subcommand].trainer
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+        if config.logger is None and not config.fast_dev_run:
+            root = Path(config.default_root_dir or "runs")
+            tensorboard = TensorBoardLogger(root, name="")
+            csv = CSVLogger(root, name="", version=f"version_{tensorboard.version}")
+            kwargs["logger"] = [tensorboard, csv]
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        if self.subcommand != "fit":
+            # Checkpoints and the copy of the configuration belong to training.
+            callbacks, self.save_config_callback = [], None
+        # The timer's state in the checkpoint tells the record how long training took.
+        return super()._instantiate_trainer(config, [*callbacks, Timer()])
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Say where the checkpoints are and how to test."""
+        callback = self.trainer.checkpoint_callback
+        if not isinstance(callback, ModelCheckpoint) or not callback.last_model_path:
+            return
+        config = Path(self.config.fit.config[0].relative if self.config.fit.config else "CONFIG")
+        print(f"\nCheckpoints and logs: {self.trainer.log_dir}")
+        print(f"Test the last epoch:  pcea test --config {config} --ckpt_path {callback.last_model_path}")
+
+    @rank_zero_only
+    def after_test(self) -> None:
+        """Print the metrics and write the record."""
+        config = self.config.test
+        record = self._record(to_percent(self.trainer.callback_metrics))
+        for name, value in record.metrics.items():
+            print(f"{name.replace('_', ' '):24}{value:6.2f} %")
+        path = Path(config.ckpt_path).parent / f"{Path(config.ckpt_path).stem}.test.json"
+        write_record(path, record)
+        print(f"Record: {path}")
+
+    def _record(self, metrics: dict[str, float]) -> Record:
+        timer = self.checkpoint.get("callbacks", {}).get("Timer", {}).get("time_elapsed", {})
+        config = self.config.test
+        device = self.trainer.strategy.root_device
+        return Record(
+            config=Path(config.config[0].relative).stem if config.config else "",
+            command=shlex.join(["pcea", *sys.argv[1:]]),
+            seed=self.checkpoint.get("seed", -1),
+            epoch=self.checkpoint["epoch"] + 1,
+            selection="best_val" if Path(config.ckpt_path).name.startswith("best") else "last",
+            dataset=type(self.datamodule).__name__.removesuffix("DataModule"),
+            split="test",
+            num_points=self.model.num_points,
+            votes=getattr(self.model, "votes", 1),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+            minutes=round(timer.get("train", 0.0) / 60, 1),
+            commit=commit(),
+            metrics=metrics,
+        )
+
+
+def run(command: str, options: Sequence[str]) -> None:
+    """Run `fit`, `validate` or `test` with command-line options."""
+    # Clouds are tensors in memory and a batch is one index operation: worker processes would only copy them.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    PceaCLI(
+        Task,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        args=[command, *options],
+        parser_kwargs={"prog": "pcea"},
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of `pcea fit` without executing anything that it may contain.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No checkpoint {path}.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a checkpoint, or holds code, which is never executed: {reason}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
+    return checkpoint
+
+
+def newest_checkpoint(root: Path) -> Path:
+    """The last checkpoint of the newest run under a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or give --ckpt_path FILE.")
+    return found[-1]
+
+
+def load_task(path: str | Path) -> Task:
+    """Build the task of a checkpoint of `pcea fit`, with its weights.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+        raise ValueError(f"{path} was not made by `pcea fit`, so it does not say which network it holds.")
+    return Task.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def export(checkpoint: Path, output: Path) -> None:
+    """Turn a checkpoint of `pcea fit` into a weights file, for `pcea predict --weights` and `eat_classifier(weights=...)`.
+
+    Args:
+        checkpoint: The checkpoint (.ckpt).
+        output: The weights file to write (.safetensors).
+    """
+    task = load_task(checkpoint)
+    stored = read_checkpoint(checkpoint)
+    network = stored["hyper_parameters"]["network"]
+    builder = network["class_path"].rpartition(".")[2]
+    if builder != "eat_classifier":
+        raise ValueError(f"Only networks made by eat_classifier can be exported, the checkpoint has {builder}.")
+    arguments = {name: value for name, value in network["init_args"].items() if name != "weights"}
+    save_weights(
+        output,
+        Weights(
+            builder,
+            arguments,
+            task.network.state_dict(),
+            task.class_names,
+            task.num_points,
+            {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
+        ),
+    )
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+def _cpu_name() -> str:
+    names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
+    return f"{torch.get_num_threads()} CPU cores ({names[0] if names else platform.processor() or platform.machine()})"
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

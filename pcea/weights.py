@@ -1,0 +1,88 @@
+"""Weights files: a network's parameters in half precision with what is needed to build and use it (safetensors)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SHIPPED = Path(__file__).parent / "models" / "weights"
+_FORMAT = "pcea weights 1"
+
+
+class Weights(NamedTuple):
+    """The content of a weights file.
+
+    Attributes:
+        builder: Name of the function or class that builds the network, such as `eat_classifier`.
+        arguments: Keyword arguments of the builder.
+        state: Parameters and buffers by name, float32.
+        class_names: Name of each class.
+        num_points: Points of a cloud that the network was trained for.
+        source: Which configuration, commit and accuracy it came from.
+    """
+
+    builder: str
+    arguments: dict[str, Any]
+    state: dict[str, Tensor]
+    class_names: tuple[str, ...]
+    num_points: int
+    source: dict[str, Any]
+
+
+def save_weights(path: str | Path, weights: Weights) -> None:
+    """Write a weights file: parameters in fp16, statistics of batch norm in fp32."""
+    from safetensors.torch import save_file
+
+    state = {
+        name: value.half() if value.is_floating_point() and "running_" not in name else value
+        for name, value in weights.state.items()
+    }
+    about = {
+        "builder": weights.builder,
+        "arguments": weights.arguments,
+        "class_names": list(weights.class_names),
+        "num_points": weights.num_points,
+        "source": weights.source,
+    }
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        str(path),
+        metadata={"format": _FORMAT, "about": json.dumps(about)},
+    )
+
+
+def load_weights(name_or_path: str | Path) -> Weights:
+    """Read a weights file, or one that comes with pcea by its name, such as `modelnet40_eat_cpu`.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If the file is not a weights file of pcea.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shipped = SHIPPED / f"{name_or_path}.safetensors"
+    path = Path(name_or_path) if Path(name_or_path).is_file() else shipped
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors")))
+        raise FileNotFoundError(f"No weights {str(name_or_path)!r}: neither a file nor one of those shipped: {names}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a weights file (safetensors): {error}.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a weights file of pcea. Make one with `pcea export CHECKPOINT {path.name}`.")
+    about = json.loads(metadata["about"])
+    return Weights(
+        about["builder"],
+        about["arguments"],
+        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()},
+        tuple(about["class_names"]),
+        about["num_points"],
+        about["source"],
+    )

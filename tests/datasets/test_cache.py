@@ -1,0 +1,162 @@
+import errno
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from pcea.datasets.cache import cache_path, cached, read_clouds, read_files, write_h5
+from pcea.meshes import Points
+
+
+def arrays(clouds=3, points=7, **changes):
+    data = np.random.default_rng(0).normal(size=(clouds, points, 3)).astype(np.float32)
+    label = np.arange(clouds, dtype=np.int64)
+    return {"data": data, "label": label, "skipped": np.array([], dtype=bytes), **changes}
+
+
+def write(path, **changes):
+    with h5py.File(path, "w") as file:
+        for name, array in arrays(**changes).items():
+            file[name] = array
+    return path
+
+
+def test_reading_takes_the_first_points(tmp_path):
+    expected = arrays()
+    path = write(tmp_path / "a.h5", label=np.array([[2], [0], [1]], dtype=np.uint8), normal=-expected["data"])
+    clouds = read_clouds(path, num_classes=3, num_points=5, with_normals=True)
+    assert torch.equal(clouds.points, torch.from_numpy(expected["data"][:, :5]))
+    assert torch.equal(clouds.normals, -clouds.points)
+    assert clouds.label.tolist() == [2, 0, 1]
+    assert clouds.label.dtype == torch.int64
+    assert read_clouds(path, num_classes=3).normals is None
+
+
+def test_files_are_never_opened_for_writing(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.h5")
+    modes = []
+    original = h5py.File
+    monkeypatch.setattr(h5py, "File", lambda name, mode="a": (modes.append(mode), original(name, mode))[1])
+    read_clouds(path, num_classes=3)
+    assert modes == ["r"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": np.zeros((3, 7))}, r"a.h5: data must be \(clouds, points, 3\), got \(3, 7\)"),
+        ({"data": np.zeros((3, 7, 4))}, r"a.h5: data must be .* got \(3, 7, 4\)"),
+        ({"label": np.zeros(4, dtype=int)}, r"a.h5: label must be 3 integers, got int64 of shape \(4,\)"),
+        ({"label": np.zeros(3)}, r"a.h5: label must be 3 integers, got float64"),
+        ({"label": np.array([0, 1, 40])}, r"a.h5: labels must be in 0..39, got 0..40"),
+        ({"label": np.array([0, -1, 3])}, r"a.h5: labels must be in 0..39, got -1..3"),
+        ({"points": 4}, r"a.h5 holds 4 points a cloud; num_points=5 cannot"),
+        ({"data": np.full((3, 7, 3), np.nan)}, r"a.h5: 3 clouds have NaN or infinite coordinates, first: cloud 0"),
+        ({}, r"a.h5 has no array 'normal'"),
+        ({"normal": np.zeros((3, 6, 3))}, r"normal must be \(3, 7, 3\) like data, got \(3, 6, 3\)"),
+    ],
+)
+def test_wrong_content(tmp_path, changes, message):
+    path = write(tmp_path / "a.h5", **changes)
+    with pytest.raises(ValueError, match=message):
+        read_clouds(path, num_classes=40, num_points=5, with_normals=True)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No file .*a.h5"):
+        read_clouds(tmp_path / "a.h5", num_classes=3)
+    path = write(tmp_path / "b.h5", clouds=50, points=101)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"b.h5 is truncated or not HDF5"):
+        read_clouds(path, num_classes=50)
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["points"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"c.h5 has no array 'data'; it holds \['points'\]"):
+        read_clouds(tmp_path / "c.h5", num_classes=3)
+
+
+def test_the_cache_is_made_once(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return arrays(skipped=np.array(["ä".encode()], dtype=bytes))
+
+    path = tmp_path / ".pcea" / "a.h5"
+    first, second = cached(path, make), cached(path, make)
+    assert len(calls) == 1
+    assert set(first) == set(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert [*path.parent.iterdir()] == [path]
+    cached(None, make)
+    assert len(calls) == 2
+
+
+def test_a_corrupt_cache_is_made_again(tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"half a file")
+    with pytest.warns(UserWarning, match=r"a.h5 is truncated or not HDF5 .*The cache is made again"):
+        cached(path, arrays)
+    assert len(read_clouds(path, num_classes=3).points) == 3
+
+
+def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(tmp_path, monkeypatch):
+    class FullDisk(h5py.File):
+        def __setitem__(self, name, value):
+            if name == "label":
+                raise OSError(errno.ENOSPC, "Can't write data")
+            super().__setitem__(name, value)
+
+    path = tmp_path / "folder" / "a.h5"
+    monkeypatch.setattr(h5py, "File", FullDisk)
+    with pytest.raises(OSError, match=r"Could not write the cache .*a.h5 \(0 MiB\): No space left on device"):
+        write_h5(path, arrays())
+    assert not any(path.parent.iterdir())
+    with pytest.warns(UserWarning, match="No space left on device. The data is used without a cache"):
+        assert len(cached(path, arrays)["data"]) == 3
+    assert not any(path.parent.iterdir())
+
+
+def test_interrupted_writing_leaves_no_cache(tmp_path, monkeypatch):
+    def interrupt(self, name, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(h5py.File, "__setitem__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_h5(tmp_path / "a.h5", arrays())
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_name_of_a_cache_follows_files_and_options(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("1")
+    first = cache_path(tmp_path, "train", [file], 1024)
+    assert first == cache_path(tmp_path, "train", [file], 1024)
+    assert first.parent == tmp_path / ".pcea"
+    file.write_text("12")
+    assert len({first, *(cache_path(tmp_path, "train", [file], n) for n in (1024, 512))}) == 3
+
+
+def read(path):
+    if "bad" in path.name:
+        raise ValueError(f"{path} is bad")
+    return Points(torch.tensor([[0.0, 0, 0], [0, 4, 0]]))
+
+
+def test_unreadable_files_are_counted_and_named():
+    files = [Path("a"), *(Path(f"bad{i}") for i in range(12)), Path("b")]
+    with pytest.raises(
+        ValueError, match=r"^12 of 14 files cannot be read: bad0 is bad; .*bad9 is bad; and 2 more. Rep"
+    ):
+        read_files(files, range(14), read, description="")
+    arrays = read_files(files, range(14), read, description="", skip_unreadable=True)
+    assert arrays["label"].tolist() == [0, 13]
+    np.testing.assert_array_equal(arrays["data"], [[[0, -1, 0], [0, 1, 0]]] * 2)  # normalised
+    assert len(arrays["skipped"]) == 12
+    with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
+        read_files([Path("bad")], [0], read, description="", skip_unreadable=True)
+    with pytest.raises(ValueError, match="there are no files"):
+        read_files([], [], read, description="Reading")

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pcea.datasets.shapes import (
+    BUILDERS,
+    CATEGORIES,
+    CELLS,
+    HELD_OUT_CELLS,
+    PARTS,
+    SEEN_CELLS,
+    Parameters,
+    Piece,
+    Shapes,
+    box,
+    hollow,
+    lathe,
+    prism,
+    ring,
+    rod,
+    sample_shape,
+)
+
+L, N = 23, 101
+MANY = 20_000
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Shapes:
+    return Shapes("train", num_shapes=20 * len(CATEGORIES), num_points=1024, target="part")
+
+
+def assert_share(is_inside: np.ndarray, expected: float) -> None:
+    """A share of points lies within four standard deviations of its binomial expectation."""
+    assert abs(is_inside.mean() - expected) < 4 * math.sqrt(expected * (1 - expected) / len(is_inside))
+
+
+class TestPieces:
+    def test_box_points_lie_on_faces_and_normals_leave_it(self, rng):
+        points, normals = box(2, 3, 5).sample(rng, MANY)
+
+        def distance(query: np.ndarray) -> np.ndarray:
+            return (np.abs(query - (0, 1.5, 0)) - (1, 1.5, 2.5)).max(axis=1)
+
+        np.testing.assert_allclose(distance(points), 0, atol=1e-12)
+        np.testing.assert_allclose(distance(points + 0.1 * normals), 0.1, atol=1e-12)
+
+    def test_box_faces_share_points_by_area(self, rng):
+        piece = box(2, 3, 5)
+        _, normals = piece.sample(rng, MANY)
+        assert piece.area == pytest.approx(2 * (2 * 3 + 3 * 5 + 2 * 5))
+        for axis, area in enumerate((3 * 5, 2 * 5, 2 * 3)):
+            assert_share(normals[:, axis] > 0.5, area / 62)
+            assert_share(normals[:, axis] < -0.5, area / 62)
+
+    @pytest.mark.parametrize("outline", [[(0, 0), (3, 0), (0, 3)], [(0, 0), (0, 3), (3, 0)]])
+    def test_prism_is_uniform_on_its_caps_whichever_way_the_outline_turns(self, rng, outline):
+        piece = prism(outline, 0.5)
+        points, normals = piece.sample(rng, MANY)
+        assert piece.area == pytest.approx(9 + 0.5 * (6 + math.sqrt(18)))
+        top = points[normals[:, 1] == 1]
+        assert (top[:, 1] == 0.5).all()
+        assert (points[normals[:, 1] == -1][:, 1] == 0).all()
+        assert_share(top[:, 0] + top[:, 2] < 1.5, 1 / 4)
+        slanted = np.abs(points[:, 0] + points[:, 2] - 3) + np.abs(normals[:, 1]) < 1e-9
+        np.testing.assert_allclose(normals[slanted], [[math.sqrt(0.5), 0, math.sqrt(0.5)]] * slanted.sum(), atol=1e-12)
+        assert_share(slanted, 0.5 * math.sqrt(18) / piece.area)
+
+    def test_frustum_lies_on_its_cone_with_the_slanted_normal(self, rng):
+        points, normals = lathe([(5, 0), (2, 4)]).sample(rng, MANY)
+        radius = np.hypot(points[:, 0], points[:, 2])
+        np.testing.assert_allclose(radius, 5 - 0.75 * points[:, 1], atol=1e-12)
+        radial = np.stack((points[:, 0] / radius, points[:, 2] / radius), axis=1)
+        np.testing.assert_allclose(normals[:, [0, 2]], 0.8 * radial, atol=1e-12)
+        np.testing.assert_allclose(normals[:, 1], 0.6, atol=1e-12)
+
+    def test_frustum_is_uniform_by_area(self, rng):
+        piece = lathe([(5, 0), (2, 4)])
+        points, _ = piece.sample(rng, MANY)
+        assert piece.area == pytest.approx(math.pi * (5 + 2) * 5)
+        assert_share(points[:, 1] < 2, (5 + 3.5) / (5 + 3.5 + 3.5 + 2))
+        assert_share(points[:, 0] > 0, 1 / 2)
+
+    def test_shell_has_normals_away_from_the_material(self, rng):
+        points, normals = lathe(hollow([(0, 0), (2, 0), (2, 3)], 0.5)).sample(rng, MANY)
+        radius = np.hypot(points[:, 0], points[:, 2])
+        outwards = (points[:, [0, 2]] * normals[:, [0, 2]]).sum(axis=1) / radius
+        is_wall = (points[:, 1] > 0.6) & (points[:, 1] < 2.9)
+        np.testing.assert_allclose(outwards[is_wall], np.where(radius[is_wall] > 1.75, 1, -1), atol=1e-9)
+        assert set(radius[is_wall].round(9)) == {1.5, 2.0}
+        is_floor = radius < 1.4
+        np.testing.assert_allclose(normals[is_floor, 1], np.where(points[is_floor, 1] > 0.25, 1, -1), atol=1e-9)
+
+    def test_ring_lies_on_its_torus(self, rng):
+        points, normals = ring(3, 1).sample(rng, MANY)
+        circle = points * (1, 1, 0) * (3 / np.hypot(points[:, 0], points[:, 1]))[:, None]
+        np.testing.assert_allclose(points - circle, normals, atol=1e-12)
+
+    def test_ring_is_uniform_by_area(self, rng):
+        piece = ring(3, 1)
+        points, _ = piece.sample(rng, MANY)
+        assert piece.area == pytest.approx(4 * math.pi**2 * 3)
+        assert_share(np.hypot(points[:, 0], points[:, 1]) > 3, 1 / 2 + 1 / (3 * math.pi))
+
+    def test_part_of_a_ring_is_centred_on_x(self, rng):
+        piece = ring(3, 1, degrees=90)
+        angles = np.degrees(np.arctan2(*piece.sample(rng, MANY)[0][:, [1, 0]].T))
+        assert piece.area == pytest.approx(math.pi**2 * 3)
+        assert angles.min() == pytest.approx(-45, abs=0.1)
+        assert angles.max() == pytest.approx(45, abs=0.1)
+
+    @pytest.mark.parametrize(
+        ("axis", "expected"), [("x", (1, -3, 2)), ("y", (3, 2, -1)), ("z", (-2, 1, 3))], ids=["x", "y", "z"]
+    )
+    def test_turn_is_counter_clockwise(self, rng, axis, expected):
+        dot = Piece(1.0, lambda _, n: (np.tile((1.0, 2.0, 3.0), (n, 1)), np.tile((1.0, 2.0, 3.0), (n, 1))))
+        points, normals = dot.turn(axis, 90).at(10, 20, 30).sample(rng, 1)
+        np.testing.assert_allclose(points, np.add([expected], (10, 20, 30)), atol=1e-12)
+        np.testing.assert_allclose(normals, [expected], atol=1e-12)
+
+    @pytest.mark.parametrize("end", [(1, 5, 2), (1, -1, 2), (4, 2, 9)], ids=["up", "down", "slanted"])
+    def test_rod_runs_from_start_to_end(self, rng, end):
+        start = np.array((1.0, 2.0, 2.0))
+        length = np.linalg.norm(end - start)
+        direction = (end - start) / length
+        points, normals = rod(tuple(start), end, 0.1).sample(rng, MANY)
+        along = (points - start) @ direction
+        away = points - start - along[:, None] * direction
+        is_side = np.abs(normals @ direction) < 1e-9
+        np.testing.assert_allclose(away[is_side], 0.1 * normals[is_side], atol=1e-12)
+        np.testing.assert_allclose(along[normals @ direction > 0.5], length, atol=1e-12)
+        np.testing.assert_allclose(along[normals @ direction < -0.5], 0, atol=1e-12)
+
+
+class TestParameters:
+    class Half:
+        def random(self) -> float:
+            return 0.5
+
+    @pytest.mark.parametrize(("held_out", "expected"), [(True, 3.1), (False, 2.9)])
+    def test_value_by_hand(self, held_out, expected):
+        # The middle cell is 5 of (1, 5, 9) and 4 of (0, 2, 3, 4, 6, 7, 8).
+        assert Parameters(self.Half(), held_out=held_out).between(2, 4) == pytest.approx(expected)
+
+    @pytest.mark.parametrize(("split", "cells"), [("train", SEEN_CELLS), ("val", SEEN_CELLS), ("test", HELD_OUT_CELLS)])
+    def test_every_range_of_every_category_keeps_to_the_cells_of_its_split(self, monkeypatch, split, cells):
+        drawn, between = [], Parameters.between
+
+        def record(self: Parameters, low: float, high: float) -> float:
+            value = between(self, low, high)
+            drawn.append(math.floor(CELLS * (value - low) / (high - low)))
+            return value
+
+        monkeypatch.setattr(Parameters, "between", record)
+        Shapes(split, num_shapes=10 * len(CATEGORIES), num_points=2)
+        assert set(drawn) == set(cells)
+        assert not set(SEEN_CELLS) & set(HELD_OUT_CELLS)
+
+
+class TestSampleShape:
+    @pytest.mark.parametrize("category", CATEGORIES)
+    def test_builder_makes_the_documented_parts(self, rng, category):
+        assert tuple(BUILDERS[category](Parameters(rng, held_out=False))) == PARTS[category]
+
+    def test_parts_share_points_by_area_in_random_order(self):
+        pieces = BUILDERS["mug"](Parameters(np.random.default_rng(1), held_out=False))
+        body, handle = (sum(piece.area for piece in pieces[name]) for name in PARTS["mug"])
+        shape = sample_shape("mug", Parameters(np.random.default_rng(1), held_out=False), num_points=MANY)
+        assert_share(shape.part == 1, handle / (body + handle))
+        assert_share(shape.part[: MANY // 10] == 1, handle / (body + handle))
+
+    def test_points_lie_on_their_part_after_centring_scaling_and_turning(self, monkeypatch, rng):
+        top, stem = box(4, 1, 2).at(0, 3, 0), rod((0, 0, 0), (0, 3, 0), 0.5)
+        bare = {"top": [top], "legs": [stem], "shelf": [], "drawers": []}
+        monkeypatch.setitem(BUILDERS, "table", lambda _: bare)
+        shape = sample_shape("table", Parameters(rng, held_out=False), num_points=MANY)
+        scale = 4 / np.ptp(shape.points[:, 1])
+        assert set(np.unique(shape.part)) == {0, 1}
+        legs = shape.part == 1
+        side = legs & (np.abs(shape.normals[:, 1]) < 1e-9)
+        axis = (shape.points[side] - 0.5 / scale * shape.normals[side])[:, [0, 2]]
+        np.testing.assert_allclose(axis, np.broadcast_to(axis[0], axis.shape), atol=1e-9)
+        assert np.ptp(shape.points[legs, 1]) * scale == pytest.approx(3)
+        assert np.ptp(shape.points[~legs, 1]) * scale == pytest.approx(1)
+
+    def test_yaw_turns_objects_but_not_beyond_twenty_degrees(self, monkeypatch):
+        arrow = Piece(1.0, lambda _, n: (np.zeros((n, 3)), np.tile((0.0, 0.0, 1.0), (n, 1))))
+        monkeypatch.setitem(BUILDERS, "mug", lambda _: {"body": [arrow], "handle": []})
+        normals = np.concatenate(
+            [
+                sample_shape("mug", Parameters(np.random.default_rng(k), held_out=False), num_points=1).normals
+                for k in range(200)
+            ]
+        )
+        yaw = np.degrees(np.arctan2(normals[:, 0], normals[:, 2]))
+        assert -20 <= yaw.min() < -18
+        assert 14 < yaw.max() < 16  # cell 9 is held out: 20 degrees less a tenth of the range
+
+
+class TestShapes:
+    def test_first_shapes_do_not_depend_on_how_many_are_asked(self):
+        short, long = (Shapes("val", num_shapes=n, num_points=N, seed=3) for n in (11, L))
+        for name in ("points", "normals", "label"):
+            assert torch.equal(getattr(short, name), getattr(long, name)[:11])
+
+    def test_seed_and_split_change_every_shape(self):
+        base = Shapes("train", num_shapes=L, num_points=N)
+        for other in (Shapes("train", num_shapes=L, num_points=N, seed=1), Shapes("val", num_shapes=L, num_points=N)):
+            assert (base.points != other.points).flatten(1).any(dim=1).all()
+            assert torch.equal(base.label, other.label)
+
+    def test_categories_take_turns(self):
+        data = Shapes("test", num_shapes=L, num_points=N)
+        assert data.label.tolist() == [i % len(CATEGORIES) for i in range(L)]
+        assert data.class_names == CATEGORIES
+        assert data.category is None
+        assert data.points.shape == data.normals.shape == (L, N, 3)
+
+    def test_targets_describe_the_same_points(self):
+        whole = Shapes("train", num_shapes=L, num_points=N)
+        split = Shapes("train", num_shapes=L, num_points=N, target="part")
+        assert torch.equal(whole.points, split.points)
+        assert torch.equal(whole.label, split.category)
+        assert split.label.shape == (L, N)
+        assert split.category_names == CATEGORIES
+
+    def test_points_are_centred_in_the_unit_sphere_and_normals_have_unit_length(self, parts):
+        assert parts.points.dtype == parts.normals.dtype == torch.float32
+        torch.testing.assert_close(parts.points.mean(dim=1), torch.zeros(len(parts), 3), atol=1e-6, rtol=0)
+        torch.testing.assert_close(parts.points.norm(dim=-1).amax(dim=1), torch.ones(len(parts)))
+        torch.testing.assert_close(parts.normals.norm(dim=-1), torch.ones(len(parts), 1024))
+
+    def test_part_labels_belong_to_their_category_and_all_occur(self, parts):
+        assert parts.class_names == tuple(f"{category}/{part}" for category in PARTS for part in PARTS[category])
+        for label, category in zip(parts.label, parts.category):
+            owners = {parts.class_names[part].split("/")[0] for part in label.unique()}
+            assert owners == {parts.category_names[category]}
+        assert parts.label.unique().tolist() == list(range(len(parts.class_names)))
+
+    def test_named_parts_are_where_they_should_be(self, parts):
+        for below, above in (("chair/legs", "chair/back"), ("lamp/base", "lamp/shade"), ("bottle/body", "bottle/cap")):
+            low, high = parts.class_names.index(below), parts.class_names.index(above)
+            for points, label in zip(parts.points, parts.label):
+                if (label == high).any():
+                    assert points[label == low, 1].mean() < points[label == high, 1].mean()
+
+    def test_one_point_is_the_origin(self):
+        assert torch.equal(Shapes("train", num_shapes=13, num_points=1).points, torch.zeros(13, 1, 3))
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"num_shapes": 0}, "num_shapes must be at least 1, got num_shapes=0"),
+            ({"num_points": 0}, "num_points must be at least 1, got num_points=0"),
+            ({"seed": -1}, "seed must be at least 0, got seed=-1"),
+            ({"split": "valid"}, "split must be one of train, val, test, got 'valid'"),
+            ({"target": "parts"}, "target must be category or part, got 'parts'"),
+        ],
+    )
+    def test_errors_name_the_rule(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            Shapes(**{"split": "train", "num_shapes": 2, **arguments})
+
+
+def test_table_of_builders_and_parts_agree():
+    assert tuple(BUILDERS) == CATEGORIES == tuple(PARTS)
+    assert len(CATEGORIES) >= 10
+    assert all(2 <= len(names) <= 5 for names in PARTS.values())

@@ -1,0 +1,126 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from reference import neighbor_embedding
+from torch import Tensor, nn
+
+from pcea.models.neighbor_embedding import NeighborEmbedding
+
+B, N, M, K, C, D = 2, 29, 11, 7, 5, 13
+
+
+def embedding() -> NeighborEmbedding:
+    """An embedding with the batch norms of a trained network, negative weights among them."""
+    module = NeighborEmbedding(C, D)
+    for norm in (module.norm1, module.norm2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias, std=0.5)
+        nn.init.normal_(norm.running_mean, std=0.5)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    assert (module.norm2.weight < 0).any()
+    assert (module.norm2.weight > 0).any()
+    return module
+
+
+def cloud() -> tuple[Tensor, Tensor, Tensor]:
+    features = torch.randn(B, N, C)
+    return features, features[:, :M].clone(), torch.randint(N, (B, M, K))
+
+
+def results(embed, module: nn.Module, features: Tensor, centers: Tensor, *args: Tensor, **options: Tensor):
+    """Output, gradients of the inputs and of the parameters, and the buffers afterwards."""
+    features, centers = features.clone().requires_grad_(), centers.clone().requires_grad_()
+    out = embed(features, centers, *args, **options)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad((out * weight).sum(), [features, centers, *module.parameters()])
+    return out, grads, dict(module.named_buffers())
+
+
+def assert_equals_unfactored(module: nn.Module, *inputs: Tensor) -> None:
+    oracle = deepcopy(module)
+    out, grads, buffers = results(module, module, *inputs)
+    expected, expected_grads, expected_buffers = results(
+        lambda *args: neighbor_embedding(oracle, *args), oracle, *inputs
+    )
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(grads, expected_grads):
+        # Sums over all pairs in another order; relative to the largest entry, since many cancel.
+        torch.testing.assert_close(ours, theirs, atol=2e-5 * float(theirs.abs().max()) + 1e-6, rtol=1e-4)
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, expected_buffers[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_the_unfactored_formula(training: bool) -> None:
+    assert_equals_unfactored(embedding().train(training), *cloud())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ties_between_duplicated_neighbors(training: bool) -> None:
+    features, centers, index = cloud()
+    index[..., 1:4] = index[..., :1]
+    features[:, 20:] = features[:, 10:19]  # equal values from different points
+    assert_equals_unfactored(embedding().train(training), features, centers, index)
+
+
+def test_statistics_far_from_zero() -> None:
+    features, centers, index = cloud()
+    module, oracle = embedding(), None
+    oracle = deepcopy(module)
+    out = module(features + 100, centers + 100, index)
+    expected = neighbor_embedding(oracle.double(), features.double() + 100, centers.double() + 100, index)
+    # fp32 keeps about 1e-5 of features near 100; a variance by E[x^2] - E[x]^2 would lose far more.
+    torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_one_neighbor_and_one_centre() -> None:
+    module = embedding().eval()
+    features = torch.randn(1, 1, C)
+    index = torch.zeros(1, 1, 1, dtype=torch.int64)
+    torch.testing.assert_close(module(features, features, index), neighbor_embedding(module, features, features, index))
+    with pytest.raises(ValueError, match="more than 1 value per channel when training"):
+        module.train()(features, features, index)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_center_mask_equals_removal(training: bool) -> None:
+    module = embedding().train(training)
+    alone = deepcopy(module)
+    features, centers, index = cloud()
+    mask = torch.rand(B, M) > 0.4
+    centers[~mask] = 1e4
+    out, grads, buffers = results(module, module, features, centers, index, center_mask=mask)
+    assert not out[~mask].any()
+
+    # The same real centres as one packed cloud.
+    rows = (index + torch.arange(B)[:, None, None] * N)[mask]
+    packed = alone(features.flatten(0, 1)[None], centers[mask][None], rows[None])
+    torch.testing.assert_close(out[mask], packed[0])
+    for name, buffer in alone.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer)
+    assert not grads[1][~mask].any()
+
+
+def test_order_of_neighbors_does_not_matter() -> None:
+    module = embedding()
+    features, centers, index = cloud()
+    out = module(features, centers, index)
+    torch.testing.assert_close(module(features, centers, index[..., torch.randperm(K)]), out)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bf16_autocast_is_close(training: bool) -> None:
+    module = embedding().train(training)
+    plain = deepcopy(module)
+    inputs = cloud()
+    expected, expected_grads, expected_buffers = results(plain, plain, *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, grads, buffers = results(module, module, *inputs)
+    # bf16 keeps 8 bits: a few hundredths after two layers.
+    assert (out.float() - expected).norm() < 0.02 * expected.norm()
+    for ours, theirs in zip(grads, expected_grads):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.1 * theirs.norm()  # the winner of a maximum may change
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(buffer, expected_buffers[name], atol=0.02, rtol=0.02)

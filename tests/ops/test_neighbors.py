@@ -1,0 +1,139 @@
+import pytest
+import torch
+from reference import nearest_points, points_in_ball
+
+from pcea.ops import ball_query, knn, neighbors
+
+# knn has three ways to its result; each must give the same.
+PATHS = {"one block": {}, "many blocks": {"_BLOCK": 1}, "tree": {"_TREE_SOURCE": 1}}
+
+
+@pytest.fixture(params=PATHS)
+def _every_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in PATHS[request.param].items():
+        monkeypatch.setattr(neighbors, name, value)
+
+
+every_path = pytest.mark.usefixtures("_every_path")
+
+
+@every_path
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_knn_equals_brute_force(dtype: torch.dtype) -> None:
+    query, source = torch.randn(2, 11, 3, dtype=dtype), torch.randn(2, 97, 3, dtype=dtype)
+    index, squared_distance = knn(query, source, k=7)
+    assert index.dtype == torch.int64
+    assert squared_distance.dtype == dtype
+    for b in range(2):
+        expected, distance = nearest_points(query[b].numpy(), source[b].numpy(), 7)
+        assert index[b].tolist() == expected.tolist()
+        torch.testing.assert_close(squared_distance[b].double(), torch.from_numpy(distance), atol=0, rtol=1e-6)
+
+
+@every_path
+def test_knn_mask_equals_removal() -> None:
+    query, source, mask = torch.randn(2, 11, 3), torch.randn(2, 97, 3), torch.rand(2, 97) > 0.4
+    source[~mask] = query[:, :1].expand_as(source)[~mask]  # padding as near as can be
+    index, squared_distance = knn(query, source, k=7, mask=mask)
+    for b in range(2):
+        rows = mask[b].nonzero().squeeze(1)
+        expected, distance = nearest_points(query[b].numpy(), source[b, rows].numpy(), 7)
+        assert index[b].tolist() == rows[torch.from_numpy(expected)].tolist()
+        torch.testing.assert_close(squared_distance[b].double(), torch.from_numpy(distance), atol=0, rtol=1e-6)
+
+
+@every_path
+def test_knn_fills_up_with_the_nearest() -> None:
+    source = torch.tensor([[[9.0, 0, 0], [3, 0, 0], [1, 0, 0], [0, 0, 0]]])
+    mask = torch.tensor([[False, True, True, False]])
+    index, squared_distance = knn(torch.zeros(1, 1, 3), source, k=4, mask=mask)
+    assert index.tolist() == [[[2, 1, 2, 2]]]
+    assert squared_distance.tolist() == [[[1, 9, 1, 1]]]
+
+
+@every_path
+def test_knn_is_exact_far_from_the_origin() -> None:
+    # Steps of 1/512 are exact in fp32 at 10,000, but squares of 1e8 are not.
+    points = torch.randint(0, 512, (1, 300, 3)) / 512 + 10_000
+    index, squared_distance = knn(points, points, k=5)
+    expected, distance = nearest_points(points[0].numpy(), points[0].numpy(), 5)
+    torch.testing.assert_close(squared_distance[0].double(), torch.from_numpy(distance), atol=0, rtol=1e-6)
+    assert index[0, :, 0].tolist() == list(range(300))
+
+    squares = points.square().sum(-1)
+    expanded = squares[:, :, None] + squares[:, None] - 2 * points @ points.transpose(1, 2)
+    wrong = expanded.topk(5, largest=False).indices[0] != torch.from_numpy(expected)
+    assert wrong.float().mean() > 0.5
+
+
+def test_knn_of_no_query() -> None:
+    index, squared_distance = knn(torch.empty(2, 0, 3), torch.randn(2, 7, 3), k=3)
+    assert index.shape == squared_distance.shape == (2, 0, 3)
+    assert index.dtype == torch.int64
+
+
+def test_large_sources_take_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_knn_matrix", None)
+    query, source = torch.randn(1, 5, 3), torch.randn(1, 10_000, 3)
+    expected, _ = nearest_points(query[0].numpy(), source[0].numpy(), 3)
+    assert knn(query, source, k=3).index[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("source", "k", "message"),
+    [
+        (torch.zeros(2, 7, 3), 8, "k must be at most N=7 and at least 1, got k=8"),
+        (torch.zeros(2, 7, 3), 0, "got k=0"),
+        (torch.zeros(2, 7, 2), 1, r"source must be floating \(B, N, 3\), got torch.float32 \(2, 7, 2\)"),
+        (torch.zeros(3, 7, 3), 1, r"same batch size, got query \(2, 5, 3\), source \(3, 7, 3\)"),
+    ],
+)
+def test_knn_errors(source: torch.Tensor, k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        knn(torch.zeros(2, 5, 3), source, k=k)
+
+
+def test_knn_mask_errors() -> None:
+    points = torch.zeros(2, 7, 3)
+    with pytest.raises(ValueError, match=r"mask must be bool \(2, 7\), got torch.float32"):
+        knn(points, points, k=1, mask=torch.ones(2, 7))
+    with pytest.raises(ValueError, match="cloud 0 is all padding"):
+        knn(points, points, k=1, mask=torch.zeros(2, 7, dtype=torch.bool))
+
+
+@every_path
+@pytest.mark.parametrize("masked", [False, True])
+def test_ball_query_equals_brute_force(masked: bool) -> None:
+    query, source = torch.rand(2, 11, 3), torch.rand(2, 97, 3)
+    mask = torch.rand(2, 97) > 0.5 if masked else None
+    index, inside = ball_query(query, source, radius=0.25, k=7, mask=mask)
+    assert 0.2 < inside.float().mean() < 0.8  # both full and empty balls occur
+    for b in range(2):
+        rows = torch.arange(97) if mask is None else mask[b].nonzero().squeeze(1)
+        expected = points_in_ball(query[b].numpy(), source[b, rows].numpy(), 0.25, 7)
+        for m in range(11):
+            found = index[b, m][inside[b, m]].tolist()
+            assert found == rows[expected[m]].tolist()
+            assert inside[b, m, : len(found)].all()
+            nearest = nearest_points(query[b, m : m + 1].numpy(), source[b, rows].numpy(), 1)[0].item()
+            assert set(index[b, m, len(found) :].tolist()) <= {int(rows[nearest])}
+
+
+def test_ball_query_includes_its_border() -> None:
+    source = torch.tensor([[[2.0, 0, 0], [0, 1, 0], [0, 0, 2.001]]])
+    index, inside = ball_query(torch.zeros(1, 1, 3), source, radius=2, k=3)
+    assert index.tolist() == [[[1, 0, 1]]]
+    assert inside.tolist() == [[[True, True, False]]]
+
+
+def test_ball_query_does_not_count_a_filled_place_twice() -> None:
+    mask = torch.tensor([[True, False, False]])
+    index, inside = ball_query(torch.zeros(1, 1, 3), torch.zeros(1, 3, 3), radius=1, k=3, mask=mask)
+    assert index.tolist() == [[[0, 0, 0]]]
+    assert inside.tolist() == [[[True, False, False]]]
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
+def test_ball_query_radius_error(radius: float) -> None:
+    with pytest.raises(ValueError, match="radius must be positive"):
+        ball_query(torch.zeros(2, 5, 3), torch.zeros(2, 7, 3), radius=radius, k=1)

@@ -1,0 +1,236 @@
+"""Slow, obvious oracles, written from the papers' formulas. Tests and benchmarks compare the package with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def two_step_double_normalize(logits: Tensor, *, eps: float = 1e-9) -> Tensor:
+    """The published form for logits (..., N, S): softmax over the tokens, then divide each row by its sum."""
+    weights = logits.softmax(dim=-2)
+    return weights / (eps + weights.sum(dim=-1, keepdim=True))
+
+
+def pct_offset(tokens: Tensor, query: nn.Linear, value: nn.Linear) -> Tensor:
+    """PCT's x - A v for tokens (B, N, C): softmax over one axis of q q^T, division by the sum over the other."""
+    query_key = query(tokens)
+    weights = (query_key @ query_key.transpose(1, 2)).softmax(dim=-1)  # rows: the tokens that are attended to
+    weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
+    return tokens - weights.transpose(1, 2) @ value(tokens)
+
+
+def farthest_points(points: np.ndarray, num_points: int, *, start: int = 0) -> list[int]:
+    """Farthest point sampling of one cloud (N, 3)."""
+    points = points.astype(np.float64)
+    chosen = [start]
+    nearest = np.full(len(points), np.inf)
+    while len(chosen) < num_points:
+        nearest = np.minimum(nearest, ((points - points[chosen[-1]]) ** 2).sum(-1))
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    return chosen
+
+
+def nearest_points(query: np.ndarray, source: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and squared distances, (M, k) each, of the nearest source points (N, 3) of query points (M, 3)."""
+    distance = ((query.astype(np.float64)[:, None] - source.astype(np.float64)) ** 2).sum(-1)
+    index = distance.argsort(axis=1, kind="stable")[:, :k]
+    return index, np.take_along_axis(distance, index, axis=1)
+
+
+def points_in_ball(query: np.ndarray, source: np.ndarray, radius: float, k: int) -> list[list[int]]:
+    """For each query point the up to k nearest source points within the radius, nearest first."""
+    index, squared_distance = nearest_points(query, source, k)
+    return [row[inside].tolist() for row, inside in zip(index, squared_distance <= radius**2)]
+
+
+def interpolate(query: np.ndarray, source: np.ndarray, features: np.ndarray, k: int) -> np.ndarray:
+    """Inverse-squared-distance mean of the features (N, C) of the k nearest source points, (M, C)."""
+    index, squared_distance = nearest_points(query, source, k)
+    out = np.zeros((len(query), features.shape[1]))
+    for i in range(len(query)):
+        weights = 1 / np.maximum(squared_distance[i], 1e-16)
+        out[i] = weights @ features[index[i]] / weights.sum()
+    return out
+
+
+def neighbor_embedding(module: nn.Module, features: Tensor, center_features: Tensor, index: Tensor) -> Tensor:
+    """The published neighbour embedding with the layers of a `NeighborEmbedding`, unfactored; (B, M, D)."""
+    batch = torch.arange(len(index))[:, None, None]
+    neighbors = features[batch, index]  # (B, M, K, C)
+    centers = center_features.unsqueeze(2).expand_as(neighbors)
+    pairs = torch.cat([neighbors - centers, centers], dim=-1)
+    rows = F.relu(module.norm1(module.linear1(pairs).flatten(0, 2)))
+    rows = F.relu(module.norm2(module.linear2(rows)))
+    return rows.view(*index.shape, -1).amax(2)
+
+
+class StraightforwardClassifier(nn.Module):
+    """PCT's classifier in the formulation that the field's ports share, channels first; (B, N, 3) -> (B, num_classes).
+
+    Its parameters carry the names of the PyTorch port of PCT, so that its state dict is a checkpoint of that port.
+
+    Args:
+        num_classes: Number of classes.
+        attention: `StraightforwardOffsetAttention` for PCT, `StraightforwardExternalAttention` for EAT.
+        dim: Width of the attention layers.
+        num_centers: Points kept by the two stages of neighbour embedding.
+        num_neighbors: Neighbours of a centre.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 40,
+        *,
+        attention: Callable[[int], nn.Module],
+        dim: int = 256,
+        num_centers: Sequence[int] = (512, 256),
+        num_neighbors: int = 32,
+    ):
+        super().__init__()
+        self.num_centers, self.num_neighbors = num_centers, num_neighbors
+        self.conv1 = nn.Conv1d(3, dim // 4, 1, bias=False)
+        self.bn1 = nn.BatchNorm1d(dim // 4)
+        self.conv2 = nn.Conv1d(dim // 4, dim // 4, 1, bias=False)
+        self.bn2 = nn.BatchNorm1d(dim // 4)
+        self.gather_local_0 = _StraightforwardEmbedding(dim // 2)
+        self.gather_local_1 = _StraightforwardEmbedding(dim)
+        self.pt_last = _StraightforwardAttentionLayers(dim, attention)
+        self.conv_fuse = nn.Sequential(nn.Conv1d(5 * dim, 1024, 1, bias=False), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2))
+        self.linear1 = nn.Linear(1024, 512, bias=False)
+        self.bn6 = nn.BatchNorm1d(512)
+        self.linear2 = nn.Linear(512, 256)
+        self.bn7 = nn.BatchNorm1d(256)
+        self.linear3 = nn.Linear(256, num_classes)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, points: Tensor) -> Tensor:
+        x = points.permute(0, 2, 1)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        for count, embed in zip(self.num_centers, (self.gather_local_0, self.gather_local_1)):
+            points, pairs = _sample_and_group(points, x.permute(0, 2, 1), count, self.num_neighbors)
+            x = embed(pairs)
+        x = self.conv_fuse(torch.cat([self.pt_last(x), x], dim=1))
+        x = x.max(dim=2)[0]
+        x = self.dropout(F.leaky_relu(self.bn6(self.linear1(x)), 0.2))
+        x = self.dropout(F.leaky_relu(self.bn7(self.linear2(x)), 0.2))
+        return self.linear3(x)
+
+
+class _StraightforwardEmbedding(nn.Module):
+    """Pairs (B, M, K, C) -> (B, C, M)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv1d(channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm1d(channels)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        b, m, k, c = pairs.shape
+        x = pairs.permute(0, 1, 3, 2).reshape(b * m, c, k)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return x.max(dim=2)[0].view(b, m, c).permute(0, 2, 1)
+
+
+class _StraightforwardAttentionLayers(nn.Module):
+    """(B, C, M) -> (B, 4C, M)."""
+
+    def __init__(self, dim: int, attention: Callable[[int], nn.Module]):
+        super().__init__()
+        self.conv1 = nn.Conv1d(dim, dim, 1, bias=False)
+        self.bn1 = nn.BatchNorm1d(dim)
+        self.conv2 = nn.Conv1d(dim, dim, 1, bias=False)
+        self.bn2 = nn.BatchNorm1d(dim)
+        self.sa1, self.sa2, self.sa3, self.sa4 = (attention(dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        outputs = []
+        for layer in (self.sa1, self.sa2, self.sa3, self.sa4):
+            x = layer(x)
+            outputs.append(x)
+        return torch.cat(outputs, dim=1)
+
+
+class StraightforwardOffsetAttention(nn.Module):
+    """PCT's offset attention with its N x N matrix, (B, C, N) -> (B, C, N)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.q_conv = nn.Conv1d(dim, dim // 4, 1, bias=False)
+        self.k_conv = nn.Conv1d(dim, dim // 4, 1, bias=False)
+        self.k_conv.weight = self.q_conv.weight
+        self.v_conv = nn.Conv1d(dim, dim, 1)
+        self.trans_conv = nn.Conv1d(dim, dim, 1)
+        self.after_norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = torch.bmm(self.q_conv(x).permute(0, 2, 1), self.k_conv(x))
+        weights = energy.softmax(dim=-1)
+        weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
+        attended = torch.bmm(self.v_conv(x), weights)
+        return x + F.relu(self.after_norm(self.trans_conv(x - attended)))
+
+
+class StraightforwardExternalAttention(nn.Module):
+    """External attention by two 1x1 convolutions that share a memory of 64 slots, two-step; (B, C, N) -> (B, C, N)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.memory = nn.Parameter(torch.randn(64, dim) * (2 / dim) ** 0.5)
+        self.trans_conv = nn.Conv1d(dim, dim, 1)
+        self.after_norm = nn.BatchNorm1d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = F.conv1d(x, self.memory[:, :, None]).softmax(dim=-1)  # (B, S, N)
+        weights = weights / (1e-9 + weights.sum(dim=1, keepdim=True))
+        attended = F.conv1d(weights, self.memory.t()[:, :, None])
+        return x + F.relu(self.after_norm(self.trans_conv(x - attended)))
+
+
+def _sample_and_group(points: Tensor, features: Tensor, count: int, k: int) -> tuple[Tensor, Tensor]:
+    """Centres (B, M, 3) and concat(f_j - f_i, f_i), (B, M, K, 2C)."""
+    center_index = straightforward_sample(points, count)
+    centers = _pick(points, center_index)
+    center_features = _pick(features, center_index)
+    neighbors = _pick(features, _square_distance(centers, points).topk(k, dim=-1, largest=False)[1])
+    center_features = center_features.unsqueeze(2).repeat(1, 1, k, 1)
+    return centers, torch.cat([neighbors - center_features, center_features], dim=-1)
+
+
+@torch.no_grad()
+def straightforward_sample(points: Tensor, count: int) -> Tensor:
+    """Farthest point sampling over (B, N, 3) as it stands in memory, from point 0; (B, M) int64."""
+    b, n, _ = points.shape
+    chosen = torch.zeros(b, count, dtype=torch.int64, device=points.device)
+    distance = torch.full((b, n), 1e10, device=points.device)
+    farthest = torch.zeros(b, dtype=torch.int64, device=points.device)
+    batch = torch.arange(b, device=points.device)
+    for i in range(count):
+        chosen[:, i] = farthest
+        center = points[batch, farthest].unsqueeze(1)
+        distance = torch.minimum(distance, ((points - center) ** 2).sum(-1))
+        farthest = distance.argmax(-1)
+    return chosen
+
+
+def _square_distance(query: Tensor, source: Tensor) -> Tensor:
+    """The M x N matrix by expanded squares: what peers use, and wrong for near points far from the origin."""
+    product = query @ source.transpose(1, 2)
+    return (query**2).sum(-1, keepdim=True) - 2 * product + (source**2).sum(-1).unsqueeze(1)
+
+
+def _pick(rows: Tensor, index: Tensor) -> Tensor:
+    """rows (B, N, C) and index (B, ...) -> (B, ..., C)."""
+    batch = torch.arange(len(rows), device=rows.device).view(-1, *[1] * (index.ndim - 1))
+    return rows[batch, index]
