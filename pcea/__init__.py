@@ -1,0 +1,50 @@
+"""Point-cloud learning with external attention. These names need torch alone."""
+
+from pcea.attention import (
+    ExternalAttention,
+    MultiHeadExternalAttention,
+    OffsetAttention,
+    ResidualAttention,
+    SelfAttention,
+    double_normalize,
+    record_attention,
+)
+from pcea.layers import ExternalAttention2d, LinearNormAct
+from pcea.models.point_transformer import (
+    PointTransformerClassifier,
+    PointTransformerEncoder,
+    eat_classifier,
+    naive_pct_classifier,
+    pct_classifier,
+)
+from pcea.ops import (
+    ball_query,
+    farthest_point_sample,
+    gather_points,
+    group_neighbors,
+    interpolate_features,
+    knn,
+)
+
+__all__ = [
+    "ExternalAttention",
+    "ExternalAttention2d",
+    "LinearNormAct",
+    "MultiHeadExternalAttention",
+    "OffsetAttention",
+    "PointTransformerClassifier",
+    "PointTransformerEncoder",
+    "ResidualAttention",
+    "SelfAttention",
+    "ball_query",
+    "double_normalize",
+    "eat_classifier",
+    "farthest_point_sample",
+    "gather_points",
+    "group_neighbors",
+    "interpolate_features",
+    "knn",
+    "naive_pct_classifier",
+    "pct_classifier",
+    "record_attention",
+]

@@ -1,4 +1,4 @@
-"""Settings of the process that make training on a CPU faster. The command line applies them; importing changes nothing."""
+"""Settings that make a process faster on a CPU. The command line applies them; importing changes nothing."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def normalize_points(points: Tensor) -> Tensor:
         Coordinates in the unit sphere, (..., N, 3). All zeros where all points of a cloud are equal.
     """
     # Relative to one point first: equal points become exact zeros, and clouds far from the origin keep their digits.
-    points = points + 0
+    points = points - points[..., :1, :]
     points = points - points.mean(-2, keepdim=True)
     radius = points.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
     return points / radius.masked_fill(radius == 0, 1)

@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads() -> Iterator[None]:
-    """Same numbers in every order of tests; one thread, because the tensors are small and workers may run in parallel."""
+    """Same numbers in every order of tests; one thread, as the tensors are small and workers may run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -61,9 +61,7 @@ def test_double_normalize_equals_two_steps() -> None:
     torch.testing.assert_close(double_normalize(logits), two_step_double_normalize(logits, eps=0), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-5)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-5)])
 def test_double_normalize_of_a_million_tokens(dtype: torch.dtype, tolerance: float) -> None:
     logits = (8 * torch.randn(1_000_000, 4)).to(dtype)
     weights = double_normalize(logits)
@@ -310,9 +308,10 @@ def test_record_attention_names_and_weights() -> None:
 
 def test_record_attention_ends_with_the_block() -> None:
     layer, tokens = ExternalAttention(C), torch.randn(B, N, C)
-    with pytest.raises(RuntimeError, match="stop"), record_attention(layer) as maps:
+    with record_attention(layer) as maps:
         layer(tokens)
-        raise RuntimeError("stop")
+        with pytest.raises(ValueError, match="tokens must be"):
+            layer(tokens[0])
     first = maps[""]
     layer(2 * tokens)
     assert maps[""] is first
@@ -366,9 +365,8 @@ def test_wrong_packed_tokens() -> None:
 
 
 def test_import_needs_torch_alone() -> None:
-    code = (
-        "import sys; from pcea.attention import ExternalAttention; "
-        "print(*{'lightning', 'torch_geometric', 'open3d', 'torchvision', 'torchmetrics', 'h5py', 'scipy'} & set(sys.modules))"
-    )
+    code = "import sys; from pcea.attention import ExternalAttention; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"lightning", "torch_geometric", "open3d", "torchvision", "torchmetrics", "h5py", "scipy"}

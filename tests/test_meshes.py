@@ -117,6 +117,8 @@ def test_pcd(tmp_path):
     )
     points = read_points(tmp_path / "a.pcd", num_points=None).points
     torch.testing.assert_close(points, torch.from_numpy(table).float())
+    with pytest.raises(ValueError, match=r"b.pcd is empty or unreadable"):
+        read_points(write(tmp_path / "b.pcd", "hello"), num_points=2)
 
 
 @pytest.mark.parametrize(

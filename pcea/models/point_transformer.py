@@ -119,7 +119,9 @@ class PointTransformerEncoder(nn.Module):
         if features is None:
             return points
         if features.shape[:-1] != points.shape[:-1]:
-            raise ValueError(f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}.")
+            raise ValueError(
+                f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}."
+            )
         return torch.cat([points, features], dim=-1)
 
 

@@ -26,7 +26,9 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
         ValueError: If the shapes do not fit.
     """
     if points.ndim != 3 or index.ndim < 2 or len(points) != len(index):
-        raise ValueError(f"points (B, N, C) and index (B, ...) expected, got {tuple(points.shape)}, {tuple(index.shape)}.")
+        raise ValueError(
+            f"points (B, N, C) and index (B, ...) expected, got {tuple(points.shape)}, {tuple(index.shape)}."
+        )
     # index_select on flattened rows: its backward pass is several times faster than that of points[batch, index].
     rows = points.flatten(0, 1).index_select(0, flat_index(index, points.shape[1]).flatten())
     return rows.view(*index.shape, points.shape[-1])

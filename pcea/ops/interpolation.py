@@ -32,7 +32,9 @@ def interpolate_features(
         PointNet++ (Qi et al., 2017), section 3.4. Ours clamps the squared distance.
     """
     if features.ndim != 3 or features.shape[:2] != source.shape[:2]:
-        raise ValueError(f"features must be (B, N, C) beside source {tuple(source.shape)}, got {tuple(features.shape)}.")
+        raise ValueError(
+            f"features must be (B, N, C) beside source {tuple(source.shape)}, got {tuple(features.shape)}."
+        )
     index, squared_distance = knn(query, source, k=k, mask=mask)
     # The clamp is below the smallest number of fp16.
     exact = squared_distance.to(torch.promote_types(squared_distance.dtype, torch.float32))

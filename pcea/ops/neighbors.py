@@ -126,9 +126,7 @@ def _fill(index: Tensor, squared_distance: Tensor, valid: Tensor) -> Neighbors:
     )
 
 
-def ball_query(
-    query: Tensor, source: Tensor, *, radius: float, k: int, mask: Tensor | None = None
-) -> BallNeighbors:
+def ball_query(query: Tensor, source: Tensor, *, radius: float, k: int, mask: Tensor | None = None) -> BallNeighbors:
     """Find up to k source points within a radius of each query point, the nearest ones.
 
     Args:

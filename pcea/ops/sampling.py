@@ -36,11 +36,11 @@ def farthest_point_sample(
         ValueError: If `num_points` is not in 1..N, a shape is wrong or a masked cloud has no real point.
 
     Source:
-        PointNet++ (Qi et al., 2017), section 3.2. Unlike its widespread code, ours does not skip points near the origin.
+        PointNet++ (Qi et al., 2017), section 3.2. Its widespread code skips points near the origin; ours does not.
     """
     check_points(points=points)
     check_mask(mask, points)
-    b, n, _ = points.shape
+    n = points.shape[1]
     if not 1 <= num_points <= n:
         raise ValueError(f"num_points must be at most N={n} and at least 1, got {num_points}.")
     start = _start(points, mask, generator)

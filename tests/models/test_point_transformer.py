@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import StraightforwardClassifier, StraightforwardOffsetAttention
 from torch import Tensor, nn
 
 from pcea.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention, record_attention
@@ -67,6 +68,11 @@ def trained(model: nn.Module) -> nn.Module:
 )
 def test_parameter_counts(build: Callable[[], nn.Module], count: int) -> None:
     assert sum(p.numel() for p in build().parameters()) == count
+
+
+def test_pct_has_the_parameters_of_its_straightforward_form() -> None:
+    straightforward = StraightforwardClassifier(attention=StraightforwardOffsetAttention)
+    assert sum(p.numel() for p in straightforward.parameters()) == 2_876_136
 
 
 def test_published_models_run_at_their_size() -> None:
@@ -138,8 +144,8 @@ def test_batch_size_does_not_matter_in_evaluation(name: str) -> None:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_one_batch_can_be_overfitted(attention: str) -> None:
     model, points, label = tiny(attention), torch.randn(14, 24, 3), torch.arange(14) % 7
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(50):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(points), label)
         loss.backward()

@@ -17,9 +17,7 @@ def test_gather_points_gradient() -> None:
     assert torch.autograd.gradcheck(lambda p: gather_points(p, index), points)
 
 
-@pytest.mark.parametrize(
-    ("points", "index"), [((7, 3), (7, 2)), ((2, 7, 3), (2,)), ((2, 7, 3), (3, 5))]
-)
+@pytest.mark.parametrize(("points", "index"), [((7, 3), (7, 2)), ((2, 7, 3), (2,)), ((2, 7, 3), (3, 5))])
 def test_gather_points_errors(points: tuple[int, ...], index: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"points \(B, N, C\) and index \(B, \.\.\.\) expected, got"):
         gather_points(torch.zeros(points), torch.zeros(index, dtype=torch.int64))
