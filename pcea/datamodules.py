@@ -76,7 +76,7 @@ class PointCloudDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches in a new order every epoch; the last small one is dropped."""
-        trainer = self.trainer
+        trainer = self._attached_trainer
         if len(self.sets["train"]) < self.batch_size * trainer.world_size:
             raise ValueError(
                 f"batch_size={self.batch_size} on {trainer.world_size} devices needs at least as many training clouds, "
@@ -85,9 +85,7 @@ class PointCloudDataModule(L.LightningDataModule):
         sampler: DistributedSampler = DistributedSampler(
             self.sets["train"], trainer.world_size, trainer.global_rank, seed=global_seed(), drop_last=True
         )
-        return DataLoader(
-            self.sets["train"], self.batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=True
-        )
+        return DataLoader(self.sets["train"], self.batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The held-out clouds in order; nothing if `val_fraction` is 0."""
@@ -103,7 +101,7 @@ class PointCloudDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: CloudBatch, dataloader_idx: int) -> CloudBatch:  # noqa: ARG002
         """Augment on the device."""
-        trainer = self.trainer
+        trainer = self._attached_trainer
         if not trainer.training:
             for transform in self.evaluate:
                 batch = transform(batch)
@@ -113,6 +111,11 @@ class PointCloudDataModule(L.LightningDataModule):
         for transform in self.augment:
             batch = transform(batch, generator=generator)
         return batch
+
+    @property
+    def _attached_trainer(self) -> L.Trainer:
+        assert self.trainer is not None
+        return self.trainer
 
     def _in_order(self, name: str) -> DataLoader:
         return DataLoader(self.sets[name], 2 * self.batch_size, collate_fn=_as_it_is)
@@ -302,7 +305,7 @@ def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:
     return chosen
 
 
-def _as_it_is(batch: CloudBatch) -> CloudBatch:
+def _as_it_is(batch: Any) -> Any:
     """The dataset hands out whole batches."""
     return batch
 

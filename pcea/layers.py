@@ -1,4 +1,4 @@
-"""Building blocks around the attention layers: linear + batch norm + activation for tokens, the EANet block for images."""
+"""Around the attention: linear + batch norm + activation for tokens, the EANet block for images."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def fold_batch_norm(linear: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Te
 
 def batch_norm_affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     """Scale and shift per channel, (C,) each, that `norm` applies in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias - scale * norm.running_mean
 

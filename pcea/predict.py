@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from pcea.meshes import normalize_points, read_points
+from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
+from pcea.weights import load_weights
 
 DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
 
@@ -54,7 +55,7 @@ def predict(
     for prediction in classify_files(files, weights=weights, up=up, top=top, seed=seed):
         predictions.append(prediction)
         ranked = zip(prediction.class_names, prediction.probabilities)
-        print(f"{str(prediction.file):{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked), flush=True)
+        print(f"{prediction.file!s:{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked), flush=True)
     if output is not None:
         with output.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -83,22 +84,21 @@ def classify_files(
     has_normals = network.encoder.in_channels == 6
     for file in files:
         cloud = read_points(file, num_points=num_points, seed=seed, up=up, with_normals=has_normals)
-        features = cloud.normals[None] if has_normals else None
+        features = None if cloud.normals is None else cloud.normals[None]
         probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
         best = probabilities.topk(min(top, len(class_names)))
         yield Prediction(Path(file), tuple(class_names[i] for i in best.indices), tuple(best.values.tolist()))
 
 
-def load_classifier(weights: str) -> tuple[nn.Module, tuple[str, ...], int]:
+def load_classifier(weights: str) -> tuple[PointTransformerClassifier, tuple[str, ...], int]:
     """A classifier in evaluation mode with its class names and number of points, from a checkpoint or weights file."""
     if str(weights).endswith(".ckpt"):
         # Lightning takes seconds to import: only a checkpoint needs it.
         from pcea.training import load_task
 
         task = load_task(weights)
+        if not isinstance(task.network, PointTransformerClassifier):
+            raise ValueError(f"{weights} holds a {type(task.network).__name__}, not a classifier of point clouds.")
         return task.network.eval(), task.class_names, task.num_points
-    from pcea.models.point_transformer import eat_classifier
-    from pcea.weights import load_weights
-
     about = load_weights(weights)
     return eat_classifier(weights=weights).eval(), about.class_names, about.num_points

@@ -167,7 +167,7 @@ def load_task(path: str | Path) -> Task:
 
 
 def export(checkpoint: Path, output: Path) -> None:
-    """Turn a checkpoint of `pcea fit` into a weights file, for `pcea predict --weights` and `eat_classifier(weights=...)`.
+    """Turn a checkpoint of `pcea fit` into a weights file for `pcea predict --weights` and `eat_classifier`.
 
     Args:
         checkpoint: The checkpoint (.ckpt).

@@ -22,7 +22,7 @@ ATTENTIONS = {
     "self": "scaled dot product, 4 heads",
 }
 DIM = 256
-MATRICES = {False: 4, True: 7}  # N x N fp32 matrices that PCT's form holds at its peak, forward and with backward
+MATRICES = {False: 4, True: 8}  # N x N fp32 matrices that PCT's form holds at its peak, forward and with backward
 TIME_GROWTH = {"external": 4.2, "offset": 17.0, "self": 17.0}  # per step of SIZES
 
 

@@ -1,0 +1,1 @@
+"""Datasets: tensors of labelled clouds, and the readers that make them."""

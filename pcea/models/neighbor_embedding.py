@@ -1,7 +1,7 @@
 """PCT's neighbour embedding: a small network on every (centre, neighbour) pair, then a maximum over the neighbours.
 
-The published formula runs Linear, BN, ReLU, Linear, BN, ReLU on concat(f_j - f_i, f_i) for M x K pairs. This file computes
-the same numbers with less work:
+The published formula runs Linear, BN, ReLU, Linear, BN, ReLU on concat(f_j - f_i, f_i) for M x K pairs. This file
+computes the same numbers with less work:
 
 - The first linear map has no bias, so W [f_j - f_i ; f_i] = W1 f_j + (W2 - W1) f_i = P_j + Q_i: one product per point
   and one per centre instead of one per pair.
@@ -84,9 +84,9 @@ class NeighborEmbedding(nn.Module):
         center = F.linear(center_features, weight_center)
         mean, variance = _pair_statistics(neighbor.float(), center.float(), index, uses)
         scale, shift = _normalization(self.norm1, mean, variance, index.numel())
-        pairs = _PairReLU.apply(
-            (neighbor.float() * scale).to(neighbor.dtype), (center.float() * scale + shift).to(center.dtype), index, uses
-        )
+        neighbor = (neighbor.float() * scale).to(neighbor.dtype)
+        center = (center.float() * scale + shift).to(center.dtype)
+        pairs = _PairReLU.apply(neighbor, center, index, uses)
         extreme, mean, variance = _NeighborExtreme.apply(self.linear2(pairs), self.norm2.weight < 0)
         scale, shift = _normalization(self.norm2, mean, variance, index.numel())
         return F.relu(extreme.float() * scale + shift).to(extreme.dtype)
@@ -96,6 +96,10 @@ def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: 
     """Scale and shift of `norm` in training for statistics (C,) over `count` rows; updates its running statistics."""
     if count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
         norm.running_mean.lerp_(mean, norm.momentum)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class PointTransformerEncoder(nn.Module):
         self.in_channels, self.num_centers, self.num_neighbors = in_channels, tuple(num_centers), num_neighbors
         self.stem = nn.ModuleList([LinearNormAct(in_channels, stem_dim), LinearNormAct(stem_dim, stem_dim)])
         widths = [stem_dim * 2**i for i in range(len(num_centers) + 1)]
-        self.stages = nn.ModuleList(NeighborEmbedding(c, d) for c, d in zip(widths, widths[1:]))
+        self.stages = nn.ModuleList(NeighborEmbedding(c, d) for c, d in pairwise(widths))
         self.input = nn.ModuleList(LinearNormAct(dim, dim) for _ in range(input_layers))
         self.position = nn.Linear(3, dim, bias=False) if positional_embedding else None
         self.blocks = nn.ModuleList(attention(dim) for _ in range(depth))
@@ -127,7 +128,7 @@ class PointTransformerEncoder(nn.Module):
 
 @torch.no_grad()
 def _sample_and_group(points: Tensor, count: int, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Indices of `count` centres, (B, M), and of the k neighbours of each, (B, M, K), in fp32 whatever autocast says."""
+    """Indices of `count` centres, (B, M), and of their k neighbours, (B, M, K), in fp32 whatever autocast says."""
     points = points.float()
     center_index = farthest_point_sample(points, count, mask=mask)
     return center_index, knn(gather_points(points, center_index), points, k=k, mask=mask).index

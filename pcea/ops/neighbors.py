@@ -24,7 +24,7 @@ class Neighbors(NamedTuple):
         squared_distance: (B, M, K), same dtype as the points.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index
     squared_distance: Tensor
 
 
@@ -36,7 +36,7 @@ class BallNeighbors(NamedTuple):
         mask: True where the neighbour lies within the radius, (B, M, K).
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index
     mask: Tensor
 
 

@@ -1,0 +1,1 @@
+"""Lightning modules: what is learned, from which loss, measured how."""

@@ -1,4 +1,4 @@
-"""What all tasks share: network and optimizer are passed in, randomness is resumable, checkpoints say what they hold."""
+"""What all tasks share: network and optimizer are passed in, randomness can be resumed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Task(L.LightningModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Take the class names from the data, and refuse data with another number of classes."""
-        names = tuple(getattr(self.trainer.datamodule, "class_names", ()))
+        names = tuple(getattr(getattr(self.trainer, "datamodule", None), "class_names", ()))
         num_classes = getattr(self.network, "num_classes", len(names))
         if names and len(names) != num_classes:
             raise ValueError(
@@ -92,7 +92,8 @@ class Task(L.LightningModule):
         if ours != theirs:
             differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
             first = differing[0]
+            here, there = ours.get(first, "none"), theirs.get(first, "none")
             raise ValueError(
                 f"The checkpoint is of another architecture: {len(differing)} of {len(ours)} parameters differ, "
-                f"first {first}: {ours.get(first, 'none')} in the network, {theirs.get(first, 'none')} in the checkpoint."
+                f"first {first}: {here} in the network, {there} in the checkpoint."
             )

@@ -40,7 +40,7 @@ class ClassificationTask(Task):
             raise ValueError(f"votes must be at least 1, got {votes}.")
         self.save_hyperparameters()
         self.votes, self.label_smoothing = votes, label_smoothing
-        num_classes = network.num_classes
+        num_classes = int(network.num_classes)  # type: ignore[arg-type]
         metrics = MetricCollection(
             {
                 "overall_accuracy": MulticlassAccuracy(num_classes, average="micro"),

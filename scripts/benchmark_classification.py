@@ -1,0 +1,233 @@
+"""Clouds per second of EAT and PCT in training and evaluation, beside the straightforward formulation, as markdown.
+
+The straightforward formulation is that of tests/reference.py: concatenated neighbours, Conv1d layout, `x[batch, idx]`,
+FPS over strided (B, N, 3), the N x N matrix for PCT. It runs once as its users run it, with the default allocator, and
+once with the allocator that the command line of pcea sets. Every measurement is a process of its own; rounds go through
+all variants in turn, and the table holds medians over the rounds. On the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {
+    "straightforward, default allocator": {"ours": False, "tuned": False, "bf16": False},
+    "straightforward, tuned allocator": {"ours": False, "tuned": True, "bf16": False},
+    "pcea fp32": {"ours": True, "tuned": True, "bf16": False},
+    "pcea bf16": {"ours": True, "tuned": True, "bf16": True},
+}
+SAMPLING = {
+    "straightforward, 32 x 1,024 -> 512": {"ours": False, "clouds": 32, "points": 1024, "chosen": 512},
+    "pcea, 32 x 1,024 -> 512": {"ours": True, "clouds": 32, "points": 1024, "chosen": 512},
+    "pcea, 100,000 -> 25,000": {"ours": True, "clouds": 1, "points": 100_000, "chosen": 25_000},
+}
+
+
+def main() -> None:
+    """Measure in rounds and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each measurement")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-points", type=int, default=1024)
+    parser.add_argument("--dim", type=int, default=256, help="width of the attention layers")
+    parser.add_argument("--models", nargs="+", choices=("EAT", "PCT"), default=["EAT", "PCT"])
+    parser.add_argument("--root", default=str(ROOT / "data"), help="where ModelNet40 may be, for the check of bf16")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        task = json.loads(args.child)
+        print(json.dumps(MEASUREMENTS[task.pop("measure")](**task)))
+        return
+
+    size = {"batch_size": args.batch_size, "num_points": args.num_points, "dim": args.dim}
+    common = {"steps": args.steps, "threads": args.threads}
+    tasks: dict[tuple[str, ...], dict[str, Any]] = {
+        (model, mode, name): {"measure": "network", "model": model, "training": mode == "training"} | variant | size
+        for model in args.models
+        for mode in ("training", "evaluation")
+        for name, variant in VARIANTS.items()
+    }
+    tasks |= {("FPS", name): {"measure": "sampling"} | variant for name, variant in SAMPLING.items()}
+    seconds: dict[tuple[str, ...], list[float]] = {key: [] for key in tasks}
+    for i in range(args.rounds):
+        for key, task in tasks.items():
+            print(f"round {i + 1} of {args.rounds}: {', '.join(key)}", file=sys.stderr)
+            seconds[key].append(run(task | common))
+    print_networks({key: median(s) for key, s in seconds.items() if len(key) == 3}, args)
+    print("\n| farthest point sampling | time |\n| --- | --- |")
+    for name in SAMPLING:
+        print(f"| {name} | {1000 * median(seconds['FPS', name]):.1f} ms |")
+    print("\n" + run({"measure": "bf16", "threads": args.threads, "root": args.root}))
+
+
+def print_networks(seconds: dict[tuple[str, ...], float], args: argparse.Namespace) -> None:
+    """Clouds per second, and how many times those of each straightforward variant and of our fp32."""
+    print(
+        f"Batch {args.batch_size}, {args.num_points:,} points, width {args.dim}, {args.threads} threads, "
+        f"medians of {args.rounds} rounds of {args.steps} steps. `x`: times the clouds/s of the named variant.\n"
+    )
+    default, tuned, fp32, _ = VARIANTS
+    print("| model | mode | variant | clouds/s | x default | x tuned | x fp32 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for (model, mode, name), own in seconds.items():
+        ratios = " | ".join(f"{seconds[model, mode, other] / own:.2f}" for other in (default, tuned, fp32))
+        print(f"| {model} | {mode} | {name} | {args.batch_size / own:.1f} | {ratios} |")
+
+
+def run(task: dict[str, Any]) -> Any:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps(task)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure_network(
+    *,
+    model: str,
+    training: bool,
+    ours: bool,
+    tuned: bool,
+    bf16: bool,
+    batch_size: int,
+    num_points: int,
+    dim: int,
+    steps: int,
+    threads: int,
+) -> float:
+    """Median seconds of one training or evaluation step, in this process."""
+    import torch
+    import torch.nn.functional as F
+
+    prepare(threads, tuned=tuned)
+    network = build(model, ours=ours, dim=dim).train(training)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    points, label = torch.randn(batch_size, num_points, 3), torch.randint(40, (batch_size,))
+
+    def step() -> None:
+        with torch.set_grad_enabled(training):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = network(points)
+                loss = F.cross_entropy(logits, label)
+            if training:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    return timed(step, steps)
+
+
+def measure_sampling(*, ours: bool, clouds: int, points: int, chosen: int, steps: int, threads: int) -> float:
+    """Median seconds of farthest point sampling, in this process."""
+    import torch
+
+    prepare(threads, tuned=True)
+    from reference import straightforward_sample
+
+    from pcea.ops import farthest_point_sample
+
+    sample = farthest_point_sample if ours else straightforward_sample
+    cloud = torch.randn(clouds, points, 3)
+    return timed(lambda: sample(cloud, chosen), steps)
+
+
+def check_bf16(*, threads: int, root: str) -> str:
+    """Compare the logits of bf16 and fp32 in evaluation; one sentence."""
+    import torch
+
+    from pcea import eat_classifier
+    from pcea.weights import load_weights
+
+    prepare(threads, tuned=True)
+    accuracy = None
+    try:
+        weights = load_weights("modelnet40_eat_cpu")
+        network, n, what = eat_classifier(weights="modelnet40_eat_cpu"), weights.num_points, "the shipped weights"
+    except FileNotFoundError:
+        network, n, what = eat_classifier(), 1024, "random weights"
+        network(torch.randn(32, n, 3))  # running statistics
+    try:
+        from pcea.datasets.modelnet40 import ModelNet40
+
+        clouds = ModelNet40(root, "test", num_points=n)
+        points, label, data = clouds.points, clouds.label, f"ModelNet40's {len(clouds):,} test clouds"
+    except FileNotFoundError:
+        points, label, data = torch.nn.functional.normalize(torch.randn(256, n, 3), dim=-1), None, "256 random spheres"
+    network.eval()
+
+    def logits(bf16: bool) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return torch.cat([network(chunk).float() for chunk in points.split(32)])
+
+    exact, rounded = logits(False), logits(True)
+    agreement = 100 * (exact.argmax(1) == rounded.argmax(1)).float().mean()
+    if label is not None and what == "the shipped weights":
+        fp32, bf16 = (100 * (x.argmax(1) == label).float().mean() for x in (exact, rounded))
+        accuracy = f"; overall accuracy {fp32:.2f} in fp32, {bf16:.2f} in bf16"
+    return (
+        f"bf16 against fp32, {what} on {data}: largest logit difference {(exact - rounded).abs().max():.3f} "
+        f"(logits of standard deviation {exact.std():.2f}), same prediction for {agreement:.1f}%{accuracy or ''}."
+    )
+
+
+MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    "network": measure_network,
+    "sampling": measure_sampling,
+    "bf16": check_bf16,
+}
+
+
+def prepare(threads: int, *, tuned: bool) -> None:
+    """Set this process up; before its first tensor."""
+    import torch
+
+    from pcea.cpu import tune_allocator
+
+    if tuned:
+        tune_allocator()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    sys.path.insert(0, str(ROOT / "tests"))
+
+
+def build(model: str, *, ours: bool, dim: int) -> Any:
+    """One of the four networks."""
+    if not ours:
+        from reference import (
+            StraightforwardClassifier,
+            StraightforwardExternalAttention,
+            StraightforwardOffsetAttention,
+        )
+
+        attention = {"EAT": StraightforwardExternalAttention, "PCT": StraightforwardOffsetAttention}[model]
+        return StraightforwardClassifier(attention=attention, dim=dim)
+    from pcea.attention import OffsetAttention
+    from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
+
+    if model == "EAT":
+        return eat_classifier(dim=dim)
+    return PointTransformerClassifier(PointTransformerEncoder(OffsetAttention, dim=dim), num_classes=40)
+
+
+def timed(step: Callable[[], object], steps: int) -> float:
+    """Median seconds of a step after one to warm up."""
+    step()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+if __name__ == "__main__":
+    main()
