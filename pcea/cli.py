@@ -106,7 +106,7 @@ def _predict(options: list[str]) -> None:
     tune_allocator()
     from pcea.predict import predict
 
-    _call(predict, options)
+    _call(predict, options, files="files")
 
 
 def _download(options: list[str]) -> None:
@@ -129,7 +129,13 @@ def _configs(options: list[str]) -> None:
         print(f"{name:24} {first.lstrip('# ')}")
 
 
-def _call(function: Callable[..., Any], options: list[str]) -> None:
-    from jsonargparse import auto_cli
+def _call(function: Callable[..., Any], options: list[str], *, files: str = "") -> None:
+    """Parse the options of a plain function by its signature and docstring; `files` names a list of paths in it."""
+    from jsonargparse import ArgumentParser
 
-    auto_cli(function, args=options, as_positional=True, prog=f"pcea {function.__name__}")
+    parser = ArgumentParser(prog=f"pcea {function.__name__}")
+    if files:
+        # Left to itself, jsonargparse reads a list from the file that is given.
+        parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh or cloud files.")
+    parser.add_function_arguments(function, as_positional=True, skip={files})
+    function(**parser.parse_args(options).as_dict())

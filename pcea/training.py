@@ -63,23 +63,32 @@ class PceaCLI(LightningCLI):
         # The timer's state in the checkpoint tells the record how long training took.
         return super()._instantiate_trainer(config, [*callbacks, Timer()])
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        # Nothing in a checkpoint is executed, and `after_test` prints the metrics.
+        return {**kwargs, "weights_only": True, **({} if subcommand == "fit" else {"verbose": False})}
+
     @rank_zero_only
     def after_fit(self) -> None:
         """Say where the checkpoints are and how to test."""
         callback = self.trainer.checkpoint_callback
         if not isinstance(callback, ModelCheckpoint) or not callback.last_model_path:
             return
-        config = Path(self.config.fit.config[0].relative if self.config.fit.config else "CONFIG")
+        options = [*sys.argv[2:], "--ckpt_path", callback.last_model_path]
         print(f"\nCheckpoints and logs: {self.trainer.log_dir}")
-        print(f"Test the last epoch:  pcea test --config {config} --ckpt_path {callback.last_model_path}")
+        print(f"Test the last epoch:  {shlex.join(['pcea', 'test', *options])}")
+
+    @rank_zero_only
+    def after_validate(self) -> None:
+        """Print the metrics."""
+        print_metrics(to_percent(self.trainer.callback_metrics))
 
     @rank_zero_only
     def after_test(self) -> None:
         """Print the metrics and write the record."""
         config = self.config.test
         record = self._record(to_percent(self.trainer.callback_metrics))
-        for name, value in record.metrics.items():
-            print(f"{name.replace('_', ' '):24}{value:6.2f} %")
+        print_metrics(record.metrics)
         path = Path(config.ckpt_path).parent / f"{Path(config.ckpt_path).stem}.test.json"
         write_record(path, record)
         print(f"Record: {path}")
@@ -192,6 +201,13 @@ def export(checkpoint: Path, output: Path) -> None:
         ),
     )
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+def print_metrics(metrics: dict[str, float]) -> None:
+    """Print metrics in percent, a line each."""
+    print()
+    for name, value in sorted(metrics.items(), reverse=True):
+        print(f"{name.replace('_', ' '):24}{value:6.2f} %")
 
 
 def _cpu_name() -> str:

@@ -162,6 +162,8 @@ def check_bf16(*, threads: int, root: str) -> str:
         points, label, data = clouds.points, clouds.label, f"ModelNet40's {len(clouds):,} test clouds"
     except FileNotFoundError:
         points, label, data = torch.nn.functional.normalize(torch.randn(256, n, 3), dim=-1), None, "256 random spheres"
+    if what == "random weights":
+        points, data = points[:256], f"256 of {data}" if label is not None else data
     network.eval()
 
     def logits(bf16: bool) -> torch.Tensor:

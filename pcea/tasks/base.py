@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,10 @@ class Task(L.LightningModule):
 
     def __init__(self, network: nn.Module, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None):
         super().__init__()
+        with warnings.catch_warnings():
+            # Lightning's advice to leave the network out would keep the command line from reloading its checkpoints.
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
+            self.save_hyperparameters()
         self.network = network
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -75,6 +80,9 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""
+        if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+            # Not from YAML: these are objects, and a checkpoint with objects cannot be loaded without executing code.
+            checkpoint.pop("hyper_parameters", None)
         checkpoint["seed"] = global_seed()
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["num_points"] = self.num_points

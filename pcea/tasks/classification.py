@@ -38,7 +38,6 @@ class ClassificationTask(Task):
         super().__init__(network, optimizer, scheduler)
         if votes < 1:
             raise ValueError(f"votes must be at least 1, got {votes}.")
-        self.save_hyperparameters()
         self.votes, self.label_smoothing = votes, label_smoothing
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
         metrics = MetricCollection(

@@ -1,0 +1,163 @@
+import copy
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pcea.datamodules import PointCloudDataModule, ShapesDataModule
+from pcea.datasets.clouds import PointClouds
+from pcea.models.point_transformer import eat_classifier
+from pcea.tasks.base import OneCycle
+from pcea.tasks.classification import ClassificationTask
+from pcea.training import read_checkpoint
+from pcea.transforms import RandomDropPoints, RandomJitter, RandomScale
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",  # pcea.training says why
+    "ignore:.*isinstance.*LeafSpec.*:DeprecationWarning",
+)
+SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
+
+
+def network(num_classes=12, **options):
+    return eat_classifier(num_classes, **{**SMALL, "widths": (16, 8), **options})
+
+
+def task(seed=0, **options):
+    torch.manual_seed(seed)
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    return ClassificationTask(network(), optimizer, partial(OneCycle, max_lr=1e-2), label_smoothing=0.1, **options)
+
+
+def shapes(**options):
+    sizes = {"num_train": 36, "num_val": 12, "num_test": 12, "num_points": 32, "batch_size": 12}
+    return ShapesDataModule(**{**sizes, **options})
+
+
+def trainer(max_epochs, *, folder=None, **options):
+    callbacks = [] if folder is None else [ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)]
+    return L.Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seed_everything(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    """Order of the batches, augmentation, dropout, optimizer and schedule go on exactly."""
+    augment = [RandomDropPoints(), RandomScale(), RandomJitter()]
+    straight = task()
+    trainer(3, folder=tmp_path).fit(straight, datamodule=shapes(augment=augment))
+    resumed = task(seed=1)
+    # The process that resumes has drawn other numbers before.
+    trainer(3).fit(resumed, datamodule=shapes(augment=augment), ckpt_path=tmp_path / "epoch=0.ckpt")
+    for (name, ours), theirs in zip(straight.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(ours, theirs), name
+    other = task()
+    first = read_checkpoint(tmp_path / "epoch=0.ckpt")["state_dict"]
+    other.load_state_dict(first)
+    assert any(not torch.equal(value, straight.state_dict()[name]) for name, value in first.items())
+
+
+def test_dropout_differs_between_epochs():
+    drawn = []
+
+    class Recorder(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 0:
+                drawn.append(torch.rand(1, generator=copy.deepcopy(torch.default_generator)).item())
+
+    module = trainer(3)
+    module.callbacks.append(Recorder())
+    module.fit(task(), datamodule=shapes())
+    assert len(set(drawn)) == 3
+
+
+def test_the_schedule_covers_the_whole_training():
+    model = task()
+    run = trainer(4)
+    run.fit(model, datamodule=shapes())
+    scheduler = run.lr_scheduler_configs[0].scheduler
+    assert scheduler.total_steps == run.global_step == 12
+    # OneCycleLR ends at max_lr / 25 / 1e4.
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 / 25 / 1e4)
+
+
+def test_a_schedule_of_torch_needs_no_wrapper():
+    schedule = partial(CosineAnnealingLR, eta_min=0.25)
+    model = ClassificationTask(network(), partial(torch.optim.SGD, lr=1.0), schedule)
+    run = trainer(2)
+    run.fit(model, datamodule=shapes())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25)
+
+
+def test_the_rate_stays_without_a_schedule():
+    model = ClassificationTask(network(), partial(torch.optim.SGD, lr=0.5))
+    run = trainer(1)
+    run.fit(model, datamodule=shapes())
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.5
+
+
+def test_one_cycle_by_hand():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = OneCycle(optimizer, 11, max_lr=2.0, pct_start=0.3)
+    rates = []
+    for _ in range(11):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 11:
+            schedule.step()
+    # Rises from max_lr / 25 to the peak at step 0.3 * 11 - 1 = 2.3, then falls to 1e-4 of its start.
+    assert rates[0] == pytest.approx(2 / 25)
+    assert rates.index(max(rates)) in (2, 3)
+    assert rates[-1] == pytest.approx(2 / 25 / 1e4)
+
+
+def test_a_checkpoint_says_what_prediction_needs(tmp_path):
+    trainer(1, folder=tmp_path).fit(task(), datamodule=shapes())
+    checkpoint = read_checkpoint(tmp_path / "epoch=0.ckpt")
+    assert checkpoint["seed"] == 3
+    assert checkpoint["num_points"] == 32
+    assert checkpoint["class_names"][:2] == ["airplane", "bottle"]
+    assert len(checkpoint["class_names"]) == 12
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path):
+    trainer(1, folder=tmp_path).fit(task(), datamodule=shapes())
+    wider = ClassificationTask(network(memory_units=9), partial(torch.optim.SGD, lr=0.5))
+    message = (
+        r"The checkpoint is of another architecture: 4 of \d+ parameters differ, "
+        r"first network\.encoder\.blocks\.0\.[\w.]+: \(.*9.*\) in the network, \(.*8.*\) in the checkpoint\."
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer(1).fit(wider, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    flat = ClassificationTask(network(num_centers=()), partial(torch.optim.SGD, lr=0.5))
+    with pytest.raises(ValueError, match="another architecture.* none in the network"):
+        trainer(1).test(flat, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
+
+
+class Named(PointCloudDataModule):
+    def load(self, split):
+        label = torch.arange(24) % 2
+        return PointClouds(torch.randn(24, 32, 3), label, class_names=["key", "mug"])
+
+
+def test_class_names_come_from_the_data():
+    model = ClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
+    trainer(1).test(model, datamodule=Named(num_points=32), verbose=False)
+    assert model.class_names == ("key", "mug")
+    with pytest.raises(ValueError, match=r"The data has 2 classes, .* num_classes=12\. Set .*num_classes to 2\."):
+        trainer(1).test(task(), datamodule=Named(num_points=32))
