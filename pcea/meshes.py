@@ -40,7 +40,13 @@ class Points(NamedTuple):
 
 
 def read_points(
-    path: str | Path, *, num_points: int | None, seed: int = 0, up: str = "y", with_normals: bool = False
+    path: str | Path,
+    *,
+    num_points: int | None,
+    min_points: int | None = None,
+    seed: int = 0,
+    up: str = "y",
+    with_normals: bool = False,
 ) -> Points:
     """Read a mesh or cloud file as points, in the file's own unit.
 
@@ -49,6 +55,7 @@ def read_points(
     Args:
         path: The file. Text, .npy and .h5 (`data`) hold x y z, or x y z nx ny nz, a row; a part label may follow.
         num_points: How many points to return, N. None keeps all points of a cloud, in order.
+        min_points: A cloud of fewer than `num_points` is returned whole if it has this many. None accepts no fewer.
         seed: Decides the sample.
         up: The file's upward axis: x, y, z, -x, -y or -z. The result is rotated so that y is up.
         with_normals: Also return normals: those of the faces, or those that the cloud's file holds.
@@ -71,9 +78,10 @@ def read_points(
         known = " ".join(sorted({*MESH_EXTENSIONS, *CLOUD_EXTENSIONS}))
         raise ValueError(f"{path} has an unknown extension {extension!r}; known are {known}.")
     if isinstance(content, np.ndarray):
-        cloud = sample_points(
-            as_points(content, path=path, with_normals=with_normals), num_points, seed=seed, path=path
-        )
+        if num_points is not None and min_points is not None:
+            num_points = max(min_points, min(num_points, len(content)))
+        cloud = as_points(content, path=path, with_normals=with_normals)
+        cloud = sample_points(cloud, num_points, seed=seed, path=path)
     else:
         cloud = as_points(_sample_mesh(content, num_points, seed, path), path=path, with_normals=with_normals)
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))

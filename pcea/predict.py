@@ -82,8 +82,9 @@ def classify_files(
         raise ValueError(f"top must be at least 1, got {top}.")
     network, class_names, num_points = load_classifier(weights)
     has_normals = network.encoder.in_channels == 6
+    fewest = max(network.encoder.num_centers, default=1)
     for file in files:
-        cloud = read_points(file, num_points=num_points, seed=seed, up=up, with_normals=has_normals)
+        cloud = read_points(file, num_points=num_points, min_points=fewest, seed=seed, up=up, with_normals=has_normals)
         features = None if cloud.normals is None else cloud.normals[None]
         probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
         best = probabilities.topk(min(top, len(class_names)))

@@ -235,14 +235,12 @@ def trainer(**options):
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_num_classes_that_do_not_fit_the_data():
     message = r"The data has 3 classes, but the network has num_classes=4. Set .*num_classes to 3"
     with pytest.raises(ValueError, match=message):
         trainer(max_steps=1).fit(ClassificationTask(Linear(4), SGD), datamodule=NumberedClouds(num_points=2))
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_normals_reach_the_network_where_asked_for():
     for with_normals in (True, False):
         network = Linear(3, channels=6 if with_normals else 3)

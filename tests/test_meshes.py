@@ -260,3 +260,11 @@ def test_the_psb_meshes_are_read():
         low, high = torch.tensor(mesh.bounds.tolist())
         assert ((points >= low - 1e-5) & (points <= high + 1e-5)).all()
         torch.testing.assert_close(normals.norm(dim=1), torch.ones(101))
+
+
+def test_a_small_cloud_is_kept_whole_down_to_min_points(tmp_path):
+    np.save(tmp_path / "small.npy", np.random.default_rng(0).random((13, 3)))
+    assert read_points(tmp_path / "small.npy", num_points=17, min_points=11).points.shape == (13, 3)
+    assert read_points(tmp_path / "small.npy", num_points=7, min_points=5).points.shape == (7, 3)
+    with pytest.raises(ValueError, match="holds 13 points, fewer than num_points=15"):
+        read_points(tmp_path / "small.npy", num_points=17, min_points=15)

@@ -1,0 +1,52 @@
+"""The README promises what the code keeps."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pcea
+from pcea.cli import config_names
+from pcea.record import read_records, results_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_results_are_those_of_the_records():
+    records = read_records(ROOT / "configs" / "results")
+    assert records
+    assert results_table(records) in README
+
+
+def test_every_record_has_its_configuration():
+    for path in (ROOT / "configs" / "results").glob("*.json"):
+        assert path.name.split(".")[0] in config_names()
+
+
+def test_the_configurations_named_exist():
+    assert set(re.findall(r"--config (\w+)", README)) <= set(config_names())
+
+
+def test_the_names_in_the_table_can_be_imported():
+    table = README[README.index("| name | what it is |") : README.index("`import pcea` loads")]
+    names = [name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert len(names) > 10
+    assert set(names) <= set(pcea.__all__)
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S), ids=["predict", "layers"])
+def test_the_examples_run(code):
+    scope: dict = {}
+    exec(code, scope)
+    if "logits" in scope:
+        assert scope["logits"].shape == (8, 40)
+    else:
+        assert scope["out"].shape == (300, 256)
+        torch.testing.assert_close(scope["weights"].sum(-1), torch.ones(2, 10_000))
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
+def test_the_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
