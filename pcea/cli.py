@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_message(f"no command {command!r}; there are {', '.join(commands)}."))
     try:
         commands[command](rest)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, ArgumentError) as error:
         if os.environ.get("PCEA_TRACEBACK"):
             raise
-        print(_message(" ".join(str(error).split())), file=sys.stderr)
+        print(_message(_one_line(error)), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -56,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _message(text: str) -> str:
     return f"pcea: error: {text}"
+
+
+def _one_line(error: Exception) -> str:
+    """The message on one line, without what jsonargparse says of the types that it tried and the value it was given."""
+    text = str(error).partition("Given value")[0]
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>")
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if not line.strip().startswith(noise)]
+    return " ".join(" ".join(lines).split())
 
 
 def config_path(name: str) -> Path:
@@ -133,7 +142,7 @@ def _call(function: Callable[..., Any], options: list[str], *, files: str = "") 
     """Parse the options of a plain function by its signature and docstring; `files` names a list of paths in it."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"pcea {function.__name__}")
+    parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False)
     if files:
         # Left to itself, jsonargparse reads a list from the file that is given.
         parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh or cloud files.")

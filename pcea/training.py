@@ -31,6 +31,10 @@ class PceaCLI(LightningCLI):
         own = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
         return {"fit": own | {"train_dataloaders", "val_dataloaders"}, "validate": own, "test": own}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Leave it to the command line to print what is wrong with the arguments."""
+        return super().init_parser(exit_on_error=False, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the checkpoint callback: the last epoch, and the best one by validation where there is a monitor."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -94,7 +98,9 @@ class PceaCLI(LightningCLI):
         print(f"Record: {path}")
 
     def _record(self, metrics: dict[str, float]) -> Record:
-        timer = self.checkpoint.get("callbacks", {}).get("Timer", {}).get("time_elapsed", {})
+        callbacks = self.checkpoint.get("callbacks", {})
+        timer = callbacks.get("Timer", {}).get("time_elapsed", {})
+        monitored = any(state.get("monitor") for state in callbacks.values())
         config = self.config.test
         device = self.trainer.strategy.root_device
         return Record(
@@ -102,7 +108,7 @@ class PceaCLI(LightningCLI):
             command=shlex.join(["pcea", *sys.argv[1:]]),
             seed=self.checkpoint.get("seed", -1),
             epoch=self.checkpoint["epoch"] + 1,
-            selection="best_val" if Path(config.ckpt_path).name.startswith("best") else "last",
+            selection="best_val" if Path(config.ckpt_path).name.startswith("best") and monitored else "last",
             dataset=type(self.datamodule).__name__.removesuffix("DataModule"),
             split="test",
             num_points=self.model.num_points,
