@@ -44,8 +44,8 @@ def predict(
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, ...).
         weights: A weights file, a checkpoint of `pcea fit` (.ckpt), or the name of weights that come with pcea.
-        up: The files' upward axis: x, y, z, -x, -y or -z. The networks know shapes that stand upright, facing along
-            the x or z axis.
+        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z. The
+            networks know shapes that stand upright, facing along the x or z axis.
         top: Classes shown for each file.
         seed: Decides which points are sampled.
         output: Also write the predictions to this CSV file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shlex
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -57,14 +58,17 @@ class PceaCLI(LightningCLI):
         if config.logger is None and not config.fast_dev_run:
             root = Path(config.default_root_dir or "runs")
             tensorboard = TensorBoardLogger(root, name="")
-            csv = CSVLogger(root, name="", version=f"version_{tensorboard.version}")
-            kwargs["logger"] = [tensorboard, csv]
+            kwargs["logger"] = [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         if self.subcommand != "fit":
             # Checkpoints and the copy of the configuration belong to training.
             callbacks, self.save_config_callback = [], None
+        if config.get("enable_progress_bar") is not False:
+            # A line an epoch stays. In a file, where lines cannot be drawn over, only that one is written.
+            refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
+            callbacks = [*callbacks, TQDMProgressBar(refresh_rate, leave=True)]
         # The timer's state in the checkpoint tells the record how long training took.
         return super()._instantiate_trainer(config, [*callbacks, Timer()])
 
@@ -125,7 +129,14 @@ def run(command: str, options: Sequence[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line options."""
     # Clouds are tensors in memory and a batch is one index operation: worker processes would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*in this directory will be deleted when the new ones are saved.*")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
+    # Lightning advertises a service at every start.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
     PceaCLI(
         Task,
         L.LightningDataModule,

@@ -59,14 +59,16 @@ class ClassificationTask(Task):
         logits = self(batch).float()
         loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
-        metrics = {"train/loss": loss.detach(), "train/overall_accuracy": accuracy}
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.label))
+        size = len(batch.label)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
+        self.log("train/overall_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch."""
         self.val_metrics.update(self(batch).float(), batch.label)
-        self.log_dict(self.val_metrics, prog_bar=True, batch_size=len(batch.label))
+        for name, metric in self.val_metrics.items():
+            self.log(name, metric, prog_bar=name == "val/overall_accuracy", batch_size=len(batch.label))
 
     def test_step(self, batch: CloudBatch, batch_idx: int) -> None:
         """Count one batch, averaged over the votes."""
