@@ -1,0 +1,238 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pcea.cli import config_names, config_path, main, resolve_configs
+
+TINY = """\
+seed_everything: 0
+trainer: {default_root_dir: ROOT, max_epochs: 2, accelerator: cpu, enable_progress_bar: false}
+checkpoint: {monitor: val/overall_accuracy}
+model:
+  class_path: pcea.tasks.classification.ClassificationTask
+  init_args:
+    network:
+      class_path: pcea.models.point_transformer.eat_classifier
+      init_args:
+        {num_classes: 12, dim: 16, num_centers: [16, 8], num_neighbors: 4, memory_units: 8, out_channels: 32,
+         widths: [16, 8]}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
+    scheduler: {class_path: pcea.tasks.base.OneCycle, init_args: {max_lr: 0.01}}
+data:
+  class_path: pcea.datamodules.ShapesDataModule
+  init_args:
+    {num_train: 48, num_val: 12, num_test: 24, num_points: 32, batch_size: 12,
+     augment: [{class_path: pcea.transforms.RandomScale}]}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("ROOT", str(tmp_path / "runs")))
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of a command."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def assert_one_line(result, *words):
+    code, _, errors = result
+    message = [line for line in errors.splitlines() if line.startswith("pcea: error:")]
+    assert code == 2
+    assert len(message) == 1
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in message[0]
+
+
+def test_usage(capsys):
+    code, output, _ = run(capsys)
+    assert code == 0
+    for command in ("fit", "validate", "test", "predict", "download", "export", "configs"):
+        assert f"\n  {command} " in output
+
+
+def test_an_unknown_command_is_named_with_those_there_are(capsys):
+    assert_one_line(run(capsys, "train"), "'train'", "fit, validate, test, predict")
+
+
+def test_configs_are_found_by_name_or_path(config):
+    assert config_path("shapes_eat").name == "shapes_eat.yaml"
+    assert config_path(str(config)) == config
+    options = ["--config", "shapes_eat", "--config=modelnet40_eat", "--data.x", "shapes_eat"]
+    resolved = resolve_configs(options)
+    assert [Path(part.removeprefix("--config=")).name for part in resolved] == [
+        "--config", "shapes_eat.yaml", "modelnet40_eat.yaml", "--data.x", "shapes_eat",
+    ]  # fmt: skip
+
+
+def test_configs_are_listed_with_what_they_are(capsys):
+    _, output, _ = run(capsys, "configs")
+    lines = output.splitlines()
+    assert [line.split()[0] for line in lines] == config_names()
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_an_unknown_config_names_those_there_are(capsys):
+    assert_one_line(run(capsys, "fit", "--config", "modelnet41"), "'modelnet41'", "modelnet40_eat")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("memory_units", "memory_unit"), ("max_epochs", "max_epoch"), ("num_train", "num_trian"), ("monitor", "moniter")],
+)
+def test_a_misspelt_key_is_named(capsys, config, right, wrong):
+    config.write_text(config.read_text().replace(right, wrong))
+    assert_one_line(run(capsys, "fit", "--config", config), wrong)
+
+
+def test_num_classes_that_does_not_fit_the_data(capsys, config):
+    config.write_text(config.read_text().replace("num_classes: 12", "num_classes: 13"))
+    assert_one_line(run(capsys, "fit", "--config", config), "12 classes", "num_classes=13")
+
+
+def test_a_missing_dataset_says_how_to_get_it(capsys, tmp_path):
+    options = ("--data.init_args.root", tmp_path, "--trainer.default_root_dir", tmp_path / "runs")
+    result = run(capsys, "fit", "--config", "modelnet40_eat", *options)
+    assert_one_line(result, "No ModelNet40 train split", "pcea download modelnet40")
+
+
+def test_no_checkpoint(capsys, config, tmp_path):
+    assert_one_line(run(capsys, "test", "--config", config), "No checkpoint under", "pcea fit")
+    assert_one_line(run(capsys, "test", "--config", config, "--ckpt_path", tmp_path / "no.ckpt"), "No checkpoint")
+
+
+class Bomb:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("command", ["test", "fit", "predict"])
+def test_a_file_that_is_no_checkpoint_is_not_executed(capsys, config, tmp_path, command):
+    for content in (b"some text", pickle.dumps(Bomb(tmp_path / "exploded"))):
+        (tmp_path / "bad.ckpt").write_bytes(content)
+        np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((32, 3)))
+        if command == "predict":
+            options = (tmp_path / "cloud.npy", "--weights", tmp_path / "bad.ckpt")
+        else:
+            options = ("--config", config, "--ckpt_path", tmp_path / "bad.ckpt")
+        assert_one_line(run(capsys, command, *options), "bad.ckpt is not a checkpoint")
+    assert not (tmp_path / "exploded").exists()
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "bad.ckpt")
+    if command != "predict":
+        assert_one_line(run(capsys, command, *options), "no state_dict")
+
+
+def test_fit_test_export_predict(capsys, config, tmp_path):
+    code, output, _ = run(capsys, "fit", "--config", config)
+    assert code == 0
+    version = tmp_path / "runs" / "version_0"
+    last, best = version / "checkpoints" / "last.ckpt", version / "checkpoints" / "best.ckpt"
+    assert f"--ckpt_path {last}" in output
+    for file in (last, best, version / "config.yaml", version / "metrics.csv"):
+        assert file.is_file()
+    assert list(version.glob("events.out.tfevents.*"))
+    assert yaml.safe_load((version / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+    code, output, _ = run(capsys, "test", "--config", config)  # takes the newest run's last epoch
+    record = json.loads((version / "checkpoints" / "last.test.json").read_text())
+    assert code == 0
+    assert f"overall accuracy        {record['metrics']['overall_accuracy']:6.2f} %" in output
+    expected = {"config": "tiny", "seed": 0, "epoch": 2, "selection": "last", "dataset": "Shapes", "split": "test",
+                "num_points": 32, "votes": 1}  # fmt: skip
+    assert {key: record[key] for key in expected} == expected
+    assert record["metrics"].keys() == {"overall_accuracy", "mean_class_accuracy"}
+    assert record["metrics"]["overall_accuracy"] == pytest.approx(record["metrics"]["mean_class_accuracy"], abs=0.011)
+
+    run(capsys, "test", "--config", config, "--ckpt_path", best, "--model.init_args.votes", 3)
+    record = json.loads((version / "checkpoints" / "best.test.json").read_text())
+    assert (record["selection"], record["votes"]) == ("best_val", 3)
+
+    code, output, _ = run(capsys, "validate", "--config", config)
+    assert code == 0
+    assert "overall accuracy" in output
+
+    np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((50, 3)))
+    run(capsys, "export", last, tmp_path / "tiny.safetensors")
+    _, from_weights, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", tmp_path / "tiny.safetensors")
+    _, from_checkpoint, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", last)
+    assert from_weights.split()[1::2] == from_checkpoint.split()[1::2]
+    assert len(from_weights.split()) == 7
+
+
+def test_resume_goes_on_at_the_next_epoch(capsys, config, tmp_path):
+    run(capsys, "fit", "--config", config)
+    last = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    code, *_ = run(capsys, "fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 3)
+    rows = (tmp_path / "runs" / "version_1" / "metrics.csv").read_text().splitlines()
+    assert code == 0
+    assert {row.split(",")[0] for row in rows[1:]} == {"2"}
+
+
+PLAIN_NETWORK = """
+from torch import nn
+
+
+class PlainNetwork(nn.Sequential):
+    num_classes = 12
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(96, 24), nn.ReLU(), nn.Linear(24, 12))
+
+    def forward(self, points, features=None, *, mask=None):
+        return super().forward(points)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_model_as_one(config, tmp_path):
+    """DDP over gloo; the network has no batch norm, whose statistics are per process and so depend on their number."""
+    (tmp_path / "plain_network.py").write_text(PLAIN_NETWORK)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["init_args"]["network"] = {"class_path": "plain_network.PlainNetwork"}
+    content["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+    del content["data"]["init_args"]["augment"]  # its random numbers, too, are per process
+    config.write_text(yaml.safe_dump(content))
+    states = []
+    for folder, devices, batch_size in (("one", 1, 12), ("two", 2, 6)):
+        options = [f"--trainer.devices={devices}", f"--data.init_args.batch_size={batch_size}"]
+        options += ["--trainer.strategy=ddp"] * (devices > 1) + [f"--trainer.default_root_dir={tmp_path / folder}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pcea", "fit", "--config", str(config), *options],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        last = tmp_path / folder / "version_0" / "checkpoints" / "last.ckpt"
+        states.append(torch.load(last, weights_only=True))
+    one, two = states
+    assert one["global_step"] == two["global_step"] == 8
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,71 @@
+"""Every shipped YAML builds its task, its data module and a network that takes a batch."""
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pcea.batch import CloudBatch
+from pcea.cli import config_names, config_path
+from pcea.tasks.base import Task
+
+
+def build(name):
+    """Task and data module of a configuration, without a trainer and without touching the data."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Task, "model")
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    content = yaml.safe_load(config_path(name).read_text(encoding="utf-8"))
+    built = parser.instantiate(parser.parse_object({key: content[key] for key in ("model", "data")}))
+    return built.model, built.data, content
+
+
+@pytest.fixture(params=config_names())
+def name(request):
+    return request.param
+
+
+def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no data
+    task, data, _ = build(name)
+    points = torch.randn(2, data.num_points, 3)
+    batch = CloudBatch(points, torch.zeros(2, dtype=torch.int64))
+    for transform in data.augment:
+        batch = transform(batch, generator=torch.Generator().manual_seed(0))
+    assert batch.points.shape == points.shape
+    assert not batch.points.equal(points)
+    with torch.inference_mode():
+        assert task.eval()(batch).shape == (2, task.network.num_classes)
+
+
+def test_it_can_be_read_alone(name):
+    _, data, content = build(name)
+    assert config_path(name).read_text(encoding="utf-8").startswith("# ")
+    assert {"seed_everything", "trainer", "checkpoint", "model", "data"} == content.keys()
+    assert content["trainer"]["default_root_dir"] == f"runs/{name}"
+    # A monitor needs a validation split, and without one there is no best epoch to keep.
+    has_validation = bool(data.val_fraction)
+    assert (content["checkpoint"]["monitor"] is not None) == has_validation
+    assert has_validation or content["checkpoint"]["save_top_k"] == 0
+
+
+def test_the_trainer_accepts_its_options(name):
+    _, _, content = build(name)
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(L.Trainer, "trainer")
+    assert parser.parse_object({"trainer": content["trainer"]}).trainer.max_epochs == content["trainer"]["max_epochs"]
+
+
+def test_the_papers_recipe():
+    task, data, content = build("modelnet40_eat")
+    assert sum(p.numel() for p in task.network.parameters()) == 2_612_968
+    assert (data.num_points, data.batch_size, content["trainer"]["max_epochs"]) == (1024, 32, 250)
+    smoothing = 0.2 * 40 / 39  # the paper's 0.2 over the other 39 classes, as PyTorch counts
+    assert task.label_smoothing == pytest.approx(smoothing, abs=1e-4)
+    pct, _, other = build("modelnet40_pct")
+    assert sum(p.numel() for p in pct.network.parameters()) == 2_876_136
+    for same in (content, other):
+        del same["model"]["init_args"]["network"], same["trainer"]["default_root_dir"]
+    assert content == other
