@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.linear import Linear, linear
 from pcea.norm import apply_to_tokens
 
 AttentionFactory = Callable[[int], nn.Module]
@@ -185,7 +186,7 @@ class ExternalAttention(_Attention):
             (B, N, C) or (N, C); zero at padded tokens.
         """
         _check_tokens(tokens, self.dim, mask, batch)
-        logits = F.linear(tokens, self.key)
+        logits = linear(tokens, self.key)
         weights = _NORMALIZATIONS[self.normalization](logits, mask=mask, batch=batch)
         self._record(weights)
         return self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
@@ -220,10 +221,10 @@ class MultiHeadExternalAttention(_Attention):
         if dim % num_heads:
             raise ValueError(f"dim must be divisible by num_heads, got dim={dim}, num_heads={num_heads}.")
         self.dim, self.num_heads = dim, num_heads * expansion
-        self.expand = nn.Linear(dim, dim * expansion)
-        self.key = nn.Linear(dim // num_heads, memory_units)
-        self.value = nn.Linear(memory_units, dim // num_heads)
-        self.project = nn.Linear(dim * expansion, dim)
+        self.expand = Linear(dim, dim * expansion)
+        self.key = Linear(dim // num_heads, memory_units)
+        self.value = Linear(memory_units, dim // num_heads)
+        self.project = Linear(dim * expansion, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -270,9 +271,9 @@ class SelfAttention(_Attention):
         if normalization not in ("softmax", "double"):
             raise ValueError(f"normalization must be softmax or double, got {normalization!r}.")
         self.dim, self.num_heads, self.normalization = dim, num_heads, normalization
-        self.query = nn.Linear(dim, key_dim, bias=False)
-        self.key = None if shared_query_key else nn.Linear(dim, key_dim, bias=False)
-        self.value = nn.Linear(dim, dim)
+        self.query = Linear(dim, key_dim, bias=False)
+        self.key = None if shared_query_key else Linear(dim, key_dim, bias=False)
+        self.value = Linear(dim, dim)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
@@ -319,7 +320,7 @@ class ResidualAttention(nn.Module):
     def __init__(self, dim: int, *, attention: AttentionFactory):
         super().__init__()
         self.attention = attention(dim)
-        self.linear = nn.Linear(dim, dim)
+        self.linear = Linear(dim, dim)
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:

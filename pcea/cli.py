@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "configs": _configs,
     }
     if command not in commands:
-        sys.exit(_message(f"no command {command!r}; there are {', '.join(commands)}."))
+        print(_message(f"no command {command!r}; there are {', '.join(commands)}."), file=sys.stderr)
+        sys.exit(2)
     try:
         commands[command](rest)
     except (ValueError, OSError, ImportError, ArgumentError) as error:

@@ -106,8 +106,7 @@ class PointCloudDataModule(L.LightningDataModule):
             for transform in self.evaluate:
                 batch = transform(batch)
             return batch
-        step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
-        generator = torch.Generator(batch.points.device).manual_seed(global_seed() * 1_000_003 + step)
+        generator = torch.Generator(batch.points.device).manual_seed(2 * batch_seed(trainer))
         for transform in self.augment:
             batch = transform(batch, generator=generator)
         return batch
@@ -308,6 +307,12 @@ def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:
 def _as_it_is(batch: Any) -> Any:
     """The dataset hands out whole batches."""
     return batch
+
+
+def batch_seed(trainer: L.Trainer) -> int:
+    """A seed for the current training batch of this process, the same in a resumed run."""
+    step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
+    return global_seed() * 1_000_000_007 + step
 
 
 def global_seed() -> int:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.attention import ExternalAttention
+from pcea.linear import Linear, linear
 from pcea.norm import apply_to_tokens
 
 
@@ -34,7 +35,7 @@ class LinearNormAct(nn.Module):
         activation: Callable[[Tensor], Tensor] = F.relu,
     ):
         super().__init__()
-        self.linear = nn.Linear(in_channels, out_channels, bias=bias)
+        self.linear = Linear(in_channels, out_channels, bias=bias)
         self.norm = nn.BatchNorm1d(out_channels)
         self.activation = activation
 
@@ -42,7 +43,7 @@ class LinearNormAct(nn.Module):
         """Map tokens (..., C) with mask (...) to (..., out_channels)."""
         if self.training:
             return self.activation(apply_to_tokens(self.norm, self.linear(tokens), mask=mask))
-        return self.activation(F.linear(tokens, *fold_batch_norm(self.linear, self.norm)))
+        return self.activation(linear(tokens, *fold_batch_norm(self.linear, self.norm)))
 
 
 def fold_batch_norm(linear: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

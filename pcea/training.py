@@ -38,9 +38,9 @@ class PceaCLI(LightningCLI):
         return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint callback: the last epoch, and the best one by validation where there is a monitor."""
+        """Add the checkpoint of the best epoch by validation, for where there is a monitor."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.mode": "max", "checkpoint.filename": "best"})
+        parser.set_defaults({"checkpoint.mode": "max", "checkpoint.filename": "best"})
 
     def _parse_ckpt_path(self) -> None:
         """Find and check the checkpoint; the configuration, not the checkpoint, decides the model and its votes."""
@@ -65,6 +65,11 @@ class PceaCLI(LightningCLI):
         if self.subcommand != "fit":
             # Checkpoints and the copy of the configuration belong to training.
             callbacks, self.save_config_callback = [], None
+        else:
+            best = [c for c in callbacks if not isinstance(c, ModelCheckpoint) or c.monitor]
+            # A callback of its own: `save_last` of the one above writes only when an epoch is the best one.
+            self.last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+            callbacks = [*best, self.last]
         if config.get("enable_progress_bar") is not False:
             # A line an epoch stays. In a file, where lines cannot be drawn over, only that one is written.
             refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
@@ -77,14 +82,13 @@ class PceaCLI(LightningCLI):
         # Nothing in a checkpoint is executed, and `after_test` prints the metrics.
         return {**kwargs, "weights_only": True, **({} if subcommand == "fit" else {"verbose": False})}
 
-    @rank_zero_only
     def after_fit(self) -> None:
         """Say where the checkpoints are and how to test."""
-        callback = self.trainer.checkpoint_callback
-        if not isinstance(callback, ModelCheckpoint) or not callback.last_model_path:
+        folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
+        if not self.trainer.is_global_zero or not self.last.best_model_path:
             return
-        options = [*sys.argv[2:], "--ckpt_path", callback.last_model_path]
-        print(f"\nCheckpoints and logs: {self.trainer.log_dir}")
+        options = [*sys.argv[2:], "--ckpt_path", self.last.best_model_path]
+        print(f"\nCheckpoints and logs: {folder}")
         print(f"Test the last epoch:  {shlex.join(['pcea', 'test', *options])}")
 
     @rank_zero_only
@@ -129,6 +133,10 @@ def run(command: str, options: Sequence[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line options."""
     # Clouds are tensors in memory and a batch is one index operation: worker processes would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # A resumed run writes into a folder of its own.
+    warnings.filterwarnings("ignore", "The dirpath has changed.*")
+    # Metrics are logged once an epoch, whatever this interval.
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")

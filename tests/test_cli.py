@@ -185,12 +185,20 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
 
 
 def test_resume_goes_on_at_the_next_epoch(capsys, config, tmp_path):
-    run(capsys, "fit", "--config", config)
-    last = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
-    code, *_ = run(capsys, "fit", "--config", config, "--ckpt_path", last, "--trainer.max_epochs", 3)
+    keep_all = ("--checkpoint.save_top_k", -1, "--checkpoint.filename", "{epoch}")
+    run(capsys, "fit", "--config", config, *keep_all)
+    first = tmp_path / "runs" / "version_0" / "checkpoints" / "epoch=0.ckpt"
+    code, _, errors = run(capsys, "fit", "--config", config, "--ckpt_path", first)
+    assert code == 0, errors
     rows = (tmp_path / "runs" / "version_1" / "metrics.csv").read_text().splitlines()
-    assert code == 0
-    assert {row.split(",")[0] for row in rows[1:]} == {"2"}
+    assert {row.split(",")[0] for row in rows[1:]} == {"1"}
+    ends = [
+        torch.load(tmp_path / "runs" / f"version_{v}" / "checkpoints" / "last.ckpt", weights_only=True) for v in (0, 1)
+    ]
+    for name, value in ends[0]["state_dict"].items():
+        assert value.equal(ends[1]["state_dict"][name]), name
+    result = run(capsys, "fit", "--config", config, "--ckpt_path", first, "--trainer.max_epochs", 3)
+    assert_one_line(result, "schedule is of 8 steps", "12", "same trainer.max_epochs")
 
 
 PLAIN_NETWORK = """

@@ -45,10 +45,8 @@ def test_it_can_be_read_alone(name):
     assert config_path(name).read_text(encoding="utf-8").startswith("# ")
     assert {"seed_everything", "trainer", "checkpoint", "model", "data"} == content.keys()
     assert content["trainer"]["default_root_dir"] == f"runs/{name}"
-    # A monitor needs a validation split, and without one there is no best epoch to keep.
-    has_validation = bool(data.val_fraction)
-    assert (content["checkpoint"]["monitor"] is not None) == has_validation
-    assert has_validation or content["checkpoint"]["save_top_k"] == 0
+    # A monitor needs a validation split.
+    assert (content["checkpoint"]["monitor"] is not None) == bool(data.val_fraction)
 
 
 def test_the_trainer_accepts_its_options(name):

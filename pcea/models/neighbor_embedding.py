@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pcea.layers import batch_norm_affine, fold_batch_norm
+from pcea.linear import Linear, linear
 from pcea.ops.grouping import flat_index
+
+# Numbers in a block of pairs, 2 MiB in fp32.
+_CACHED = 1 << 19
 
 
 class NeighborEmbedding(nn.Module):
@@ -36,9 +40,9 @@ class NeighborEmbedding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.linear1 = nn.Linear(2 * in_channels, out_channels, bias=False)
+        self.linear1 = Linear(2 * in_channels, out_channels, bias=False)
         self.norm1 = nn.BatchNorm1d(out_channels)
-        self.linear2 = nn.Linear(out_channels, out_channels, bias=False)
+        self.linear2 = Linear(out_channels, out_channels, bias=False)
         self.norm2 = nn.BatchNorm1d(out_channels)
 
     def forward(
@@ -68,20 +72,12 @@ class NeighborEmbedding(nn.Module):
         """Features (R, C) of all points, (T, C) of the centres, neighbours (T, K) -> (T, D)."""
         to_neighbor, to_both = self.linear1.weight.chunk(2, dim=1)
         weight_center = to_both - to_neighbor
-        uses = _Uses.of(index, len(features))
         if not self.training:
-            scale, shift = batch_norm_affine(self.norm1)
-            pairs = _PairReLU.apply(
-                F.linear(features, to_neighbor * scale[:, None]),
-                F.linear(center_features, weight_center * scale[:, None], shift),
-                index,
-                uses,
-            )
-            weight, bias = fold_batch_norm(self.linear2, self.norm2)
-            return F.relu(F.linear(pairs, weight).amax(1) + bias)
+            return self._embed_in_evaluation(features, center_features, index, to_neighbor, weight_center)
 
-        neighbor = F.linear(features, to_neighbor)
-        center = F.linear(center_features, weight_center)
+        neighbor = linear(features, to_neighbor)
+        center = linear(center_features, weight_center)
+        uses = _Uses.of(index, len(features))
         mean, variance = _pair_statistics(neighbor.float(), center.float(), index, uses)
         scale, shift = _normalization(self.norm1, mean, variance, index.numel())
         neighbor = (neighbor.float() * scale).to(neighbor.dtype)
@@ -90,6 +86,22 @@ class NeighborEmbedding(nn.Module):
         extreme, mean, variance = _NeighborExtreme.apply(self.linear2(pairs), self.norm2.weight < 0)
         scale, shift = _normalization(self.norm2, mean, variance, index.numel())
         return F.relu(extreme.float() * scale + shift).to(extreme.dtype)
+
+    def _embed_in_evaluation(
+        self, features: Tensor, center_features: Tensor, index: Tensor, to_neighbor: Tensor, weight_center: Tensor
+    ) -> Tensor:
+        scale, shift = batch_norm_affine(self.norm1)
+        neighbor = linear(features, to_neighbor * scale[:, None])
+        center = linear(center_features, weight_center * scale[:, None], shift)
+        weight, bias = fold_batch_norm(self.linear2, self.norm2)
+        if torch.is_grad_enabled():
+            pairs = _PairReLU.apply(neighbor, center, index, _Uses.of(index, len(features)))
+            return F.relu(linear(pairs, weight).amax(1) + bias)
+        # Without gradients no pairs are kept: on a CPU a block of them at a time stays in its cache.
+        rows = _CACHED // (index.shape[1] * len(weight)) if index.device.type == "cpu" else len(index)
+        blocks = zip(center.split(max(1, rows)), index.split(max(1, rows)))
+        extremes = [linear(_pair_relu(neighbor, c, i), weight).amax(1) for c, i in blocks]
+        return F.relu(torch.cat(extremes) + bias)
 
 
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -166,13 +178,17 @@ class _NeighborSum(torch.autograd.Function):
         return ctx.uses.sum(grad.contiguous()), None, None
 
 
+def _pair_relu(neighbor: Tensor, center: Tensor, index: Tensor) -> Tensor:
+    pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, -1)
+    return pairs.add_(center.unsqueeze(1)).relu_()
+
+
 class _PairReLU(torch.autograd.Function):
     """relu(P_j + Q_i) for every pair: (R, C), (T, C), (T, K) -> (T, K, C)."""
 
     @staticmethod
     def forward(ctx: Any, neighbor: Tensor, center: Tensor, index: Tensor, uses: _Uses) -> Tensor:
-        pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, -1)
-        pairs.add_(center.unsqueeze(1)).relu_()
+        pairs = _pair_relu(neighbor, center, index)
         ctx.save_for_backward(pairs)
         ctx.uses = uses
         return pairs

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pcea.ops.checks import check_mask, check_points
 
-# A block of the distance matrix of this many entries stays within a few caches' worth of memory (64 MiB in fp32).
+# Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
+_CACHED = 1 << 19
 # From here on a k-d tree beats the matrix on a CPU.
 _TREE_SOURCE = 10_000
 
@@ -68,7 +69,8 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
     if source.device.type == "cpu" and n >= _TREE_SOURCE:
         return _knn_tree(query, source, k, mask)
-    step = max(1, _BLOCK // (query.shape[0] * n))
+    block = _CACHED if source.device.type == "cpu" else _BLOCK
+    step = max(1, block // (query.shape[0] * n))
     # At least one block, so that no query points give an empty result.
     blocks = [_knn_matrix(query[:, i : i + step], source, k, mask) for i in range(0, max(1, query.shape[1]), step)]
     squared_distance = torch.cat([values for values, _ in blocks], dim=1)

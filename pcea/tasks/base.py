@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from pcea.datamodules import global_seed
+from pcea.datamodules import batch_seed, global_seed
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
@@ -54,6 +54,7 @@ class Task(L.LightningModule):
         self._scheduler = scheduler
         self.class_names: tuple[str, ...] = ()
         self.num_points = 0
+        self._total_steps: int | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Take the class names from the data, and refuse data with another number of classes."""
@@ -71,12 +72,21 @@ class Task(L.LightningModule):
         optimizer = self._optimizer(self.parameters())
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        if self._total_steps not in (None, total_steps):
+            # Its state would be restored, and the rate would rise again or the schedule fail at its end.
+            raise ValueError(
+                f"The checkpoint's schedule is of {self._total_steps} steps, this run's of {total_steps}: resume with "
+                "the same trainer.max_epochs, batch size and number of devices."
+            )
+        self._total_steps = total_steps
+        scheduler = self._scheduler(optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        """Start each epoch from a seed of its own, so that a resumed run draws the same dropout."""
-        torch.manual_seed((global_seed() * 1_000_003 + self.current_epoch) * 1_009 + self.global_rank)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Draw the dropout of each batch from a seed of its own, so that a resumed run draws the same."""
+        # Odd, as those of the augmentation are even: the two must not follow one another.
+        torch.manual_seed(2 * batch_seed(self.trainer) + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""
@@ -84,6 +94,7 @@ class Task(L.LightningModule):
             # Not from YAML: these are objects, and a checkpoint with objects cannot be loaded without executing code.
             checkpoint.pop("hyper_parameters", None)
         checkpoint["seed"] = global_seed()
+        checkpoint["total_steps"] = self._total_steps
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["num_points"] = self.num_points
 
@@ -95,6 +106,7 @@ class Task(L.LightningModule):
         """
         self.class_names = tuple(checkpoint.get("class_names", ()))
         self.num_points = checkpoint.get("num_points", 0)
+        self._total_steps = checkpoint.get("total_steps")
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:

@@ -147,10 +147,10 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
         r"first network\.encoder\.blocks\.0\.[\w.]+: \(.*9.*\) in the network, \(.*8.*\) in the checkpoint\."
     )
     with pytest.raises(ValueError, match=message):
-        trainer(1, folder=tmp_path).fit(wider, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
+        trainer(1, folder=tmp_path / "wider").fit(wider, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
     flat = ClassificationTask(network(num_centers=()), partial(torch.optim.SGD, lr=0.5))
     with pytest.raises(ValueError, match=r"architecture: \d+ of \d+ parameters differ, first network\.encoder\.fuse"):
-        trainer(1, folder=tmp_path).test(flat, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
+        trainer(1, folder=tmp_path / "flat").test(flat, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 
 class Named(PointCloudDataModule):
