@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from pcea.datasets.cache import summarize
 from pcea.meshes import normalize_points, read_points
 from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
 from pcea.weights import load_weights
@@ -50,12 +50,11 @@ def predict(
         seed: Decides which points are sampled.
         output: Also write the predictions to this CSV file.
     """
-    predictions = []
+    predictions = classify_files(files, weights=weights, up=up, top=top, seed=seed)
     width = max(len(str(file)) for file in files)
-    for prediction in classify_files(files, weights=weights, up=up, top=top, seed=seed):
-        predictions.append(prediction)
+    for prediction in predictions:
         ranked = zip(prediction.class_names, prediction.probabilities)
-        print(f"{prediction.file!s:{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked), flush=True)
+        print(f"{prediction.file!s:{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked))
     if output is not None:
         with output.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -68,12 +67,12 @@ def predict(
 @torch.inference_mode()
 def classify_files(
     files: list[Path], *, weights: str = DEFAULT_WEIGHTS, up: str = "y", top: int = 3, seed: int = 0
-) -> Iterator[Prediction]:
-    """Yield the most probable classes of each file; arguments as for `predict`.
+) -> list[Prediction]:
+    """Find the most probable classes of each file; arguments as for `predict`.
 
     Raises:
-        FileNotFoundError: If a file or the weights are missing; no file is classified then.
-        ValueError: If a file holds no usable shape.
+        FileNotFoundError: If a file or the weights are missing.
+        ValueError: If files hold no usable shape; they are counted and named, and none is classified.
     """
     missing = [str(file) for file in files if not Path(file).is_file()]
     if missing:
@@ -83,12 +82,24 @@ def classify_files(
     network, class_names, num_points = load_classifier(weights)
     has_normals = network.encoder.in_channels == 6
     fewest = max(network.encoder.num_centers, default=1)
+    clouds, unreadable = [], []
     for file in files:
-        cloud = read_points(file, num_points=num_points, min_points=fewest, seed=seed, up=up, with_normals=has_normals)
+        try:
+            clouds.append(
+                read_points(file, num_points=num_points, min_points=fewest, seed=seed, up=up, with_normals=has_normals)
+            )
+        except ValueError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise ValueError(summarize(unreadable, len(files)))
+    predictions = []
+    for file, cloud in zip(files, clouds):
         features = None if cloud.normals is None else cloud.normals[None]
         probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
         best = probabilities.topk(min(top, len(class_names)))
-        yield Prediction(Path(file), tuple(class_names[i] for i in best.indices), tuple(best.values.tolist()))
+        names = tuple(class_names[i] for i in best.indices)
+        predictions.append(Prediction(Path(file), names, tuple(best.values.tolist())))
+    return predictions
 
 
 def load_classifier(weights: str) -> tuple[PointTransformerClassifier, tuple[str, ...], int]:
