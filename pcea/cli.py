@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pcea.configuration import config_names, config_path
 from pcea.cpu import tune_allocator
 
 USAGE = """\
@@ -66,29 +67,6 @@ def _one_line(error: Exception) -> str:
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if not line.strip().startswith(noise)]
     return " ".join(" ".join(lines).split())
-
-
-def config_path(name: str) -> Path:
-    """The YAML of a configuration: a file, or the name of one that comes with pcea.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    for path in (Path(name), *(folder / f"{name}.yaml" for folder in _config_folders())):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"No configuration {name!r}: neither a file nor one of {', '.join(config_names())}.")
-
-
-def config_names() -> list[str]:
-    """Names of the configurations that come with pcea."""
-    return sorted({path.stem for folder in _config_folders() for path in folder.glob("*.yaml")})
-
-
-def _config_folders() -> list[Path]:
-    package = Path(__file__).parent
-    # In the wheel the folder lies inside the package, in a checkout beside it.
-    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def resolve_configs(options: Sequence[str]) -> list[str]:

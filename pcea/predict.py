@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
 from pcea.meshes import normalize_points, read_points
 from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
@@ -34,6 +35,8 @@ def predict(
     files: list[Path],
     *,
     weights: str = DEFAULT_WEIGHTS,
+    config: str | None = None,
+    ckpt_path: str | None = None,
     up: str = "y",
     top: int = 3,
     seed: int = 0,
@@ -43,14 +46,20 @@ def predict(
 
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, ...).
-        weights: A weights file, a checkpoint of `pcea fit` (.ckpt), or the name of weights that come with pcea.
+        weights: A weights file, or the name of weights that come with pcea.
+        config: Take the newest checkpoint of this configuration instead.
+        ckpt_path: Take this checkpoint of `pcea fit` instead.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z. The
             networks know shapes that stand upright, facing along the x or z axis.
         top: Classes shown for each file.
         seed: Decides which points are sampled.
         output: Also write the predictions to this CSV file.
     """
-    predictions = classify_files(files, weights=weights, up=up, top=top, seed=seed)
+    if config is not None and ckpt_path is None:
+        from pcea.training import newest_checkpoint
+
+        ckpt_path = str(newest_checkpoint(runs_folder(config)))
+    predictions = classify_files(files, weights=ckpt_path or weights, up=up, top=top, seed=seed)
     width = max(len(str(file)) for file in files)
     for prediction in predictions:
         ranked = zip(prediction.class_names, prediction.probabilities)

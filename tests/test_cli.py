@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from pcea.cli import config_names, config_path, main, resolve_configs
+from pcea.cli import main, resolve_configs
+from pcea.configuration import config_names, config_path
 
 TINY = """\
 seed_everything: 0
@@ -137,7 +138,7 @@ def test_a_file_that_is_no_checkpoint_is_not_executed(capsys, config, tmp_path, 
         (tmp_path / "bad.ckpt").write_bytes(content)
         np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((32, 3)))
         if command == "predict":
-            options = (tmp_path / "cloud.npy", "--weights", tmp_path / "bad.ckpt")
+            options = (tmp_path / "cloud.npy", "--ckpt_path", tmp_path / "bad.ckpt")
         else:
             options = ("--config", config, "--ckpt_path", tmp_path / "bad.ckpt")
         assert_one_line(run(capsys, command, *options), "bad.ckpt is not a checkpoint")
@@ -179,7 +180,8 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
     np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((50, 3)))
     run(capsys, "export", last, tmp_path / "tiny.safetensors")
     _, from_weights, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", tmp_path / "tiny.safetensors")
-    _, from_checkpoint, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", last)
+    _, from_checkpoint, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--ckpt_path", last)
+    assert run(capsys, "predict", tmp_path / "cloud.npy", "--config", config)[1] == from_checkpoint
     assert from_weights.split()[1::2] == from_checkpoint.split()[1::2]
     assert len(from_weights.split()) == 7
 

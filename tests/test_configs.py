@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pcea.batch import CloudBatch
-from pcea.cli import config_names, config_path
+from pcea.configuration import config_names, config_path
 from pcea.tasks.base import Task
 
 

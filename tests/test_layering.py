@@ -11,7 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "pcea"
 
 # From the bottom up; a module may import its own layer and those before it. The longest name that fits counts.
 LAYERS = (
-    ("pcea.batch", "pcea.cpu", "pcea.linear", "pcea.meshes", "pcea.norm", "pcea.record", "pcea.weights"),
+    (
+        "pcea.batch",
+        "pcea.configuration",
+        "pcea.cpu",
+        "pcea.linear",
+        "pcea.meshes",
+        "pcea.norm",
+        "pcea.record",
+        "pcea.weights",
+    ),
     ("pcea.attention", "pcea.ops"),
     ("pcea.layers",),
     ("pcea.models", "pcea.transforms"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pcea
-from pcea.cli import config_names
+from pcea.configuration import config_names
 from pcea.record import read_records, results_table
 
 ROOT = Path(__file__).parents[1]
