@@ -70,18 +70,18 @@ def _one_line(error: Exception) -> str:
 
 
 def resolve_configs(options: Sequence[str]) -> list[str]:
-    """Replace the name after each `--config` by the path of its YAML."""
+    """Replace the name after each `--config` (or `-c`) by the path of its YAML."""
     resolved = list(options)
     for i, option in enumerate(resolved):
         if option.startswith("--config="):
             resolved[i] = f"--config={config_path(option.partition('=')[2])}"
-        elif i and resolved[i - 1] == "--config":
+        elif i and resolved[i - 1] in ("-c", "--config"):
             resolved[i] = str(config_path(option))
     return resolved
 
 
 def _train(command: str, options: list[str]) -> None:
-    if not any(o.split("=")[0] == "--config" for o in options) and not {"-h", "--help"} & set(options):
+    if not any(o.split("=")[0] in ("-c", "--config") for o in options) and not {"-h", "--help"} & set(options):
         options = ["--config", DEFAULT_CONFIG, *options]
     options = resolve_configs(options)
     tune_allocator()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -92,8 +93,10 @@ class PointCloudDataModule(L.LightningDataModule):
         return self._in_order("val") if "val" in self.sets else []
 
     def test_dataloader(self) -> DataLoader:
-        """The test split in order."""
-        return self._in_order("test")
+        """The test split in order, each cloud on one device only, so that none counts twice."""
+        trainer, clouds = self._attached_trainer, self.sets["test"]
+        sampler = UnrepeatedDistributedSampler(clouds, trainer.world_size, trainer.global_rank, shuffle=False)
+        return DataLoader(clouds, 2 * self.batch_size, sampler=sampler, collate_fn=_as_it_is)
 
     def predict_dataloader(self) -> DataLoader:
         """The test split in order."""

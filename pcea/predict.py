@@ -10,7 +10,7 @@ import torch
 
 from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
-from pcea.meshes import normalize_points, read_points
+from pcea.meshes import normalize_points, orient, read_points
 from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
 from pcea.weights import load_weights
 
@@ -88,6 +88,7 @@ def classify_files(
         raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")
+    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
     network, class_names, num_points = load_classifier(weights)
     has_normals = network.encoder.in_channels == 6
     fewest = max(network.encoder.num_centers, default=1)

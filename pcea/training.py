@@ -87,7 +87,11 @@ class PceaCLI(LightningCLI):
         folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
         if not self.trainer.is_global_zero or not self.last.best_model_path:
             return
-        options = [*sys.argv[2:], "--ckpt_path", self.last.best_model_path]
+        options = sys.argv[2:]
+        if "--ckpt_path" in options:
+            at = options.index("--ckpt_path")
+            options = options[:at] + options[at + 2 :]
+        options = [*options, "--ckpt_path", self.last.best_model_path]
         print(f"\nCheckpoints and logs: {folder}")
         print(f"Test the last epoch:  {shlex.join(['pcea', 'test', *options])}")
 

@@ -79,10 +79,10 @@ def test_an_unknown_command_is_named_with_those_there_are(capsys):
 def test_configs_are_found_by_name_or_path(config):
     assert config_path("shapes_eat").name == "shapes_eat.yaml"
     assert config_path(str(config)) == config
-    options = ["--config", "shapes_eat", "--config=modelnet40_eat", "--data.x", "shapes_eat"]
+    options = ["--config", "shapes_eat", "--config=modelnet40_eat", "-c", "modelnet40_pct", "--data.x", "shapes_eat"]
     resolved = resolve_configs(options)
     assert [Path(part.removeprefix("--config=")).name for part in resolved] == [
-        "--config", "shapes_eat.yaml", "modelnet40_eat.yaml", "--data.x", "shapes_eat",
+        "--config", "shapes_eat.yaml", "modelnet40_eat.yaml", "-c", "modelnet40_pct.yaml", "--data.x", "shapes_eat",
     ]  # fmt: skip
 
 
@@ -95,6 +95,14 @@ def test_configs_are_listed_with_what_they_are(capsys):
 
 def test_an_unknown_config_names_those_there_are(capsys):
     assert_one_line(run(capsys, "fit", "--config", "modelnet41"), "'modelnet41'", "modelnet40_eat")
+
+
+@pytest.mark.parametrize("option", ["--config", "-c"])
+def test_a_given_config_is_not_mixed_with_the_default_one(capsys, config, option):
+    """shapes_eat has bf16 and 16 epochs."""
+    code, output, _ = run(capsys, "fit", option, config, "--print_config")
+    trainer = yaml.safe_load(output)["trainer"]
+    assert (code, trainer["precision"], trainer["max_epochs"]) == (0, None, 2)
 
 
 @pytest.mark.parametrize(

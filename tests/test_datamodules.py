@@ -155,6 +155,17 @@ def test_test_and_predict_see_every_cloud_in_order():
     assert cloud_numbers(data.predict_dataloader()) == expected
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_processes_test_every_cloud_once(world_size):
+    numbers = []
+    for rank in range(world_size):
+        data = NumberedClouds(batch_size=2, num_points=2)
+        attach(data, world_size=world_size, rank=rank)
+        data.setup("test")
+        numbers += [number for batch in cloud_numbers(data.test_dataloader()) for number in batch]
+    assert sorted(numbers) == list(range(11))
+
+
 def test_order_follows_seed_and_epoch_alone(seed_everything):
     def order(seed, epoch):
         seed_everything(seed)

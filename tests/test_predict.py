@@ -108,6 +108,8 @@ def test_errors(tmp_path, classify):
     with pytest.raises(FileNotFoundError, match=r"No such file: .*a\.off, .*b\.off"):
         classify([tmp_path / "a.off", tmp_path / "b.off"])
     box = write_mesh(tmp_path / "box.off", "lying")
+    with pytest.raises(ValueError, match=r"^up must be one of x, y, z, -x, -y, -z, got 'q'"):
+        classify([box], up="q")
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         classify([box], top=0)
     with pytest.raises(FileNotFoundError, match="modelnet40_eat_cpu"):

@@ -134,7 +134,7 @@ def read_files(
 def summarize(skipped: Sequence[str], total: int) -> str:
     """One line that counts the unreadable files and names ten of them."""
     more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-    return f"{len(skipped)} of {total} files cannot be read: {'; '.join(skipped[:10])}{more}."
+    return f"{len(skipped)} of {total} files cannot be read: {'; '.join(s.rstrip('.') for s in skipped[:10])}{more}."
 
 
 def cached(path: Path | None, make: Callable[[], Arrays]) -> Arrays:

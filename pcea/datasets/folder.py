@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from pcea.datasets.cache import as_clouds, cache_path, cached, read_files, summarize
 from pcea.datasets.clouds import PointClouds
-from pcea.meshes import read_points
+from pcea.meshes import orient, read_points
 
 _SPLITS = ("train", "test")
 # What lies beside meshes without being one. Any other unknown file is reported as unreadable.
@@ -60,6 +61,7 @@ class FolderClouds(PointClouds):
             raise ValueError(f"split must be train or test, got {split!r}.")
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}.")
+        orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
         files_by_class = list_files(root, split, test_fraction=test_fraction, seed=seed)
         names = list(files_by_class)
         files = [file for name in names for file in files_by_class[name]]

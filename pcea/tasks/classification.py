@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
@@ -59,9 +61,9 @@ class ClassificationTask(Task):
         logits = self(batch).float()
         loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
-        size = len(batch.label)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log("train/overall_accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size)
+        log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))
+        log("train/loss", loss.detach(), prog_bar=True)
+        log("train/overall_accuracy", accuracy)
         return loss
 
     def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:  # noqa: ARG002

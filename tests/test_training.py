@@ -1,0 +1,121 @@
+"""Checkpoints: found, read without executing anything, rebuilt; and what two processes make of them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from test_cli import TINY
+
+from pcea.cli import main
+from pcea.training import export, load_task, newest_checkpoint, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with a configuration and one short run of it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    (folder / "tiny.yaml").write_text(
+        TINY.replace("ROOT", str(folder / "runs")).replace("max_epochs: 2", "max_epochs: 1")
+    )
+    main(["fit", "--config", str(folder / "tiny.yaml")])
+    return folder
+
+
+def test_the_newest_run_is_found(tmp_path):
+    for version, time in ((9, 200), (10, 300), (11, 100)):
+        checkpoint = tmp_path / f"version_{version}" / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (time, time))
+    assert newest_checkpoint(tmp_path).parts[-3] == "version_10"
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint under .*nowhere.*pcea fit"):
+        newest_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_rebuilds_its_task(fitted):
+    last = newest_checkpoint(fitted / "runs")
+    task, again = load_task(last), load_task(last)
+    stored = torch.load(last, weights_only=True)["state_dict"]
+    assert stored.keys() == task.state_dict().keys()
+    assert all(torch.equal(value, stored[name]) for name, value in task.state_dict().items())
+    points = torch.randn(3, 32, 3)
+    assert torch.equal(task.network.eval()(points), again.network.eval()(points))
+    assert (task.num_points, len(task.class_names), task.network.num_classes) == (32, 12, 12)
+
+
+def test_a_checkpoint_that_does_not_say_its_network(fitted, tmp_path):
+    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
+    del checkpoint["hyper_parameters"]
+    torch.save(checkpoint, tmp_path / "bare.ckpt")
+    with pytest.raises(ValueError, match=r"bare\.ckpt was not made by `pcea fit`"):
+        load_task(tmp_path / "bare.ckpt")
+
+
+def test_only_eat_is_exported(fitted, tmp_path, monkeypatch):
+    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
+    monkeypatch.setattr("pcea.training.load_task", lambda _: None)
+    checkpoint["hyper_parameters"]["network"]["class_path"] = "pcea.models.point_transformer.pct_classifier"
+    torch.save(checkpoint, tmp_path / "pct.ckpt")
+    with pytest.raises(ValueError, match=r"Only networks made by eat_classifier can be exported.* pct_classifier"):
+        export(tmp_path / "pct.ckpt", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+SAVE_EVERY_RANK = """
+import lightning as L
+import torch
+
+
+class SaveEveryRank(L.Callback):
+    def on_train_end(self, trainer, module):
+        torch.save(module.state_dict(), f"rank{trainer.global_rank}.pt")
+"""
+
+
+def pcea(folder, command, *options):
+    """Run a command on the configuration of a folder in processes of its own; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pcea", command, "--config", "tiny.yaml", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_as_one(fitted):
+    """25 clouds, of which each process gets another number."""
+    both, alone = (
+        pcea(fitted, "test", "--data.init_args.num_test=25", "--trainer.strategy=ddp", f"--trainer.devices={devices}")
+        for devices in (2, 1)
+    )
+    accuracies = [[line for line in output.splitlines() if "accuracy" in line] for output in (both, alone)]
+    assert len(accuracies[0]) == 2
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.slow
+def test_both_processes_end_with_the_same_eat(tmp_path):
+    """With dropout, augmentation and batch norm; each process has statistics of its own, the first's are kept."""
+    (tmp_path / "save_every_rank.py").write_text(SAVE_EVERY_RANK)
+    content = yaml.safe_load(TINY.replace("ROOT", str(tmp_path / "runs")))
+    content["trainer"] |= {
+        "devices": 2,
+        "strategy": "ddp",
+        "callbacks": [{"class_path": "save_every_rank.SaveEveryRank"}],
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    pcea(tmp_path, "fit")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    stored = read_checkpoint(newest_checkpoint(tmp_path / "runs"))["state_dict"]
+    for name, value in first.items():
+        assert torch.equal(stored[name], value), name
+        if "running_" not in name:
+            assert torch.equal(second[name], value), name
