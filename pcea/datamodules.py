@@ -145,18 +145,8 @@ class ModelNet40DataModule(PointCloudDataModule):
         )
 
 
-class ModelNet10DataModule(PointCloudDataModule):
-    """ModelNet10, from its own meshes or out of any form of ModelNet40.
-
-    Args:
-        root: Folder that holds the dataset's folder.
-        layout: `h5`, `normals` or `off`; None takes the first that is there.
-        **options: Those of `PointCloudDataModule`.
-    """
-
-    def __init__(self, root: str = "data", *, layout: Literal["h5", "normals", "off"] | None = None, **options: Any):
-        super().__init__(**options)
-        self.root, self.layout = root, layout
+class ModelNet10DataModule(ModelNet40DataModule):
+    """ModelNet10, from its own meshes or out of any form of ModelNet40; arguments as for `ModelNet40DataModule`."""
 
     def load(self, split: Split) -> PointClouds:
         """Read one split from disk."""
