@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.blocks import map_tokens
 from pcea.linear import Linear, linear
-from pcea.norm import apply_to_tokens
+from pcea.norm import linear_norm
 
 AttentionFactory = Callable[[int], nn.Module]
 
@@ -43,25 +44,31 @@ def double_normalize(
     Source:
         Guo et al., 2021, section 3.2.
     """
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    balanced = exact - _logsumexp_over_tokens(exact, mask, batch)
+    total = _logsumexp_over_tokens(logits, mask, batch)
+    return _double(logits, total, mask, slot_mask=slot_mask)
+
+
+def _double(logits: Tensor, total: Tensor, mask: Tensor | None, *, slot_mask: Tensor | None = None) -> Tensor:
+    balanced = _exact(logits) - total
     if slot_mask is not None:
-        balanced = balanced.masked_fill(~slot_mask.unsqueeze(-2), _lowest(exact))
+        balanced = balanced.masked_fill(~slot_mask.unsqueeze(-2), _lowest(balanced))
     return _finish(balanced.softmax(dim=-1), mask, logits.dtype)
 
 
-def _token_softmax(logits: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    balanced = exact - _logsumexp_over_tokens(exact, mask, batch)
+def _over_tokens(logits: Tensor, total: Tensor, mask: Tensor | None) -> Tensor:
+    balanced = _exact(logits) - total
     if mask is not None:
         # Before exp, which may overflow at padded tokens and then has a gradient of NaN.
-        balanced = balanced.masked_fill(~mask.unsqueeze(-1), _lowest(exact))
+        balanced = balanced.masked_fill(~mask.unsqueeze(-1), _lowest(balanced))
     return balanced.exp().to(logits.dtype)
 
 
-def _slot_softmax(logits: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:  # noqa: ARG001
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return _finish(exact.softmax(dim=-1), mask, logits.dtype)
+def _over_slots(logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:  # noqa: ARG001
+    return _finish(_exact(logits).softmax(dim=-1), mask, logits.dtype)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _finish(weights: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -75,6 +82,7 @@ def _lowest(logits: Tensor) -> float:
 
 def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | None) -> Tensor:
     """Log-sum-exp over the tokens of each cloud, (..., 1, S), or for packed clouds one row per token, (N, S)."""
+    logits = _exact(logits)
     if batch is not None:
         clouds = int(batch.max()) + 1 if len(batch) else 0
         index = batch.unsqueeze(-1).expand_as(logits)
@@ -87,11 +95,8 @@ def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | 
     return logits.logsumexp(dim=-2, keepdim=True)
 
 
-_NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {
-    "double": double_normalize,
-    "slots": _slot_softmax,
-    "tokens": _token_softmax,
-}
+# The weights of tokens (..., N, S) by their logits and the log-sum-exp of every slot over all tokens.
+_NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {"double": _double, "slots": _over_slots, "tokens": _over_tokens}
 
 
 class _Attention(nn.Module):
@@ -187,7 +192,15 @@ class ExternalAttention(_Attention):
         """
         _check_tokens(tokens, self.dim, mask, batch)
         logits = linear(tokens, self.key)
-        weights = _NORMALIZATIONS[self.normalization](logits, mask=mask, batch=batch)
+        total = None
+        if self.normalization != "slots":
+            # With this sum over all tokens, every token's weights follow from its own logits.
+            total = _logsumexp_over_tokens(logits, mask, batch).expand(logits.shape)
+        whole = self.training or self._recorder is not None or batch is not None
+        return map_tokens(self._attend, logits, total, mask, whole=whole)
+
+    def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
+        weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
         self._record(weights)
         return self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
 
@@ -301,7 +314,7 @@ class SelfAttention(_Attention):
             logits = logits / query.shape[-1] ** 0.5
             if mask is not None:
                 logits = logits.masked_fill(~mask.unsqueeze(-2), _lowest(logits))
-            weights = _slot_softmax(logits, mask=mask)
+            weights = _over_slots(logits, None, mask)
         self._record(weights.squeeze(1) if self.num_heads == 1 else weights)
         return weights
 
@@ -325,10 +338,11 @@ class ResidualAttention(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
-        return tokens + self._update(self.attention(tokens, mask=mask), mask)
+        return map_tokens(self._update, tokens, self.attention(tokens, mask=mask), mask, whole=self.training)
 
-    def _update(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        return F.relu(apply_to_tokens(self.norm, self.linear(tokens), mask=mask))
+    def _update(self, tokens: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:
+        update = F.relu(linear_norm(self.linear, self.norm, attended, mask=mask))
+        return tokens + (update if mask is None else update.masked_fill(~mask.unsqueeze(-1), 0))
 
 
 class OffsetAttention(ResidualAttention):
@@ -346,9 +360,8 @@ class OffsetAttention(ResidualAttention):
     def __init__(self, dim: int, *, attention: AttentionFactory | None = None):
         super().__init__(dim, attention=attention or _pct_self_attention)
 
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
-        return tokens + self._update(tokens - self.attention(tokens, mask=mask), mask)
+    def _update(self, tokens: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:
+        return super()._update(tokens, tokens - attended, mask)
 
 
 def _pct_self_attention(dim: int) -> SelfAttention:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.attention import ExternalAttention
-from pcea.linear import Linear, linear
-from pcea.norm import apply_to_tokens
+from pcea.linear import Linear
+from pcea.norm import linear_norm
 
 
 class LinearNormAct(nn.Module):
@@ -41,23 +40,7 @@ class LinearNormAct(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map tokens (..., C) with mask (...) to (..., out_channels)."""
-        if self.training:
-            return self.activation(apply_to_tokens(self.norm, self.linear(tokens), mask=mask))
-        return self.activation(linear(tokens, *fold_batch_norm(self.linear, self.norm)))
-
-
-def fold_batch_norm(linear: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Weight (D, C) and bias (D,) of the linear map that equals `linear` followed by `norm` in evaluation."""
-    weight, bias = batch_norm_affine(norm)
-    return linear.weight * weight[:, None], bias if linear.bias is None else bias + weight * linear.bias
-
-
-def batch_norm_affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel, (C,) each, that `norm` applies in evaluation."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - scale * norm.running_mean
+        return self.activation(linear_norm(self.linear, self.norm, tokens, mask=mask))
 
 
 class ExternalAttention2d(nn.Module):

@@ -1,10 +1,13 @@
-"""Pointwise modules on the real tokens of a padded batch."""
+"""Linear maps and batch norm on the real tokens of a padded batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from pcea.linear import linear
 
 
 def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -27,3 +30,27 @@ def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask:
     out = rows.new_zeros(*tokens.shape[:-1], rows.shape[-1])
     out[mask] = rows
     return out
+
+
+def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Linear map and batch norm of tokens (..., C), in evaluation as one product; (..., D).
+
+    In training a mask (...) keeps padded tokens out of the statistics. What is returned for them has no meaning.
+    """
+    if norm.training:
+        return apply_to_tokens(norm, layer(tokens), mask=mask)
+    return linear(tokens, *fold_batch_norm(layer, norm))
+
+
+def fold_batch_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Weight (D, C) and bias (D,) of the linear map that equals `layer` followed by `norm` in evaluation."""
+    scale, shift = batch_norm_affine(norm)
+    return layer.weight * scale[:, None], shift if layer.bias is None else shift + scale * layer.bias
+
+
+def batch_norm_affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel, (C,) each, that `norm` applies in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - scale * norm.running_mean

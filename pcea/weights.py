@@ -55,12 +55,16 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     )
 
 
-def load_weights(name_or_path: str | Path) -> Weights:
+def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Weights:
     """Read a weights file, or one that comes with pcea by its name, such as `modelnet40_eat_cpu`.
+
+    Args:
+        name_or_path: The file, or the name.
+        builder: Refuse the weights of any other builder.
 
     Raises:
         FileNotFoundError: If there is neither.
-        ValueError: If the file is not a weights file of pcea.
+        ValueError: If the file is not a weights file of pcea, or of another builder.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -78,6 +82,8 @@ def load_weights(name_or_path: str | Path) -> Weights:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} is not a weights file of pcea. Make one with `pcea export CHECKPOINT {path.name}`.")
     about = json.loads(metadata["about"])
+    if builder not in (None, about["builder"]):
+        raise ValueError(f"{name_or_path} holds the weights of {about['builder']}, not of {builder}.")
     return Weights(
         about["builder"],
         about["arguments"],

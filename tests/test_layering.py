@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "pcea"
 LAYERS = (
     (
         "pcea.batch",
+        "pcea.blocks",
         "pcea.configuration",
         "pcea.cpu",
         "pcea.linear",

@@ -7,7 +7,7 @@ from reference import two_step_double_normalize
 from torch import nn
 
 from pcea.attention import ExternalAttention, OffsetAttention, record_attention
-from pcea.layers import ExternalAttention2d, LinearNormAct, batch_norm_affine, fold_batch_norm
+from pcea.layers import ExternalAttention2d, LinearNormAct
 
 
 def trained_norm(channels: int) -> nn.BatchNorm1d:
@@ -55,20 +55,6 @@ def test_linear_norm_act_takes_an_activation() -> None:
     layer = LinearNormAct(5, 3, activation=torch.tanh).eval()
     tokens = torch.randn(7, 5)
     torch.testing.assert_close(layer(tokens), torch.tanh(layer.norm(layer.linear(tokens))))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_fold_batch_norm(bias: bool) -> None:
-    linear, norm, rows = nn.Linear(5, 3, bias=bias), trained_norm(3), torch.randn(7, 5)
-    torch.testing.assert_close(F.linear(rows, *fold_batch_norm(linear, norm)), norm(linear(rows)))
-
-
-def test_batch_norm_affine_by_hand() -> None:
-    norm = nn.BatchNorm1d(1, eps=0)
-    for tensor, value in ((norm.weight, 6), (norm.bias, 1), (norm.running_mean, 5), (norm.running_var, 4)):
-        nn.init.constant_(tensor, value)
-    scale, shift = batch_norm_affine(norm)  # 6 (x - 5) / 2 + 1 = 3 x - 14
-    assert (scale.item(), shift.item()) == (3, -14)
 
 
 @pytest.mark.parametrize(("tied", "count"), [(True, 558_592), (False, 591_360)])

@@ -1,7 +1,17 @@
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from pcea.norm import apply_to_tokens
+from pcea.norm import apply_to_tokens, batch_norm_affine, fold_batch_norm, linear_norm
+
+
+def trained_norm(channels: int) -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(channels)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(norm.running_var, 0.1, 3)
+    return norm.eval()
 
 
 def test_without_mask_every_token_is_a_row() -> None:
@@ -30,3 +40,27 @@ def test_gradient_reaches_real_tokens_only() -> None:
     tokens, mask = torch.randn(2, 7, 5, requires_grad=True), torch.rand(2, 7) > 0.5
     apply_to_tokens(nn.Linear(5, 3), tokens, mask=mask).sum().backward()
     assert torch.equal(tokens.grad.any(-1), mask)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_norm_in_training_and_evaluation(bias: bool) -> None:
+    linear, norm, tokens = nn.Linear(5, 3, bias=bias), trained_norm(3), torch.randn(2, 7, 5)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    expected = norm(linear(tokens).flatten(0, 1)).view(2, 7, 3)
+    torch.testing.assert_close(linear_norm(linear, norm, tokens, mask=mask), expected)
+    expected = norm.train()(linear(tokens)[mask])
+    torch.testing.assert_close(linear_norm(linear, norm, tokens, mask=mask)[mask], expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fold_batch_norm(bias: bool) -> None:
+    linear, norm, rows = nn.Linear(5, 3, bias=bias), trained_norm(3), torch.randn(7, 5)
+    torch.testing.assert_close(F.linear(rows, *fold_batch_norm(linear, norm)), norm(linear(rows)))
+
+
+def test_batch_norm_affine_by_hand() -> None:
+    norm = nn.BatchNorm1d(1, eps=0)
+    for tensor, value in ((norm.weight, 6), (norm.bias, 1), (norm.running_mean, 5), (norm.running_var, 4)):
+        nn.init.constant_(tensor, value)
+    scale, shift = batch_norm_affine(norm)  # 6 (x - 5) / 2 + 1 = 3 x - 14
+    assert (scale.item(), shift.item()) == (3, -14)

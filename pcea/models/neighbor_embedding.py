@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pcea.layers import batch_norm_affine, fold_batch_norm
 from pcea.linear import Linear, linear
+from pcea.norm import batch_norm_affine, fold_batch_norm
 from pcea.ops.grouping import flat_index
 
 # Numbers in a block of pairs, 2 MiB in fp32.
@@ -101,7 +101,7 @@ class NeighborEmbedding(nn.Module):
         rows = _CACHED // (index.shape[1] * len(weight)) if index.device.type == "cpu" else len(index)
         blocks = zip(center.split(max(1, rows)), index.split(max(1, rows)))
         extremes = [linear(_pair_relu(neighbor, c, i), weight).amax(1) for c, i in blocks]
-        return F.relu(torch.cat(extremes) + bias)
+        return torch.cat(extremes).add_(bias).relu_()
 
 
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
+from pcea.blocks import map_tokens
 from pcea.layers import LinearNormAct
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.ops import farthest_point_sample, gather_points, knn
@@ -24,33 +25,35 @@ from pcea.weights import load_weights
 
 
 class EncodedPoints(NamedTuple):
-    """What the encoder hands to a head.
+    """The output of every layer, for a head to fuse.
 
     Attributes:
-        features: (B, M, D), one per centre; M = N without neighbour embedding.
+        outputs: Those of the attention layers and of the neighbour embedding, (B, M, C) each; M = N where every point
+            stays a centre.
         centers: Coordinates of the centres, (B, M, 3).
         mask: True for real centres, (B, M), or None.
     """
 
-    features: Tensor
+    outputs: list[Tensor]
     centers: Tensor
     mask: Tensor | None
 
 
 class PointTransformerEncoder(nn.Module):
-    """Points to features: pointwise embedding, optional neighbour embedding, attention layers, fusion.
+    """Points to features: pointwise embedding, optional neighbour embedding, attention layers.
 
     Args:
         attention: Builds one attention layer from its width.
         in_channels: 3 coordinates plus the channels of `features`.
         dim: Width C of the attention layers.
         depth: Number of attention layers.
-        num_centers: Points kept by each stage of neighbour embedding, decreasing; () for none (PCT's "naive" layout).
+        num_centers: Points kept by each stage of neighbour embedding, decreasing; None keeps every point, () is no
+            neighbour embedding (PCT's "naive" layout).
         num_neighbors: Neighbours K of a centre.
         input_layers: LinearNormAct layers between neighbour embedding and attention.
         positional_embedding: Whether a linear map of the centres is added before every attention layer, as in the
             authors' later code.
-        out_channels: Channels D of the result.
+        out_channels: Channels D that `fuse` makes of all outputs.
 
     Raises:
         ValueError: If `num_centers` does not decrease or `dim` cannot be halved at every stage.
@@ -63,14 +66,15 @@ class PointTransformerEncoder(nn.Module):
         in_channels: int = 3,
         dim: int = 256,
         depth: int = 4,
-        num_centers: Sequence[int] = (512, 256),
+        num_centers: Sequence[int | None] = (512, 256),
         num_neighbors: int = 32,
         input_layers: int = 2,
         positional_embedding: bool = False,
         out_channels: int = 1024,
     ):
         super().__init__()
-        if sorted(set(num_centers), reverse=True) != list(num_centers) or any(m < 1 for m in num_centers):
+        counts = [m for m in num_centers if m is not None]
+        if sorted(set(counts), reverse=True) != counts or any(m < 1 for m in counts):
             raise ValueError(f"num_centers must decrease and be positive, got {list(num_centers)}.")
         stem_dim, rest = divmod(dim, 2 ** len(num_centers))
         if rest:
@@ -89,17 +93,23 @@ class PointTransformerEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
         x = self._concatenate(points, features)
         check_mask(mask, points)
-        for layer in self.stem:
-            x = layer(x, mask=mask)
+        x = self._apply(self.stem, x, mask)
+        neighbors: Tensor | None = None
         for count, stage in zip(self.num_centers, self.stages):
-            center_index, neighbor_index = _sample_and_group(points, count, self.num_neighbors, mask)
+            if count is None:
+                if neighbors is None:  # stages that keep all points share their neighbours
+                    neighbors = _neighbors(points, points, min(self.num_neighbors, points.shape[1]), mask)
+                x = stage(x, x, neighbors, center_mask=mask)
+                continue
+            index = farthest_point_sample(points.float(), count, mask=mask)
+            centers = gather_points(points, index)
+            neighbors = _neighbors(centers, points, self.num_neighbors, mask)
             if mask is not None:
                 mask = torch.arange(count, device=points.device) < mask.sum(1, keepdim=True)
-            points = gather_points(points, center_index)
-            x = stage(x, gather_points(x, center_index), neighbor_index, center_mask=mask)
+            x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
+            points, neighbors = centers, None
         embedded = x
-        for layer in self.input:
-            x = layer(x, mask=mask)
+        x = self._apply(self.input, x, mask)
         position = 0 if self.position is None else self.position(points)
         outputs = []
         for block in self.blocks:
@@ -107,13 +117,26 @@ class PointTransformerEncoder(nn.Module):
             outputs.append(x)
         if self.stages:
             outputs.append(embedded)
-        return EncodedPoints(self.fuse(torch.cat(outputs, dim=-1), mask=mask), points, mask)
+        return EncodedPoints(outputs, points, mask)
+
+    def fuse_outputs(self, outputs: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
+        """All outputs (B, M, C) of a cloud's centres, with mask (B, M), in one feature each, (B, M, D)."""
+        return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
+
+    def _apply(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        def apply(tokens: Tensor, mask: Tensor | None) -> Tensor:
+            for layer in layers:
+                tokens = layer(tokens, mask=mask)
+            return tokens
+
+        return map_tokens(apply, tokens, mask, whole=self.training)
 
     def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
         if points.ndim != 3 or points.shape[-1] != 3:
             raise ValueError(f"points must be (B, N, 3), got {tuple(points.shape)}.")
-        if self.num_centers and points.shape[1] < self.num_centers[0]:
-            raise ValueError(f"points must be at least num_centers[0]={self.num_centers[0]}, got N={points.shape[1]}.")
+        most = max((m for m in self.num_centers if m is not None), default=0)
+        if points.shape[1] < most:
+            raise ValueError(f"points must be at least num_centers={most}, got N={points.shape[1]}.")
         channels = 0 if features is None else features.shape[-1]
         if channels != self.in_channels - 3:
             raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")
@@ -126,12 +149,9 @@ class PointTransformerEncoder(nn.Module):
         return torch.cat([points, features], dim=-1)
 
 
-@torch.no_grad()
-def _sample_and_group(points: Tensor, count: int, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Indices of `count` centres, (B, M), and of their k neighbours, (B, M, K), in fp32 whatever autocast says."""
-    points = points.float()
-    center_index = farthest_point_sample(points, count, mask=mask)
-    return center_index, knn(gather_points(points, center_index), points, k=k, mask=mask).index
+def _neighbors(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    """The k points nearest to each centre, (B, M, K), in fp32 whatever autocast says."""
+    return knn(centers.float(), points.float(), k=k, mask=mask).index
 
 
 class PointTransformerClassifier(nn.Module):
@@ -177,7 +197,7 @@ class PointTransformerClassifier(nn.Module):
             Logits, (B, num_classes).
         """
         encoded = self.encoder(points, features, mask=mask)
-        x = encoded.features
+        x = self.encoder.fuse_outputs(encoded.outputs, mask=encoded.mask)
         if encoded.mask is not None:
             x = x.masked_fill(~encoded.mask.unsqueeze(-1), -torch.inf)
         return self.head(x.amax(1))
@@ -218,7 +238,10 @@ def eat_classifier(
         ValueError: If the weights are of another network.
     """
     if weights is not None:
-        return _load_eat_classifier(weights)
+        stored = load_weights(weights, builder="eat_classifier")
+        model = eat_classifier(**stored.arguments)
+        model.load_state_dict(stored.state)
+        return model
 
     def attention(width: int) -> OffsetAttention:
         return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
@@ -232,15 +255,6 @@ def eat_classifier(
         out_channels=out_channels,
     )
     return PointTransformerClassifier(encoder, num_classes=num_classes, widths=widths, dropout=dropout)
-
-
-def _load_eat_classifier(weights: str | Path) -> PointTransformerClassifier:
-    stored = load_weights(weights)
-    if stored.builder != "eat_classifier":
-        raise ValueError(f"{weights} holds the weights of {stored.builder}, not of eat_classifier.")
-    model = eat_classifier(**stored.arguments)
-    model.load_state_dict(stored.state)
-    return model
 
 
 def pct_classifier(num_classes: int = 40, *, in_channels: int = 3) -> PointTransformerClassifier:

@@ -187,7 +187,7 @@ def test_encoder_returns_its_centres() -> None:
     points = torch.randn(2, 40, 3)
     mask = torch.arange(40) < torch.tensor([40, 6])[:, None]
     encoded = tiny().encoder(points, mask=mask)
-    assert encoded.features.shape == (2, 8, 64)
+    assert [output.shape for output in encoded.outputs] == [(2, 8, 32)] * 3
     assert encoded.mask.sum(1).tolist() == [8, 6]
     # The first centre is the first point, and all six real points of the second cloud are kept.
     assert torch.equal(encoded.centers[:, 0], points[:, 0])

@@ -1,0 +1,49 @@
+"""Functions of single tokens, a block of tokens at a time where nothing is kept for a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Block = tuple[slice, slice]
+
+# Tokens in a block: on a CPU few enough that 1,024 channels of them stay near the processor.
+_CPU_BLOCK = 1 << 13
+_BLOCK = 1 << 18
+
+
+def token_blocks(tokens: Tensor) -> Iterator[Block]:
+    """Cut (B, N, ...) into blocks of limited size: several whole clouds, or a stretch of one."""
+    B, N = tokens.shape[:2]
+    size = _CPU_BLOCK if tokens.device.type == "cpu" else _BLOCK
+    clouds, length = max(1, size // max(1, N)), min(max(1, N), size)
+    for b in range(0, B, clouds):
+        for n in range(0, N, length):
+            yield slice(b, b + clouds), slice(n, n + length)
+
+
+def map_tokens(function: Callable[..., Tensor], *tokens: Tensor | None, whole: bool = False) -> Tensor:
+    """Apply a function of single tokens, so that its intermediate results exist for one block of tokens at a time.
+
+    Args:
+        function: Maps tensors (B', N', ...) to one (B', N', D); each token's result depends on that token alone.
+        *tokens: Its arguments, (B, N, ...) each; None stays None.
+        whole: Call it once with everything, as is also done while gradients are recorded. For functions that in
+            training are not of single tokens, such as batch norm.
+
+    Returns:
+        (B, N, D).
+    """
+    first = next(t for t in tokens if t is not None)
+    if whole or torch.is_grad_enabled() or first.shape[0] * first.shape[1] <= _CPU_BLOCK:
+        return function(*tokens)
+    out: Tensor | None = None
+    for block in token_blocks(first):
+        part = function(*(None if t is None else t[block] for t in tokens))
+        if out is None:
+            out = part.new_empty(*first.shape[:2], part.shape[-1])
+        out[block] = part
+    assert out is not None
+    return out

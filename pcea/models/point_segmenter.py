@@ -1,0 +1,278 @@
+"""EAT and PCT for parts: a class for every point of a cloud of any size.
+
+Source: PCT (Guo et al., 2020), sections 3.4 and 4.3, and its published segmentation network; EAT is PCT with external
+attention (Guo et al., 2021, section 4.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention
+from pcea.blocks import map_tokens, token_blocks
+from pcea.layers import LinearNormAct
+from pcea.linear import linear
+from pcea.models.point_transformer import PointTransformerEncoder
+from pcea.norm import apply_to_tokens, fold_batch_norm
+from pcea.weights import load_weights
+
+# From here on evaluation fuses the layers' outputs twice, block by block, instead of keeping D channels of all points.
+_STREAMED = 1 << 14
+_CATEGORY_CHANNELS = 64
+
+
+class PointTransformerSegmenter(nn.Module):
+    """A class for every point: encoder, features of the point, the cloud and its category, three linear layers.
+
+    A cloud's features are the maximum and the mean over its points. They and the category are the same for all its
+    points, so the first layer's product with them is taken once a cloud: a third of that layer's published cost.
+
+    In evaluation memory grows by 4 C numbers a point (C the width of the attention layers), so that a cloud of a
+    million points goes through in one pass, if its attention is linear in the points as external attention is.
+
+    Args:
+        encoder: Gives the outputs of all layers; every point must stay a centre.
+        num_classes: Number of classes of a point (parts of all categories).
+        num_categories: Number of object categories; 0 for a network that is not told any (scenes).
+        widths: Widths of the two hidden layers.
+        dropout: Dropout after the first hidden layer.
+
+    Raises:
+        ValueError: If the encoder drops points.
+    """
+
+    def __init__(
+        self,
+        encoder: PointTransformerEncoder,
+        *,
+        num_classes: int,
+        num_categories: int = 0,
+        widths: tuple[int, int] = (512, 256),
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        if any(count is not None for count in encoder.num_centers):
+            raise ValueError(
+                f"A segmenter needs every point: num_centers must be () or only None, got {encoder.num_centers}."
+            )
+        self.encoder, self.num_classes, self.num_categories = encoder, num_classes, num_categories
+        self.channels = encoder.fuse.linear.out_features
+        leaky_relu = partial(F.leaky_relu, negative_slope=0.2)
+        category_channels = _CATEGORY_CHANNELS if num_categories else 0
+        self.category = (
+            LinearNormAct(num_categories, category_channels, activation=leaky_relu) if num_categories else None
+        )
+        self.first = LinearNormAct(3 * self.channels + category_channels, widths[0], bias=True)
+        self.dropout = nn.Dropout(dropout)
+        self.second = LinearNormAct(widths[0], widths[1], bias=True)
+        self.last = nn.Linear(widths[1], num_classes)
+
+    def forward(
+        self,
+        points: Tensor,
+        features: Tensor | None = None,
+        *,
+        category: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Classify every point.
+
+        Args:
+            points: (B, N, 3), any N.
+            features: Normals, colours, ...: (B, N, in_channels - 3).
+            category: Object category of each cloud, (B,) int64, if the network has categories.
+            mask: True for real points, (B, N).
+
+        Returns:
+            Logits, (B, N, num_classes); without meaning at padded points.
+
+        Raises:
+            ValueError: If the category is missing, not wanted or unknown, or a shape is wrong.
+        """
+        self._check_category(category, len(points))
+        outputs = self.encoder(points, features, mask=mask).outputs
+        is_streamed = not self.training and not torch.is_grad_enabled() and points.shape[1] > _STREAMED
+
+        def fuse(*outputs: Tensor, mask: Tensor | None = mask) -> Tensor:
+            return self.encoder.fuse_outputs(outputs, mask=mask)
+
+        if is_streamed:
+            context = self._context(*_pool_in_blocks(fuse, outputs, mask), category)
+            context = context.expand(*points.shape[:2], -1)
+            return map_tokens(lambda context, *outputs: self._head(fuse(*outputs), context[:, :1]), context, *outputs)
+        local = fuse(*outputs)
+        highest, total = _highest_and_sum(local, mask)
+        context = self._context(highest, total / _count(points, mask), category)
+        return map_tokens(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
+
+    def _context(self, highest: Tensor, mean: Tensor, category: Tensor | None) -> Tensor:
+        """What the first hidden layer gets from the cloud, (B, 1, width), from its maximum and mean, (B, D) each."""
+        features = [highest, mean.to(highest.dtype)]
+        if self.category is not None:
+            assert category is not None
+            features.append(self.category(F.one_hot(category, self.num_categories).to(highest.dtype)))
+        weight, bias = self._first_weights()
+        return linear(torch.cat(features, dim=1), weight[:, self.channels :], bias).unsqueeze(1)
+
+    def _head(self, local: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, N, num_classes) from fused features (B, N, D) and the cloud's share of the first hidden layer."""
+        x = linear(local, self._first_weights()[0][:, : self.channels]) + context
+        if self.training:
+            x = apply_to_tokens(self.first.norm, x, mask=mask)
+        x = self.second(self.dropout(F.relu(x)), mask=mask)
+        return linear(x, self.last.weight, self.last.bias)
+
+    def _first_weights(self) -> tuple[Tensor, Tensor]:
+        if self.training:
+            return self.first.linear.weight, self.first.linear.bias
+        return fold_batch_norm(self.first.linear, self.first.norm)
+
+    def _check_category(self, category: Tensor | None, B: int) -> None:
+        if self.category is None:
+            if category is not None:
+                raise ValueError("This network has no categories: leave category out.")
+            return
+        if category is None:
+            raise ValueError(f"This network needs the category of each cloud, (B,) in 0..{self.num_categories - 1}.")
+        if category.shape != (B,) or category.is_floating_point():
+            raise ValueError(f"category must be ({B},) int64, got {tuple(category.shape)} {category.dtype}.")
+        if not 0 <= int(category.min()) <= int(category.max()) < self.num_categories:
+            raise ValueError(
+                f"category must be in 0..{self.num_categories - 1}, got {int(category.min())}..{int(category.max())}."
+            )
+
+
+def _count(points: Tensor, mask: Tensor | None) -> Tensor | int:
+    return points.shape[1] if mask is None else mask.sum(1, keepdim=True)
+
+
+def _highest_and_sum(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Maximum and sum of the real tokens, (B, N, D) -> (B, D) each; the sum in fp32."""
+    if mask is None:
+        return tokens.amax(1), tokens.sum(1, dtype=torch.float32)
+    is_padded = ~mask.unsqueeze(-1)
+    return (
+        tokens.masked_fill(is_padded, -torch.inf).amax(1),
+        tokens.masked_fill(is_padded, 0).sum(1, dtype=torch.float32),
+    )
+
+
+def _pool_in_blocks(
+    fuse: Callable[..., Tensor], outputs: Sequence[Tensor], mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Maximum and mean over the points of what `fuse` makes of the outputs, (B, D) each, never kept as a whole."""
+    highest: Tensor | None = None
+    for block in token_blocks(outputs[0]):
+        part = _highest_and_sum(fuse(*(o[block] for o in outputs)), None if mask is None else mask[block])
+        if highest is None:
+            highest = part[0].new_full((len(outputs[0]), part[0].shape[1]), -torch.inf)
+            total = torch.zeros_like(highest, dtype=torch.float32)
+        clouds = block[0]
+        highest[clouds] = torch.maximum(highest[clouds], part[0])
+        total[clouds] += part[1]
+    assert highest is not None
+    return highest, total / _count(outputs[0], mask)
+
+
+def eat_part_segmenter(
+    num_classes: int = 50,
+    num_categories: int = 16,
+    *,
+    in_channels: int = 3,
+    neighbor_embedding: bool = True,
+    dim: int = 128,
+    num_neighbors: int = 32,
+    memory_units: int = 64,
+    tied: bool = True,
+    out_channels: int = 1024,
+    widths: tuple[int, int] = (512, 256),
+    dropout: float = 0.5,
+    weights: str | Path | None = None,
+) -> PointTransformerSegmenter:
+    """EAT for parts: PCT's part segmenter with external attention in every layer.
+
+    Args:
+        num_classes: Number of classes of a point.
+        num_categories: Number of object categories; 0 for a network that is not told any (scenes).
+        in_channels: 3 coordinates plus the channels of `features`.
+        neighbor_embedding: True embeds every point with its neighbours, as PCT's text has it; False is PCT's published
+            network, 2.396M parameters, every point on its own until the attention.
+        dim: Width of the attention layers.
+        num_neighbors: Neighbours of a point, itself included.
+        memory_units: Slots S of every external attention.
+        tied: One parameter as key and value memory.
+        out_channels: Channels that are pooled.
+        widths: Widths of the two hidden layers of the head.
+        dropout: Dropout in the head.
+        weights: Trained weights: a file written by `pcea export`, or the name of some that come with pcea. The network
+            then has the size of the file, and the arguments above have no effect.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the weights are of another network.
+    """
+    if weights is not None:
+        stored = load_weights(weights, builder="eat_part_segmenter")
+        model = eat_part_segmenter(**stored.arguments)
+        model.load_state_dict(stored.state)
+        return model
+
+    def attention(width: int) -> OffsetAttention:
+        return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
+
+    encoder = _encoder(attention, in_channels, neighbor_embedding, dim, num_neighbors, out_channels)
+    return PointTransformerSegmenter(
+        encoder, num_classes=num_classes, num_categories=num_categories, widths=widths, dropout=dropout
+    )
+
+
+def eat_semantic_segmenter(num_classes: int, *, in_channels: int = 3, **sizes: object) -> PointTransformerSegmenter:
+    """EAT for scenes: `eat_part_segmenter` that is told no category; `sizes` are its other arguments."""
+    return eat_part_segmenter(num_classes, 0, in_channels=in_channels, **sizes)  # type: ignore[arg-type]
+
+
+def pct_part_segmenter(
+    num_classes: int = 50,
+    num_categories: int = 16,
+    *,
+    in_channels: int = 3,
+    neighbor_embedding: bool = True,
+    dim: int = 128,
+    num_neighbors: int = 32,
+    out_channels: int = 1024,
+    widths: tuple[int, int] = (512, 256),
+    dropout: float = 0.5,
+) -> PointTransformerSegmenter:
+    """PCT for parts, with offset attention; 2.446M parameters as published, `neighbor_embedding=False`.
+
+    Its arguments are those of `eat_part_segmenter`.
+    """
+    encoder = _encoder(OffsetAttention, in_channels, neighbor_embedding, dim, num_neighbors, out_channels)
+    return PointTransformerSegmenter(
+        encoder, num_classes=num_classes, num_categories=num_categories, widths=widths, dropout=dropout
+    )
+
+
+def _encoder(
+    attention: AttentionFactory,
+    in_channels: int,
+    neighbor_embedding: bool,
+    dim: int,
+    num_neighbors: int,
+    out_channels: int,
+) -> PointTransformerEncoder:
+    return PointTransformerEncoder(
+        attention,
+        in_channels=in_channels,
+        dim=dim,
+        num_centers=(None, None) if neighbor_embedding else (),
+        num_neighbors=num_neighbors,
+        input_layers=0,
+        out_channels=out_channels,
+    )
