@@ -188,8 +188,10 @@ def import_open3d() -> ModuleType:
     return open3d
 
 
-def read_table(path: Path, *, max_rows: int | None = None) -> np.ndarray:
+def read_table(path: Path, *, max_rows: int | None = None, is_column: bool = False) -> np.ndarray:
     """Numbers in rows, (N, C), from text separated by commas or white space; one header or count line is skipped.
+
+    A first line of fewer than three numbers is such a line, unless the text is one column.
 
     Raises:
         ValueError: If the text is not a table of numbers.
@@ -198,7 +200,7 @@ def read_table(path: Path, *, max_rows: int | None = None) -> np.ndarray:
         with path.open(encoding="utf-8") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy warns of an empty file; the caller reports it
             lines = file.readline(), file.readline()
-            has_header = not _is_row(lines[0])
+            has_header = not is_column and not _is_row(lines[0])
             delimiter = "," if "," in lines[has_header] else None
             file.seek(0)
             return np.loadtxt(file, delimiter=delimiter, skiprows=int(has_header), max_rows=max_rows, ndmin=2)

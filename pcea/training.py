@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pcea.record import Record, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
+from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
 from pcea.weights import Weights, save_weights
 
 

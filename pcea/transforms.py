@@ -88,6 +88,34 @@ class RandomRotate(Transform):
         return batch._replace(points=batch.points @ rotation.mT, normals=normals)
 
 
+class RandomOrientation(Transform):
+    """Turn a random share of the clouds any way up, uniformly over all rotations.
+
+    Args:
+        probability: Share of the clouds that are turned.
+    """
+
+    def __init__(self, *, probability: float = 1.0):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in 0..1, got {probability}.")
+        self.probability = probability
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Rotate points and normals (B, N, 3)."""
+        B = len(batch.points)
+        w, x, y, z = F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0)
+        rows = (
+            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        )
+        rotation = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # of the quaternion w, x, y, z
+        is_turned = _uniform(batch.points, (B, 1, 1), 0, 1, generator) < self.probability
+        rotation = torch.where(is_turned, rotation, torch.eye(3, dtype=rotation.dtype, device=rotation.device))
+        normals = None if batch.normals is None else batch.normals @ rotation.mT
+        return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+
+
 class RandomJitter(Transform):
     """Add clipped Gaussian noise to every point.
 
@@ -108,7 +136,7 @@ class RandomJitter(Transform):
 
 
 class RandomDropPoints(Transform):
-    """Replace a random share of each cloud's points by its first point.
+    """Replace a random share of each cloud's real points by its first real point.
 
     Args:
         max_ratio: Each cloud loses a share drawn from 0..max_ratio.
@@ -124,12 +152,15 @@ class RandomDropPoints(Transform):
         b, n, _ = batch.points.shape
         ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
         dropped = _uniform(batch.points, (b, n), 0, 1, generator) < ratio
-        index = torch.arange(n, device=dropped.device).expand(b, n).masked_fill(dropped, 0)
+        index, first = torch.arange(n, device=dropped.device).expand(b, n), 0
+        if batch.mask is not None:
+            dropped, first = dropped & batch.mask, batch.mask.int().argmax(1, keepdim=True)
+        index = torch.where(dropped, first, index)
         return select_points(batch, index)
 
 
 class RandomSubset(Transform):
-    """Keep a random subset of each cloud's points, in random order.
+    """Keep a random subset of each cloud's real points, in random order; clouds that have fewer stay padded.
 
     Args:
         num_points: Points kept.
@@ -142,7 +173,10 @@ class RandomSubset(Transform):
         """Choose from points (B, N, 3) with everything that belongs to them."""
         _check_enough(batch, self.num_points)
         key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
-        return select_points(batch, key.argsort(dim=1)[:, : self.num_points])
+        if batch.mask is not None:
+            key = key + (~batch.mask)  # padding comes last
+        subset = select_points(batch, key.argsort(dim=1)[:, : self.num_points])
+        return subset if subset.mask is None or not subset.mask.all() else subset._replace(mask=None)
 
 
 class FarthestSubset(Transform):

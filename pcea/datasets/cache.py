@@ -137,7 +137,9 @@ def summarize(skipped: Sequence[str], total: int) -> str:
     return f"{len(skipped)} of {total} files cannot be read: {'; '.join(s.rstrip('.') for s in skipped[:10])}{more}."
 
 
-def cached(path: Path | None, make: Callable[[], Arrays]) -> Arrays:
+def cached(
+    path: Path | None, make: Callable[[], Arrays], *, required: Sequence[str] = ("data", "label", "skipped")
+) -> Arrays:
     """The arrays kept at `path`, or made and kept there. A half-written file is never read.
 
     A cache that cannot be read is made again, and one that cannot be written (disk full, read-only folder) is done
@@ -147,7 +149,7 @@ def cached(path: Path | None, make: Callable[[], Arrays]) -> Arrays:
         return make()
     if path.exists():
         try:
-            return read_h5(path, required=("data", "label", "skipped"), optional=("normal",))
+            return read_h5(path, required=required, optional=("normal",))
         except ValueError as error:
             warnings.warn(f"{error} The cache is made again.", stacklevel=2)
     arrays = make()

@@ -1,8 +1,8 @@
-"""Labelled point clouds of one size, kept as tensors and fetched a batch at a time."""
+"""Labelled point clouds, kept as tensors and fetched a batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,6 +84,11 @@ class PointClouds(Dataset):
         category = None if self.category is None else self.category[index]
         return CloudBatch(self.points[index], self.label[index], normals, category)
 
+    @property
+    def strata(self) -> Tensor:
+        """What a held-out share is to be balanced by, (L,) int64."""
+        return self.label if self.category is None else self.category
+
     def subset(self, indices: Tensor) -> PointClouds:
         """The clouds at `indices`, (L',) int64, as a set of their own."""
         return PointClouds(
@@ -94,3 +99,115 @@ class PointClouds(Dataset):
             category=None if self.category is None else self.category[indices],
             category_names=self.category_names,
         )
+
+
+class LabelledPoints(Dataset):
+    """Clouds of any sizes with a label a point, held in memory one behind the other; T points of L clouds together.
+
+    Args:
+        points: Coordinates, (T, 3).
+        label: Class of each point, (T,) int64.
+        sizes: Points of each cloud, (L,) int64.
+        class_names: Name of each class (part).
+        normals: Unit normals, (T, 3).
+        category: Object category of each cloud, (L,) int64; None for scenes, which have none.
+        parts: The classes that each category's points can have, by its name, in the order of `category`.
+
+    Raises:
+        ValueError: If shapes disagree, coordinates are not finite or a label is not one of its category's parts.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        label: Tensor,
+        sizes: Tensor,
+        *,
+        class_names: Sequence[str],
+        normals: Tensor | None = None,
+        category: Tensor | None = None,
+        parts: Mapping[str, Sequence[int]] | None = None,
+    ):
+        if points.ndim != 2 or points.shape[-1] != 3:
+            raise ValueError(f"points must be (points of all clouds, 3), got {tuple(points.shape)}.")
+        for name, value in (("label", label), ("normals", normals)):
+            if value is not None and len(value) != len(points):
+                raise ValueError(f"{name} must have {len(points)} rows like points, got {len(value)}.")
+        if int(sizes.sum()) != len(points) or (len(sizes) and int(sizes.min()) < 1):
+            raise ValueError(
+                f"sizes must be positive and sum to {len(points)} points, got a sum of {int(sizes.sum())}."
+            )
+        if not points.isfinite().all():
+            raise ValueError(f"{int((~points.isfinite()).any(1).sum())} points have NaN or infinite coordinates.")
+        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
+            raise ValueError(
+                f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}."
+            )
+        if (category is None) != (parts is None):
+            raise ValueError("category and parts belong together: give both or neither.")
+        self.points, self.label, self.normals, self.category, self.sizes = points, label, normals, category, sizes
+        self.class_names = tuple(class_names)
+        self.parts = {} if parts is None else {name: tuple(classes) for name, classes in parts.items()}
+        self.starts = sizes.cumsum(0) - sizes
+        if category is not None:
+            _check_parts(label, category.repeat_interleave(sizes), self.parts, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Data:
+        """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+        from torch_geometric.data import Data
+
+        rows = slice(int(self.starts[index]), int(self.starts[index] + self.sizes[index]))
+        data = Data(pos=self.points[rows], y=self.label[rows])
+        if self.normals is not None:
+            data.normal = self.normals[rows]
+        if self.category is not None:
+            data.category = self.category[index]
+        return data
+
+    def __getitems__(self, indices: Sequence[int]) -> CloudBatch:
+        """Many clouds at once, padded with copies of their first points to the largest one."""
+        index = torch.as_tensor(indices)
+        sizes = self.sizes[index].unsqueeze(1)
+        place = torch.arange(int(sizes.max()))
+        mask = place < sizes
+        rows = self.starts[index].unsqueeze(1) + torch.where(mask, place, 0)
+        return CloudBatch(
+            self.points[rows],
+            self.label[rows],
+            None if self.normals is None else self.normals[rows],
+            None if self.category is None else self.category[index],
+            None if mask.all() else mask,
+        )
+
+    @property
+    def strata(self) -> Tensor:
+        """What a held-out share is to be balanced by, (L,) int64."""
+        return torch.zeros(len(self), dtype=torch.int64) if self.category is None else self.category
+
+    def subset(self, indices: Tensor) -> LabelledPoints:
+        """The clouds at `indices`, (L',) int64, as a set of their own."""
+        sizes = self.sizes[indices]
+        shift = self.starts[indices] - (sizes.cumsum(0) - sizes)
+        rows = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
+        return LabelledPoints(
+            self.points[rows],
+            self.label[rows],
+            sizes,
+            class_names=self.class_names,
+            normals=None if self.normals is None else self.normals[rows],
+            category=None if self.category is None else self.category[indices],
+            parts=self.parts or None,
+        )
+
+
+def _check_parts(label: Tensor, category: Tensor, parts: Mapping[str, Sequence[int]], names: Sequence[str]) -> None:
+    """Require the label of each point, (T,), to be a part of the point's category, (T,)."""
+    for number, (name, classes) in enumerate(parts.items()):
+        found = label[category == number].unique().tolist()
+        strangers = sorted(set(found) - set(classes))
+        if strangers:
+            wanted = ", ".join(f"{c} {names[c]}" for c in classes)
+            raise ValueError(f"Points of category {name} have label {strangers[0]}; its parts are {wanted}.")

@@ -93,7 +93,7 @@ class PointTransformerEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
         x = self._concatenate(points, features)
         check_mask(mask, points)
-        x = self._apply(self.stem, x, mask)
+        x = self._run(self.stem, x, mask)
         neighbors: Tensor | None = None
         for count, stage in zip(self.num_centers, self.stages):
             if count is None:
@@ -109,7 +109,7 @@ class PointTransformerEncoder(nn.Module):
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
             points, neighbors = centers, None
         embedded = x
-        x = self._apply(self.input, x, mask)
+        x = self._run(self.input, x, mask)
         position = 0 if self.position is None else self.position(points)
         outputs = []
         for block in self.blocks:
@@ -123,7 +123,7 @@ class PointTransformerEncoder(nn.Module):
         """All outputs (B, M, C) of a cloud's centres, with mask (B, M), in one feature each, (B, M, D)."""
         return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
 
-    def _apply(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
         def apply(tokens: Tensor, mask: Tensor | None) -> Tensor:
             for layer in layers:
                 tokens = layer(tokens, mask=mask)

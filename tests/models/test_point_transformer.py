@@ -234,7 +234,7 @@ def test_constructor_errors(options: dict[str, Any], message: str) -> None:
     [
         ((40, 3), None, r"points must be \(B, N, 3\), got \(40, 3\)"),
         ((2, 3, 40), None, r"points must be \(B, N, 3\), got \(2, 3, 40\)"),
-        ((2, 15, 3), None, r"at least num_centers\[0\]=16, got N=15"),
+        ((2, 15, 3), None, r"at least num_centers=16, got N=15"),
         ((2, 40, 3), (2, 40, 3), "features must have 0 channels, got 3"),
     ],
 )

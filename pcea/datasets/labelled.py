@@ -1,0 +1,216 @@
+"""Files of points with a label each, and sets of them parsed once into one cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.datasets.cache import Arrays, summarize
+from pcea.meshes import as_points, normalize_points, read_h5, read_table
+
+LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
+
+
+class LabelledCloud(NamedTuple):
+    """One cloud with a label a point.
+
+    Attributes:
+        points: Coordinates, (N, 3), float32.
+        normals: Unit normals, (N, 3), or None.
+        label: As the file has them, (N,) int64.
+    """
+
+    points: Tensor
+    normals: Tensor | None
+    label: Tensor
+
+
+def read_labelled(path: Path, *, with_normals: bool = False) -> LabelledCloud:
+    """Read a file of labelled points, in its own unit and order.
+
+    Text (.txt .csv .xyz .pts) and .npy hold x y z label or x y z nx ny nz label a row; .npz and .h5 an array `points`
+    or `data` (N, 3), one of `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with a property of
+    that name, and perhaps nx ny nz.
+
+    Args:
+        path: The file.
+        with_normals: Also return normals, which the file must then hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not hold labelled points.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}.")
+    extension = path.suffix.lower()
+    if extension not in _READERS:
+        raise ValueError(
+            f"{path} has an unknown extension {extension!r}; labelled points are in {' '.join(_READERS)} files."
+        )
+    table = _READERS[extension](path)
+    return as_labelled(table, path=path, with_normals=with_normals)
+
+
+def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) -> LabelledCloud:
+    """Check the rows x y z label or x y z nx ny nz label, (N, 4 | 7), of one cloud; `path` is for the message.
+
+    Raises:
+        ValueError: If they are anything else, or a label is not a whole number.
+    """
+    if table.size == 0:
+        raise ValueError(f"{path} is empty: it holds no points.")
+    if table.ndim != 2 or table.shape[1] not in (4, 7):
+        raise ValueError(
+            f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {table.shape[-1]}."
+        )
+    if with_normals and table.shape[1] == 4:
+        raise ValueError(f"{path} has no normals: 4 columns, where 7 are needed. Read it without with_normals.")
+    cloud = as_points(table[:, :-1], path=path, with_normals=with_normals)
+    label = table[:, -1]
+    if not np.array_equal(label, np.round(label)):
+        wrong = label[label != np.round(label)][0]
+        raise ValueError(f"{path}: labels must be whole numbers in the last column, got {wrong:g}.")
+    return LabelledCloud(cloud.points, cloud.normals, torch.from_numpy(label.astype(np.int64)))
+
+
+def read_all(
+    files: Sequence[Path],
+    category: Sequence[int],
+    parts: Mapping[str, Sequence[int]],
+    read: Callable[[Path], LabelledCloud],
+    *,
+    description: str,
+    first_label: int | None = None,
+    skip_unreadable: bool = False,
+) -> Arrays:
+    """Read and normalise labelled files, with a progress bar.
+
+    Args:
+        files: The files, L.
+        category: Number of each file's category, L.
+        parts: The classes of each category, by its name, in the order of those numbers.
+        read: A file's points and labels.
+        description: Stands before the progress bar.
+        first_label: Labels in the files count a category's parts from this number; None if they are the classes.
+        skip_unreadable: Leave unreadable files out instead of stopping.
+
+    Returns:
+        data (T, 3) zero mean and in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
+        normals, and skipped: what is wrong, a line a file.
+
+    Raises:
+        ValueError: If there are no files, or one cannot be read; all of them are counted and ten are named.
+    """
+    from rich.progress import track
+
+    if not files:
+        raise ValueError(f"{description}: there are no files of this split.")
+    names, classes = list(parts), list(parts.values())
+    clouds: list[LabelledCloud] = []
+    kept: list[int] = []
+    skipped: list[str] = []
+    for file, number in track(list(zip(files, category)), description=description, transient=True):
+        try:
+            cloud = read(file)
+            label = _to_classes(cloud.label, classes[number], first_label, file, names[number])
+        except (ValueError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        clouds.append(cloud._replace(points=normalize_points(cloud.points), label=label))
+        kept.append(number)
+    if skipped and not (skip_unreadable and clouds):
+        raise ValueError(f"{summarize(skipped, len(files))} Repair or remove them, or set skip_unreadable.")
+    arrays = {
+        "data": torch.cat([cloud.points for cloud in clouds]).numpy(),
+        "label": torch.cat([cloud.label for cloud in clouds]).numpy(),
+        "sizes": np.array([len(cloud.points) for cloud in clouds], dtype=np.int64),
+        "category": np.array(kept, dtype=np.int64),
+        "skipped": np.array([line.encode() for line in skipped], dtype=bytes),
+    }
+    if clouds[0].normals is not None:
+        arrays["normal"] = torch.cat([cloud.normals for cloud in clouds if cloud.normals is not None]).numpy()
+    return arrays
+
+
+def _to_classes(label: Tensor, classes: Sequence[int], first: int | None, path: Path, category: str) -> Tensor:
+    allowed = list(classes) if first is None else list(range(first, first + len(classes)))
+    strangers = sorted(set(label.unique().tolist()) - set(allowed))
+    if strangers:
+        raise ValueError(
+            f"{path}: label {strangers[0]} is not a part of category {category}, whose labels are "
+            f"{', '.join(map(str, allowed))}."
+        )
+    return label if first is None else torch.tensor(classes)[label - first]
+
+
+def _read_table(path: Path) -> np.ndarray:
+    return read_table(path)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a NumPy file of numbers ({error}).") from error
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            return _join(dict(loaded), path)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a NumPy file of numbers ({error}).") from error
+
+
+def _read_h5(path: Path) -> np.ndarray:
+    arrays = read_h5(path, required=(), optional=("points", "data", "normals", "normal", *LABEL_NAMES))
+    return _join({name: a[0] if a.ndim == 3 and len(a) == 1 else a for name, a in arrays.items()}, path)
+
+
+def _read_ply(path: Path) -> np.ndarray:
+    import trimesh
+
+    try:
+        raw = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]["data"]
+        columns = {name: np.asarray(raw[name]).reshape(-1) for name in raw.dtype.names}
+    except Exception as error:  # trimesh raises whatever its parsers raise
+        raise ValueError(f"{path} could not be read as .ply ({str(error).partition(chr(10))[0]}).") from error
+    arrays = {"points": np.stack([columns[axis] for axis in "xyz"], axis=1)}
+    if {"nx", "ny", "nz"} <= columns.keys():
+        arrays["normals"] = np.stack([columns[f"n{axis}"] for axis in "xyz"], axis=1)
+    return _join(arrays | {name: columns[name] for name in LABEL_NAMES if name in columns}, path)
+
+
+def _join(arrays: dict[str, Any], path: Path) -> np.ndarray:
+    """Rows x y z [nx ny nz] label from named arrays."""
+
+    def first(*names: str) -> np.ndarray | None:
+        return next((np.asarray(arrays[name]) for name in names if name in arrays), None)
+
+    points, normals, label = first("points", "data"), first("normals", "normal"), first(*LABEL_NAMES)
+    if points is None or label is None:
+        missing = "points" if points is None else "label"
+        raise ValueError(f"{path} has no array {missing!r}; it holds {sorted(arrays) or 'nothing'}.")
+    label = label.reshape(-1)
+    if points.ndim != 2 or points.shape[1] != 3 or len(label) != len(points):
+        raise ValueError(f"{path}: points must be (N, 3) with N labels, got {points.shape} and {label.shape}.")
+    if normals is not None and normals.shape != points.shape:
+        raise ValueError(f"{path}: normals must be {points.shape} like points, got {normals.shape}.")
+    return np.hstack([points, *([] if normals is None else [normals]), label[:, None]])
+
+
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), _read_table),
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".ply": _read_ply,
+}

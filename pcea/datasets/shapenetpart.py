@@ -1,0 +1,348 @@
+"""ShapeNetPart in its three official forms, and sets in the same text layout, such as Labeled PSB."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from pcea.datasets.cache import Arrays, cache_path, cached
+from pcea.datasets.clouds import LabelledPoints
+from pcea.datasets.labelled import LabelledCloud, as_labelled, read_all, read_labelled
+from pcea.meshes import normalize_points, read_h5, read_table
+
+Split = Literal["train", "val", "trainval", "test", "all"]
+Layout = Literal["normals", "points", "h5"]
+Parts = dict[str, tuple[int, ...]]
+
+_PART_NAMES = {
+    "Airplane": ("body", "wing", "tail", "engine"),
+    "Bag": ("handle", "body"),
+    "Cap": ("crown", "brim"),
+    "Car": ("roof", "hood", "wheel", "body"),
+    "Chair": ("back", "seat", "leg", "arm"),
+    "Earphone": ("earpiece", "headband", "cable"),
+    "Guitar": ("head", "neck", "body"),
+    "Knife": ("blade", "handle"),
+    "Lamp": ("base", "shade", "canopy", "pole"),
+    "Laptop": ("screen", "keyboard"),
+    "Motorbike": ("tank", "seat", "wheel", "handlebar", "light", "body"),
+    "Mug": ("handle", "body"),
+    "Pistol": ("barrel", "grip", "trigger"),
+    "Rocket": ("body", "fin", "nose"),
+    "Skateboard": ("wheel", "deck", "belt"),
+    "Table": ("top", "leg", "drawer"),
+}
+_FOLDERS = {
+    "normals": "shapenetcore_partanno_segmentation_benchmark_v0_normal",
+    "points": "shapenetcore_partanno_segmentation_benchmark_v0",
+    "h5": "hdf5_data",
+}
+_CATEGORY_LISTS = {
+    "normals": "synsetoffset2category.txt",
+    "points": "synsetoffset2category.txt",
+    "h5": "all_object_categories.txt",
+}
+_SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
+
+
+def _numbered(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, ...]]:
+    """Classes of each category, and the class names `category/part`, counted through all categories."""
+    parts, class_names = {}, []
+    for category, members in names.items():
+        parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
+        class_names += [f"{category}/{part}" for part in members]
+    return parts, tuple(class_names)
+
+
+SHAPENETPART_PARTS, SHAPENETPART_CLASSES = _numbered(_PART_NAMES)
+
+
+class ShapeNetPart(LabelledPoints):
+    """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts; zero mean, unit sphere, y up.
+
+    Text is parsed once, with a progress bar, and cached in `.pcea` beside the data. Clouds keep all their points, about
+    2,600 in the text layouts and 2,048 in the h5 one. The names of the parts are ours, the numbers official.
+
+    Args:
+        root: The folder of a layout, or the one above it.
+        split: train, val, test, trainval (both), or all (every file that is there, whatever the lists say).
+        with_normals: Also give unit normals (the layout `normals` has them).
+        categories: Keep these only; None keeps all. Numbers of categories and parts stay the official ones.
+        layout: `normals` is shapenetcore_partanno_segmentation_benchmark_v0_normal (x y z nx ny nz part a line),
+            `points` is shapenetcore_partanno_segmentation_benchmark_v0 (points/*.pts with points_label/*.seg), `h5` is
+            hdf5_data. None takes the first of these that is there.
+        cache: Keep what was parsed from text.
+
+    Raises:
+        FileNotFoundError: If the dataset, its lists or listed files are not under `root`.
+        ValueError: If a file does not hold what its layout promises, or a category is unknown or absent.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        with_normals: bool = False,
+        categories: Sequence[str] | None = None,
+        layout: Layout | None = None,
+        cache: bool = True,
+    ):
+        found, folder = _find(Path(root), layout)
+        if with_normals and found != "normals":
+            raise ValueError(f"Layout {found} of ShapeNetPart has no normals. Use layout normals, or no normals.")
+        offsets = _category_folders(folder / _CATEGORY_LISTS[found])
+        strangers = sorted(set(offsets) - set(SHAPENETPART_PARTS))
+        if strangers:
+            raise ValueError(f"{folder / _CATEGORY_LISTS[found]} names {strangers[0]}, not a category of ShapeNetPart.")
+        if found == "h5":
+            arrays = _read_h5_layout(folder, split, _wanted(categories, SHAPENETPART_PARTS))
+        else:
+            arrays = _read_text_layout(folder, split, found, offsets, SHAPENETPART_PARTS, categories, cache=cache)
+        _init(self, arrays, SHAPENETPART_CLASSES, SHAPENETPART_PARTS, with_normals)
+
+
+class LabeledPSB(LabelledPoints):
+    """Labeled Princeton Segmentation Benchmark, or another set in ShapeNetPart's text layout with a `parts.json`.
+
+    380 shapes of 19 categories with 94 parts; zero mean, unit sphere. Shapes are neither aligned nor scaled alike.
+
+    Args:
+        root: The folder of the dataset (with `parts.json`, {category: {part: number}}), or the one above `labeled_psb`.
+        split: train, test or all; another set may have val and trainval.
+        with_normals: Also give unit normals.
+        categories: Keep these only; None keeps all. Numbers of categories and parts stay those of the whole set.
+        cache: Keep what was parsed.
+
+    Raises:
+        FileNotFoundError: If the dataset, its lists or listed files are not under `root`.
+        ValueError: If a file does not hold what its layout promises, or a category is unknown or absent.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        with_normals: bool = False,
+        categories: Sequence[str] | None = None,
+        cache: bool = True,
+    ):
+        places = [place for place in (Path(root) / "labeled_psb", Path(root)) if (place / "parts.json").is_file()]
+        if not places:
+            raise FileNotFoundError(
+                f"No Labeled PSB under {root}: looked for labeled_psb/parts.json. See data/README.md."
+            )
+        parts, names = _read_parts(places[0] / "parts.json")
+        offsets = _category_folders(places[0] / "synsetoffset2category.txt")
+        arrays = _read_text_layout(places[0], split, "normals", offsets, parts, categories, cache=cache)
+        _init(self, arrays, names, parts, with_normals)
+
+
+def _init(target: LabelledPoints, arrays: Arrays, names: Sequence[str], parts: Parts, with_normals: bool) -> None:
+    LabelledPoints.__init__(
+        target,
+        torch.from_numpy(arrays["data"]),
+        torch.from_numpy(arrays["label"]),
+        torch.from_numpy(arrays["sizes"]),
+        class_names=names,
+        normals=torch.from_numpy(arrays["normal"]) if with_normals else None,
+        category=torch.from_numpy(arrays["category"]),
+        parts=parts,
+    )
+
+
+def _find(root: Path, layout: str | None) -> tuple[str, Path]:
+    """Layout and folder of the first layout that is there."""
+    if layout not in (None, *_FOLDERS):
+        raise ValueError(f"layout must be normals, points, h5 or None, got {layout!r}.")
+    kinds = [layout] if layout else list(_FOLDERS)
+    for kind in kinds:
+        if (root / _FOLDERS[kind] / _CATEGORY_LISTS[kind]).is_file():
+            return kind, root / _FOLDERS[kind]
+    for kind in kinds:
+        if (root / _CATEGORY_LISTS[kind]).is_file():
+            if kind != "h5" and layout is None:
+                kind = "points" if next(root.glob("*/points_label"), None) else "normals"
+            return kind, root
+    wanted = ", ".join(f"{_FOLDERS[kind]}/{_CATEGORY_LISTS[kind]}" for kind in kinds)
+    raise FileNotFoundError(
+        f"No ShapeNetPart under {root}: looked for {wanted}. "
+        f"Run `pcea download shapenetpart --root {root}`, or see data/README.md."
+    )
+
+
+def _category_folders(path: Path) -> dict[str, str]:
+    """Folder of each category, from lines `name folder`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}, which the layout needs. Obtain the dataset again.")
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows or any(len(row) != 2 for row in rows):
+        raise ValueError(f"{path} must hold lines of a category and its folder. Obtain the dataset again.")
+    return dict(rows)
+
+
+def _read_parts(path: Path) -> tuple[Parts, tuple[str, ...]]:
+    """Classes of each category and names of the classes from {category: {part: number}}."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        numbered = sorted(
+            (int(n), f"{category}/{part}") for category, own in content.items() for part, n in own.items()
+        )
+        parts = {category: tuple(int(n) for n in own.values()) for category, own in content.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} must hold {{category: {{part: number}}}} as JSON: {error}.") from error
+    if [n for n, _ in numbered] != list(range(len(numbered))) or not numbered:
+        raise ValueError(f"{path}: the numbers of the parts must be 0, 1, 2, ... through all categories.")
+    return parts, tuple(name for _, name in numbered)
+
+
+def _wanted(categories: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
+    """The categories to keep, in the set's order."""
+    if categories is None:
+        return list(known)
+    strangers = [name for name in categories if name not in known]
+    if strangers or not categories:
+        raise ValueError(f"categories must be some of {', '.join(known)}, got {strangers[0] if strangers else 'none'}.")
+    return [name for name in known if name in categories]
+
+
+def _read_text_layout(
+    folder: Path,
+    split: str,
+    layout: str,
+    offsets: Mapping[str, str],
+    parts: Parts,
+    categories: Sequence[str] | None,
+    *,
+    cache: bool,
+) -> Arrays:
+    wanted = _wanted(categories, parts)
+    missing = [name for name in wanted if name not in offsets]
+    if missing:
+        raise ValueError(f"{folder / 'synsetoffset2category.txt'} does not name category {missing[0]}.")
+    files = _list_files(folder, split, layout, {name: offsets[name] for name in wanted})
+    names = list(parts)
+    category = [names.index(name) for name, own in files.items() for _ in own]
+    paths = [path for own in files.values() for path in own]
+    if layout == "points":
+        read, first = _read_points_and_seg, 1
+    else:
+        read, first = partial(read_labelled, with_normals=True), None
+    path = cache_path(folder, f"{layout}_{split}", paths, sorted(parts.items()), wanted)
+    return cached(
+        path if cache else None,
+        lambda: read_all(paths, category, parts, read, description=f"Reading {folder.name}", first_label=first),
+        required=("data", "label", "sizes", "category", "skipped"),
+    )
+
+
+def _list_files(folder: Path, split: str, layout: str, offsets: Mapping[str, str]) -> dict[str, list[Path]]:
+    """The files of a split by category.
+
+    Raises:
+        FileNotFoundError: If a list or listed files are missing; they are counted and the first is named.
+        ValueError: If the split is unknown, or a category has no shapes to train on.
+    """
+    inner, suffix = ("points/", ".pts") if layout == "points" else ("", ".txt")
+    if split == "all":
+        found = {name: sorted((folder / offset / inner).glob(f"*{suffix}")) for name, offset in offsets.items()}
+        if not any(found.values()):
+            raise FileNotFoundError(f"No *{suffix} files in the category folders of {folder}.")
+        return {name: files for name, files in found.items() if files}
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)} or all, got {split!r}.")
+    listed: dict[str, list[Path]] = {name: [] for name in offsets}
+    by_folder = {offset: name for name, offset in offsets.items()}
+    for part in _SPLITS[split]:
+        path = folder / "train_test_split" / f"shuffled_{part}_file_list.json"
+        if not path.is_file():
+            if split == "trainval" and part == "val":
+                continue  # a set without validation split
+            raise FileNotFoundError(f"No split list {path}. Obtain it, or use split all.")
+        try:
+            entries = [str(entry).split("/")[-2:] for entry in json.loads(path.read_text(encoding="utf-8"))]
+            for offset, shape in entries:
+                if offset in by_folder:
+                    listed[by_folder[offset]].append(folder / offset / f"{inner}{shape}{suffix}")
+        except ValueError as error:
+            raise ValueError(f"{path} must be a JSON list of .../category/shape: {error}.") from error
+    absent = [name for name, files in listed.items() if not files]
+    # A category may go untested: its mean IoU is then absent. Training needs every category that is asked for.
+    if absent and (split != "test" or len(absent) == len(listed)):
+        rest = [name for name in listed if name not in absent]
+        raise ValueError(
+            f"The {split} split of {folder} lists no shape of {', '.join(absent)}. Name the others: categories {rest}."
+        )
+    files = [file for own in listed.values() for file in own]
+    gone = [file for file in files if not file.is_file()]
+    if gone:
+        raise FileNotFoundError(
+            f"{len(gone)} of {len(files)} files that the {split} split of {folder} lists are missing, first {gone[0]}. "
+            "Obtain the dataset again, or name the categories that are complete."
+        )
+    return {name: own for name, own in listed.items() if own}
+
+
+def _read_points_and_seg(path: Path) -> LabelledCloud:
+    seg = path.parent.parent / "points_label" / f"{path.stem}.seg"
+    if not seg.is_file():
+        raise ValueError(f"{path} has no labels: there is no {seg}.")
+    points, label = read_table(path), read_table(seg, is_column=True)
+    if len(points) != len(label):
+        raise ValueError(f"{path} holds {len(points)} points, but {seg} {len(label)} labels.")
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise ValueError(f"{path} must hold x y z a row, got {points.shape[-1]} columns.")
+    return as_labelled(np.hstack([points, label]), path=path)
+
+
+class _H5Split(NamedTuple):
+    data: np.ndarray
+    label: np.ndarray
+    pid: np.ndarray
+
+
+def _read_h5_layout(folder: Path, split: str, wanted: Sequence[str]) -> Arrays:
+    if split not in (*_SPLITS, "all"):
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)} or all, got {split!r}.")
+    files: list[Path] = []
+    for part in _SPLITS.get(split, ("train", "val", "test")):
+        listed = folder / f"{part}_hdf5_file_list.txt"
+        # The lists have the paths of their author's machine: only the base names count.
+        names = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+        found = [folder / Path(name).name for name in names] or sorted(folder.glob(f"ply_data_{part}*.h5"))
+        if not found:
+            raise FileNotFoundError(f"No files ply_data_{part}*.h5 under {folder}. Obtain the dataset again.")
+        files += found
+    # The categories are numbered in the order of the list, which is alphabetical as ours.
+    splits = [_read_h5_split(file) for file in files]
+    data, label, pid = (np.concatenate([getattr(s, name) for s in splits]) for name in _H5Split._fields)
+    keep = np.isin(label, [list(SHAPENETPART_PARTS).index(name) for name in wanted])
+    data, label, pid = data[keep], label[keep], pid[keep]
+    if not len(data):
+        raise ValueError(f"The {split} split of {folder} holds no shape of {', '.join(wanted)}.")
+    return {
+        "data": normalize_points(torch.from_numpy(data)).flatten(0, 1).numpy(),
+        "label": pid.reshape(-1),
+        "sizes": np.full(len(data), data.shape[1], dtype=np.int64),
+        "category": label,
+    }
+
+
+def _read_h5_split(path: Path) -> _H5Split:
+    arrays = read_h5(path, required=("data", "label", "pid"))
+    data, label, pid = (arrays[name] for name in ("data", "label", "pid"))
+    if data.ndim != 3 or data.shape[-1] != 3 or pid.shape != data.shape[:2] or label.size != len(data):
+        raise ValueError(
+            f"{path}: data must be (shapes, points, 3), pid (shapes, points) and label (shapes,), got {data.shape}, "
+            f"{pid.shape} and {label.shape}."
+        )
+    if label.dtype.kind not in "iu" or pid.dtype.kind not in "iu":
+        raise ValueError(f"{path}: label and pid must be whole numbers, got {label.dtype} and {pid.dtype}.")
+    return _H5Split(data.astype(np.float32), label.reshape(-1).astype(np.int64), pid.astype(np.int64))

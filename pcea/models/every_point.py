@@ -1,0 +1,52 @@
+"""Label every point of a cloud by a network that was trained for fewer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def classify_every_point(
+    network: Callable[..., Tensor],
+    points: Tensor,
+    features: Tensor | None = None,
+    *,
+    category: Tensor | None = None,
+    num_points: int | None = None,
+    batch_size: int = 16,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Probabilities of every point of a cloud, which the network sees in random subsets of one size.
+
+    A network that embeds neighbours knows the density that it was trained for. So a cloud of more points is dealt out
+    into ceil(N / num_points) subsets; the last one is filled up with points of the first, whose results are averaged.
+
+    Args:
+        network: Maps points (B, N, 3) and features, with `category=` (B,), to logits (B, N, P).
+        points: One cloud, (N, 3).
+        features: Normals, colours, ...: (N, C).
+        category: Object category, () int64.
+        num_points: Points of a subset; None shows the network all points at once.
+        batch_size: Subsets that go through the network together.
+        generator: Decides the subsets; the global one by default.
+
+    Returns:
+        Probabilities, (N, P) float32, in the order of `points`.
+    """
+    N = len(points)
+    size = N if num_points is None else min(num_points, N)
+    count = math.ceil(N / size)
+    order = torch.arange(N) if count == 1 else torch.randperm(N, generator=generator)
+    index = order[torch.arange(count * size) % N].view(count, size).to(points.device)
+    parts = []
+    for rows in index.split(batch_size):
+        categories = None if category is None else category.expand(len(rows))
+        logits = network(points[rows], None if features is None else features[rows], category=categories)
+        parts.append(logits.float().softmax(-1).flatten(0, 1))
+    probabilities = torch.cat(parts)
+    rows = index.flatten()
+    total = torch.zeros(N, probabilities.shape[1], device=points.device).index_add_(0, rows, probabilities)
+    return total / rows.bincount(minlength=N).unsqueeze(1)
