@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ class Record(NamedTuple):
         minutes: Training time.
         commit: Version of the code.
         metrics: In percent.
+        convention: How the metrics are to be read, where there is more than one way.
+        categories: Number of shapes and instance mIoU in percent of each category; None where there are no shapes.
     """
 
     config: str
@@ -41,6 +43,8 @@ class Record(NamedTuple):
     minutes: float
     commit: str
     metrics: dict[str, float]
+    convention: str = ""
+    categories: dict[str, tuple[int, float | None]] = {}  # noqa: RUF012  # never written to
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -54,16 +58,38 @@ def read_records(folder: Path) -> list[Record]:
     return [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
 
 
-def results_table(records: Iterable[Record]) -> str:
-    """A markdown table of classification records, a row a record."""
-    head = "| config | dataset | overall acc. | mean-class acc. | points | votes | epoch | training | device |"
-    rows = [head, "|---|---|---|---|---|---|---|---|---|"]
+CLASSIFICATION = {"overall acc.": "overall_accuracy", "mean-class acc.": "mean_class_accuracy"}
+PARTS = {
+    "instance mIoU": "instance_miou",
+    "category mIoU": "category_miou",
+    "instance mIoU, all parts": "instance_miou_all_parts",
+    "accuracy of points": "overall_accuracy",
+}
+
+
+def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
+    """A markdown table of the records that have these metrics (their names by heading), a row a record."""
+    head = f"| config | dataset | {' | '.join(metrics)} | points | votes | epoch | training | device |"
+    rows = [head, "|---" * (head.count("|") - 1) + "|"]
     for r in records:
-        rows.append(
-            f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | {r.metrics['overall_accuracy']:.2f} | "
-            f"{r.metrics['mean_class_accuracy']:.2f} | {r.num_points} | {r.votes} | {r.epoch}, {r.selection} | "
-            f"{r.minutes:.0f} min | {r.device} |"
-        )
+        if set(metrics.values()) <= r.metrics.keys():
+            rows.append(
+                f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | "
+                f"{' | '.join(f'{r.metrics[name]:.2f}' for name in metrics.values())} | {r.num_points} | {r.votes} | "
+                f"{r.epoch}, {r.selection} | {r.minutes:.0f} min | {r.device} |"
+            )
+    return "\n".join(rows)
+
+
+def category_table(records: Sequence[Record]) -> str:
+    """A markdown table of the instance mIoU by category, a column a record of one dataset."""
+    rows = [
+        f"| category | shapes | {' | '.join(f'`{r.config}`' for r in records)} |",
+        "|---" * (len(records) + 2) + "|",
+    ]
+    for name, (shapes, _) in records[0].categories.items():
+        values = (r.categories[name][1] for r in records)
+        rows.append(f"| {name} | {shapes} | {' | '.join('-' if v is None else f'{v:.1f}' for v in values)} |")
     return "\n".join(rows)
 
 

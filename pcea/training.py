@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class PceaCLI(LightningCLI):
         config = self.config.test
         record = self._record(to_percent(self.trainer.callback_metrics))
         print_metrics(record.metrics)
+        print_categories(record.categories)
         path = Path(config.ckpt_path).parent / f"{Path(config.ckpt_path).stem}.test.json"
         write_record(path, record)
         print(f"Record: {path}")
@@ -131,6 +133,11 @@ class PceaCLI(LightningCLI):
             minutes=round(timer.get("train", 0.0) / 60, 1),
             commit=commit(),
             metrics=metrics,
+            convention=getattr(self.model, "convention", ""),
+            categories={
+                name: (shapes, None if miou is None else round(100 * miou, 2))
+                for name, (shapes, miou) in getattr(self.model, "by_category", {}).items()
+            },
         )
 
 
@@ -203,7 +210,12 @@ def load_task(path: str | Path) -> Task:
     checkpoint = read_checkpoint(path)
     if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
         raise ValueError(f"{path} was not made by `pcea fit`, so it does not say which network it holds.")
-    return Task.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    # Called on Task itself, Lightning would build a Task, without what its subclasses add.
+    module, _, name = checkpoint["hyper_parameters"]["_class_path"].rpartition(".")
+    task_class = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise ValueError(f"{path} holds a {module}.{name}, which is not a task of pcea.")
+    return task_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
 
 def export(checkpoint: Path, output: Path) -> None:
@@ -239,6 +251,14 @@ def print_metrics(metrics: dict[str, float]) -> None:
     print()
     for name, value in sorted(metrics.items(), reverse=True):
         print(f"{name.replace('_', ' '):24}{value:6.2f} %")
+
+
+def print_categories(categories: Mapping[str, tuple[int, float | None]]) -> None:
+    """Print the mean IoU of each category in percent, a line each."""
+    if categories:
+        print(f"\n{'category':24}instance mIoU  shapes")
+    for name, (shapes, miou) in categories.items():
+        print(f"{name:24}{'absent' if miou is None else f'{miou:.2f} %':>13}{shapes:8}")
 
 
 def _cpu_name() -> str:

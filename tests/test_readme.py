@@ -8,7 +8,7 @@ import torch
 
 import pcea
 from pcea.configuration import config_names
-from pcea.record import read_records, results_table
+from pcea.record import CLASSIFICATION, read_records, results_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_results_are_those_of_the_records():
     records = read_records(ROOT / "configs" / "results")
     assert records
-    assert results_table(records) in README
+    assert results_table(records, CLASSIFICATION) in README
 
 
 def test_every_record_has_its_configuration():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pcea.batch import CloudBatch
@@ -56,6 +57,7 @@ class SegmentationTask(Task):
         self.votes, self.scales, self.label_smoothing = votes * len(scales), tuple(scales), label_smoothing
         self._votes_per_scale = votes
         self.parts: dict[str, tuple[int, ...]] = {}
+        self.part_iou: PartIoU | None = None
         self.by_category: dict[str, tuple[int, float | None]] = {}
 
     @property
@@ -72,7 +74,7 @@ class SegmentationTask(Task):
         """Take classes, categories and the network's number of points from the data."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        parts = dict(getattr(data, "parts", {}))
+        parts = getattr(data, "parts", {})
         num_categories = int(getattr(self.network, "num_categories", 0))
         if num_categories and len(parts) != num_categories:
             raise ValueError(
@@ -81,13 +83,16 @@ class SegmentationTask(Task):
             )
         self.parts = parts
         self.num_points = getattr(data, "num_points", 0)
-        self.metrics = nn.ModuleDict(
-            {"overall_accuracy": MulticlassAccuracy(self.network.num_classes, average="micro")}
-        )
+        num_classes = self._num_classes
+        self.point_metrics = MetricCollection({"overall_accuracy": MulticlassAccuracy(num_classes, average="micro")})
         if parts:
-            self.metrics["parts"] = PartIoU(parts, self.network.num_classes)
+            self.part_iou = PartIoU(parts, num_classes)
         else:
-            self.metrics["miou"] = MulticlassJaccardIndex(self.network.num_classes)
+            self.point_metrics["miou"] = MulticlassJaccardIndex(num_classes)
+
+    @property
+    def _num_classes(self) -> int:
+        return int(self.network.num_classes)  # type: ignore[arg-type]
 
     def forward(self, batch: CloudBatch) -> Tensor:
         """Logits (B, N, num_classes) of a batch."""
@@ -125,9 +130,9 @@ class SegmentationTask(Task):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of all batches, and keep the table of categories."""
-        if self.parts:
-            with self.metrics["parts"].sync_context():
-                self.by_category = self.metrics["parts"].by_category()
+        if self.part_iou is not None:
+            with self.part_iou.sync_context():
+                self.by_category = self.part_iou.by_category()
         self._log_metrics("test/")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,7 +152,7 @@ class SegmentationTask(Task):
         """Probabilities (B, N, P) of all points of a batch."""
         if not 0 < self.num_points < batch.points.shape[1]:
             return self(batch).float().softmax(-1)
-        out = batch.points.new_zeros(*batch.points.shape[:2], self.network.num_classes, dtype=torch.float32)
+        out = batch.points.new_zeros(*batch.points.shape[:2], self._num_classes, dtype=torch.float32)
         categories = self._category(batch)
         for b in range(len(out)):
             real = slice(None) if batch.mask is None else batch.mask[b]
@@ -162,19 +167,19 @@ class SegmentationTask(Task):
         return out
 
     def _count(self, probabilities: Tensor, batch: CloudBatch) -> None:
-        for name, metric in self.metrics.items():
-            if name == "parts":
-                metric.update(probabilities, batch.label, batch.category, batch.mask)
-            else:
-                metric.update(_real(probabilities, batch), _real(batch.label, batch))
+        self.point_metrics.update(_real(probabilities, batch), _real(batch.label, batch))
+        if self.part_iou is not None:
+            assert batch.category is not None
+            self.part_iou.update(probabilities, batch.label, batch.category, batch.mask)
 
     def _log_metrics(self, prefix: str) -> None:
-        for name, metric in self.metrics.items():
-            value = metric.compute()
-            values = value if isinstance(value, dict) else {name: value}
-            for key, number in values.items():
-                self.log(f"{prefix}{key}", number.float(), prog_bar=key in ("instance_miou", "miou"))
-            metric.reset()
+        values = self.point_metrics.compute()
+        self.point_metrics.reset()
+        if self.part_iou is not None:
+            values |= self.part_iou.compute()
+            self.part_iou.reset()
+        for name, value in values.items():
+            self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"))
 
 
 def _real(values: Tensor, batch: CloudBatch) -> Tensor:
