@@ -284,7 +284,8 @@ def _read_geometry(path: Path) -> Any:
         raise ValueError(message) from error
     if path.suffix.lower() == ".ply" and not len(getattr(mesh, "faces", ())):
         columns = mesh.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
-        normals = [np.reshape(columns[name], (-1, 1)) for name in ("nx", "ny", "nz") if name in columns]
+        names = columns if isinstance(columns, dict) else columns.dtype.names  # of text and of binary files
+        normals = [np.reshape(columns[name], (-1, 1)) for name in ("nx", "ny", "nz") if name in names]
         return np.hstack([mesh.vertices, *normals])
     return mesh
 

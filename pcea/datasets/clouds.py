@@ -14,6 +14,8 @@ from pcea.batch import CloudBatch
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
+Parts = dict[str, tuple[int, ...]]
+
 
 class PointClouds(Dataset):
     """Labelled clouds of one size, held in memory.
@@ -201,6 +203,20 @@ class LabelledPoints(Dataset):
             category=None if self.category is None else self.category[indices],
             parts=self.parts or None,
         )
+
+
+def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, ...]]:
+    """Count the parts of all categories, given by their names, from 0.
+
+    Returns:
+        The classes of each category, and the class names `category/part`.
+    """
+    parts: Parts = {}
+    class_names: list[str] = []
+    for category, members in names.items():
+        parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
+        class_names += [f"{category}/{part}" for part in members]
+    return parts, tuple(class_names)
 
 
 def _check_parts(label: Tensor, category: Tensor, parts: Mapping[str, Sequence[int]], names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,16 +66,15 @@ def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) ->
     if table.size == 0:
         raise ValueError(f"{path} is empty: it holds no points.")
     if table.ndim != 2 or table.shape[1] not in (4, 7):
-        raise ValueError(
-            f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {table.shape[-1]}."
-        )
+        columns = table.shape[1] if table.ndim == 2 else f"shape {table.shape}"
+        raise ValueError(f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {columns}.")
     if with_normals and table.shape[1] == 4:
         raise ValueError(f"{path} has no normals: 4 columns, where 7 are needed. Read it without with_normals.")
     cloud = as_points(table[:, :-1], path=path, with_normals=with_normals)
     label = table[:, -1]
-    if not np.array_equal(label, np.round(label)):
-        wrong = label[label != np.round(label)][0]
-        raise ValueError(f"{path}: labels must be whole numbers in the last column, got {wrong:g}.")
+    wrong = label[(label != np.round(label)) | ~(np.abs(label) < 2**31)]
+    if len(wrong):
+        raise ValueError(f"{path}: labels must be whole numbers in the last column, got {wrong[0]:g}.")
     return LabelledCloud(cloud.points, cloud.normals, torch.from_numpy(label.astype(np.int64)))
 
 
@@ -152,25 +152,24 @@ def _read_table(path: Path) -> np.ndarray:
     return read_table(path)
 
 
-def _read_npy(path: Path) -> np.ndarray:
+def _read_numpy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            arrays = dict(loaded)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a NumPy file of numbers ({error}).") from error
-
-
-def _read_npz(path: Path) -> np.ndarray:
-    import zipfile
-
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            return _join(dict(loaded), path)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a NumPy file of numbers ({error}).") from error
+    return _join(arrays, path)
 
 
 def _read_h5(path: Path) -> np.ndarray:
-    arrays = read_h5(path, required=(), optional=("points", "data", "normals", "normal", *LABEL_NAMES))
+    try:
+        arrays = read_h5(path, required=(), optional=("points", "data", "normals", "normal", *LABEL_NAMES))
+    except TypeError as error:  # a group instead of an array
+        raise ValueError(f"{path} must hold arrays ({error}).") from error
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return _join({name: a[0] if a.ndim == 3 and len(a) == 1 else a for name, a in arrays.items()}, path)
 
 
@@ -179,7 +178,8 @@ def _read_ply(path: Path) -> np.ndarray:
 
     try:
         raw = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]["data"]
-        columns = {name: np.asarray(raw[name]).reshape(-1) for name in raw.dtype.names}
+        names = raw if isinstance(raw, dict) else raw.dtype.names  # of text and of binary files
+        columns = {name: np.asarray(raw[name]).reshape(-1) for name in names}
     except Exception as error:  # trimesh raises whatever its parsers raise
         raise ValueError(f"{path} could not be read as .ply ({str(error).partition(chr(10))[0]}).") from error
     arrays = {"points": np.stack([columns[axis] for axis in "xyz"], axis=1)}
@@ -208,8 +208,8 @@ def _join(arrays: dict[str, Any], path: Path) -> np.ndarray:
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
     **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), _read_table),
-    ".npy": _read_npy,
-    ".npz": _read_npz,
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
     ".h5": _read_h5,
     ".hdf5": _read_h5,
     ".ply": _read_ply,

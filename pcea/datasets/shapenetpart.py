@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from pcea.datasets.cache import Arrays, cache_path, cached
-from pcea.datasets.clouds import LabelledPoints
+from pcea.datasets.clouds import LabelledPoints, Parts, number_parts
 from pcea.datasets.labelled import LabelledCloud, as_labelled, read_all, read_labelled
 from pcea.meshes import normalize_points, read_h5, read_table
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 Layout = Literal["normals", "points", "h5"]
-Parts = dict[str, tuple[int, ...]]
 
 _PART_NAMES = {
     "Airplane": ("body", "wing", "tail", "engine"),
@@ -51,16 +50,7 @@ _CATEGORY_LISTS = {
 _SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 
 
-def _numbered(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, ...]]:
-    """Classes of each category, and the class names `category/part`, counted through all categories."""
-    parts, class_names = {}, []
-    for category, members in names.items():
-        parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
-        class_names += [f"{category}/{part}" for part in members]
-    return parts, tuple(class_names)
-
-
-SHAPENETPART_PARTS, SHAPENETPART_CLASSES = _numbered(_PART_NAMES)
+SHAPENETPART_PARTS, SHAPENETPART_CLASSES = number_parts(_PART_NAMES)
 
 
 class ShapeNetPart(LabelledPoints):

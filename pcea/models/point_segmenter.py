@@ -188,6 +188,7 @@ def eat_part_segmenter(
     neighbor_embedding: bool = True,
     dim: int = 128,
     num_neighbors: int = 32,
+    dilation: int = 1,
     memory_units: int = 64,
     tied: bool = True,
     out_channels: int = 1024,
@@ -205,6 +206,8 @@ def eat_part_segmenter(
             network, 2.396M parameters, every point on its own until the attention.
         dim: Width of the attention layers.
         num_neighbors: Neighbours of a point, itself included.
+        dilation: The second stage of neighbour embedding takes every n-th of n times as many nearest points, and so
+            sees further; 1 as published.
         memory_units: Slots S of every external attention.
         tied: One parameter as key and value memory.
         out_channels: Channels that are pooled.
@@ -226,7 +229,7 @@ def eat_part_segmenter(
     def attention(width: int) -> OffsetAttention:
         return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
 
-    encoder = _encoder(attention, in_channels, neighbor_embedding, dim, num_neighbors, out_channels)
+    encoder = _encoder(attention, in_channels, neighbor_embedding, dim, num_neighbors, dilation, out_channels)
     return PointTransformerSegmenter(
         encoder, num_classes=num_classes, num_categories=num_categories, widths=widths, dropout=dropout
     )
@@ -245,6 +248,7 @@ def pct_part_segmenter(
     neighbor_embedding: bool = True,
     dim: int = 128,
     num_neighbors: int = 32,
+    dilation: int = 1,
     out_channels: int = 1024,
     widths: tuple[int, int] = (512, 256),
     dropout: float = 0.5,
@@ -253,7 +257,7 @@ def pct_part_segmenter(
 
     Its arguments are those of `eat_part_segmenter`.
     """
-    encoder = _encoder(OffsetAttention, in_channels, neighbor_embedding, dim, num_neighbors, out_channels)
+    encoder = _encoder(OffsetAttention, in_channels, neighbor_embedding, dim, num_neighbors, dilation, out_channels)
     return PointTransformerSegmenter(
         encoder, num_classes=num_classes, num_categories=num_categories, widths=widths, dropout=dropout
     )
@@ -265,6 +269,7 @@ def _encoder(
     neighbor_embedding: bool,
     dim: int,
     num_neighbors: int,
+    dilation: int,
     out_channels: int,
 ) -> PointTransformerEncoder:
     return PointTransformerEncoder(
@@ -273,6 +278,7 @@ def _encoder(
         dim=dim,
         num_centers=(None, None) if neighbor_embedding else (),
         num_neighbors=num_neighbors,
+        dilations=(1, dilation) if neighbor_embedding else (),
         input_layers=0,
         out_channels=out_channels,
     )

@@ -50,6 +50,8 @@ class PointTransformerEncoder(nn.Module):
         num_centers: Points kept by each stage of neighbour embedding, decreasing; None keeps every point, () is no
             neighbour embedding (PCT's "naive" layout).
         num_neighbors: Neighbours K of a centre.
+        dilations: One a stage of neighbour embedding: of the D K nearest points every D-th is a neighbour, so that a
+            centre sees further at the same cost (Li et al., DeepGCNs, 2019). None is 1 everywhere, as published.
         input_layers: LinearNormAct layers between neighbour embedding and attention.
         positional_embedding: Whether a linear map of the centres is added before every attention layer, as in the
             authors' later code.
@@ -68,6 +70,7 @@ class PointTransformerEncoder(nn.Module):
         depth: int = 4,
         num_centers: Sequence[int | None] = (512, 256),
         num_neighbors: int = 32,
+        dilations: Sequence[int] | None = None,
         input_layers: int = 2,
         positional_embedding: bool = False,
         out_channels: int = 1024,
@@ -79,6 +82,9 @@ class PointTransformerEncoder(nn.Module):
         stem_dim, rest = divmod(dim, 2 ** len(num_centers))
         if rest:
             raise ValueError(f"dim must be divisible by {2 ** len(num_centers)}, got {dim}.")
+        self.dilations = tuple(dilations or [1] * len(num_centers))
+        if len(self.dilations) != len(num_centers) or any(d < 1 for d in self.dilations):
+            raise ValueError(f"dilations must be {len(num_centers)} positive numbers, got {list(self.dilations)}.")
         self.in_channels, self.num_centers, self.num_neighbors = in_channels, tuple(num_centers), num_neighbors
         self.stem = nn.ModuleList([LinearNormAct(in_channels, stem_dim), LinearNormAct(stem_dim, stem_dim)])
         widths = [stem_dim * 2**i for i in range(len(num_centers) + 1)]
@@ -94,20 +100,22 @@ class PointTransformerEncoder(nn.Module):
         x = self._concatenate(points, features)
         check_mask(mask, points)
         x = self._run(self.stem, x, mask)
-        neighbors: Tensor | None = None
-        for count, stage in zip(self.num_centers, self.stages):
+        nearest: Tensor | None = None
+        for count, dilation, stage in zip(self.num_centers, self.dilations, self.stages):
+            reach = self.num_neighbors * dilation
             if count is None:
-                if neighbors is None:  # stages that keep all points share their neighbours
-                    neighbors = _neighbors(points, points, min(self.num_neighbors, points.shape[1]), mask)
-                x = stage(x, x, neighbors, center_mask=mask)
+                if nearest is None:  # stages that keep all points share their neighbours
+                    furthest = self.num_neighbors * max(self.dilations)
+                    nearest = _nearest(points, points, min(furthest, points.shape[1]), mask)
+                x = stage(x, x, nearest[..., :reach:dilation], center_mask=mask)
                 continue
             index = farthest_point_sample(points.float(), count, mask=mask)
             centers = gather_points(points, index)
-            neighbors = _neighbors(centers, points, self.num_neighbors, mask)
+            neighbors = _nearest(centers, points, reach, mask)[..., ::dilation]
             if mask is not None:
                 mask = torch.arange(count, device=points.device) < mask.sum(1, keepdim=True)
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
-            points, neighbors = centers, None
+            points, nearest = centers, None
         embedded = x
         x = self._run(self.input, x, mask)
         position = 0 if self.position is None else self.position(points)
@@ -149,8 +157,8 @@ class PointTransformerEncoder(nn.Module):
         return torch.cat([points, features], dim=-1)
 
 
-def _neighbors(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    """The k points nearest to each centre, (B, M, K), in fp32 whatever autocast says."""
+def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
+    """The k points nearest to each centre, (B, M, k), in fp32 whatever autocast says."""
     return knn(centers.float(), points.float(), k=k, mask=mask).index
 
 

@@ -271,7 +271,7 @@ def test_more_neighbors_than_points() -> None:
 
 
 def seen(model: nn.Module, points: Tensor) -> Tensor:
-    return model.encoder(points).features
+    return model.encoder.fuse_outputs(model.encoder(points).outputs)
 
 
 def test_pooling_takes_the_maximum_over_centres() -> None:
