@@ -37,10 +37,11 @@ def map_tokens(function: Callable[..., Tensor], *tokens: Tensor | None, whole: b
         (B, N, D).
     """
     first = next(t for t in tokens if t is not None)
-    if whole or torch.is_grad_enabled() or first.shape[0] * first.shape[1] <= _CPU_BLOCK:
+    blocks = list(token_blocks(first))
+    if whole or torch.is_grad_enabled() or len(blocks) < 2:
         return function(*tokens)
     out: Tensor | None = None
-    for block in token_blocks(first):
+    for block in blocks:
         part = function(*(None if t is None else t[block] for t in tokens))
         if out is None:
             out = part.new_empty(*first.shape[:2], part.shape[-1])

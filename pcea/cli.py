@@ -18,7 +18,7 @@ usage: pcea COMMAND [OPTIONS]
   fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
   validate   Measure a checkpoint on the validation split.
   test       Measure a checkpoint on the test split, print a table and write a JSON record.
-  predict    Name the class of mesh or cloud files: `pcea predict FILE...`
+  predict    Name the class of mesh or cloud files, or the part of each point: `pcea predict FILE...`
   download   Fetch a dataset: `pcea download modelnet40 --root data`
   export     Turn a checkpoint into a small weights file for `predict` and Python.
   configs    List the configurations that come with pcea.

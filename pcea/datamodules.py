@@ -1,4 +1,4 @@
-"""One small data module per dataset. Constructors touch no disk; `setup` does."""
+"""One small data module per dataset of labelled clouds. Constructors touch no disk; `setup` does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pcea.batch import CloudBatch
 from pcea.datasets.clouds import LabelledPoints, PointClouds
-from pcea.transforms import RandomSubset, Transform
+from pcea.transforms import Transform
 
 Split = Literal["train", "test"]
 
@@ -274,100 +274,6 @@ class PyGDataModule(PointCloudDataModule):
         if self.with_normals:
             raise ValueError("Normals of PyG datasets are not read: set data.init_args.with_normals to false.")
         return from_pyg(self.splits[split](), num_points=self.num_points)
-
-
-class PartDataModule(PointCloudDataModule):
-    """Clouds with a label a point, of any sizes; training draws `num_points` of each cloud anew for every batch.
-
-    Validation and test hand out all points of a cloud, in batches padded with a mask.
-
-    Args:
-        num_points: Points drawn; a cloud that has fewer is padded, with a mask.
-        **options: Those of `PointCloudDataModule`.
-    """
-
-    def __init__(self, *, num_points: int = 2048, **options: Any):
-        super().__init__(num_points=num_points, **options)
-
-    def load(self, split: Split) -> LabelledPoints:
-        """Read one split from disk."""
-        raise NotImplementedError
-
-    @property
-    def parts(self) -> dict[str, tuple[int, ...]]:
-        """Classes of each category, by its name, known after `setup`; empty where clouds have no category."""
-        clouds = next(iter(self.sets.values()), None)
-        return clouds.parts if isinstance(clouds, LabelledPoints) else {}
-
-    def on_after_batch_transfer(self, batch: CloudBatch, dataloader_idx: int) -> CloudBatch:
-        """Draw points and augment on the device."""
-        trainer = self._attached_trainer
-        if trainer.training and batch.points.shape[1] > self.num_points:
-            generator = torch.Generator(batch.points.device).manual_seed(2 * batch_seed(trainer))
-            batch = RandomSubset(num_points=self.num_points)(batch, generator=generator)
-        return super().on_after_batch_transfer(batch, dataloader_idx)
-
-
-class ShapeNetPartDataModule(PartDataModule):
-    """ShapeNetPart in any of its official forms.
-
-    Args:
-        root: Folder that holds the dataset's folder.
-        layout: `normals`, `points` or `h5`; None takes the first that is there.
-        categories: Train and test on these categories only; None takes all.
-        train_split: Official splits to train on: `trainval` as the papers do, `train`, which leaves the official `val`
-            to validate by, or `val`.
-        **options: Those of `PartDataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str = "data",
-        *,
-        layout: Literal["normals", "points", "h5"] | None = None,
-        categories: Sequence[str] | None = None,
-        train_split: Literal["train", "val", "trainval"] = "trainval",
-        **options: Any,
-    ):
-        super().__init__(**options)
-        self.root, self.layout, self.categories, self.train_split = root, layout, categories, train_split
-
-    def setup(self, stage: str) -> None:
-        """Read the splits that a stage needs, once."""
-        super().setup(stage)
-        if stage in ("fit", "validate") and self.train_split == "train" and "val" not in self.sets:
-            self.sets["val"] = self._read("val")
-
-    def load(self, split: Split) -> LabelledPoints:
-        """Read one split from disk."""
-        return self._read(self.train_split if split == "train" else "test")
-
-    def _read(self, split: Literal["train", "val", "trainval", "test"]) -> LabelledPoints:
-        from pcea.datasets.shapenetpart import ShapeNetPart
-
-        return ShapeNetPart(
-            self.root, split, with_normals=self.with_normals, categories=self.categories, layout=self.layout
-        )
-
-
-class LabeledPSBDataModule(PartDataModule):
-    """Labeled Princeton Segmentation Benchmark, or another set in ShapeNetPart's text layout with a `parts.json`.
-
-    Args:
-        root: Folder of the dataset, or the one above `labeled_psb`.
-        categories: Train and test on these categories only; None takes all.
-        **options: Those of `PartDataModule`.
-    """
-
-    def __init__(self, root: str = "data", *, categories: Sequence[str] | None = None, **options: Any):
-        super().__init__(**options)
-        self.root, self.categories = root, categories
-
-    def load(self, split: Split) -> LabelledPoints:
-        """Read one split from disk."""
-        from pcea.datasets.shapenetpart import LabeledPSB
-
-        return LabeledPSB(self.root, split, with_normals=self.with_normals, categories=self.categories)
 
 
 def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:

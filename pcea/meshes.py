@@ -191,7 +191,11 @@ def import_open3d() -> ModuleType:
 def read_table(path: Path, *, max_rows: int | None = None, is_column: bool = False) -> np.ndarray:
     """Numbers in rows, (N, C), from text separated by commas or white space; one header or count line is skipped.
 
-    A first line of fewer than three numbers is such a line, unless the text is one column.
+    Args:
+        path: The file.
+        max_rows: Read no more than these; None reads all.
+        is_column: The text is one number a line without a header. Otherwise a first line of fewer than three numbers is
+            taken for a header.
 
     Raises:
         ValueError: If the text is not a table of numbers.
@@ -205,7 +209,7 @@ def read_table(path: Path, *, max_rows: int | None = None, is_column: bool = Fal
             file.seek(0)
             return np.loadtxt(file, delimiter=delimiter, skiprows=int(has_header), max_rows=max_rows, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers: {_first_line(error)}") from error
+        raise ValueError(f"{path} is not a table of numbers: {_first_line(error).partition(';')[0]}.") from error
 
 
 def read_h5(path: Path, *, required: Sequence[str] = ("data",), optional: Sequence[str] = ()) -> dict[str, np.ndarray]:

@@ -23,6 +23,9 @@ class PartIoU(Metric):
         num_classes: Number of classes of all categories.
     """
 
+    is_part: Tensor
+    total: Tensor
+    count: Tensor
     full_state_update = False
     higher_is_better = True
 
@@ -47,13 +50,14 @@ class PartIoU(Metric):
             mask: True for real points, (B, N).
         """
         is_part = self.is_part[category]  # (B, P)
-        own = scores.masked_fill(~is_part.unsqueeze(1), -torch.inf)
+        # Clamped, so that a part of the category wins where all of them are -inf.
+        own = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~is_part.unsqueeze(1), -torch.inf)
         for row, predicted in zip(self.total, (own.argmax(-1), scores.argmax(-1))):
             row.index_add_(0, category, _shape_iou(predicted, label, is_part, mask))
         self.count += category.bincount(minlength=len(self.names))
 
     def compute(self) -> dict[str, Tensor]:
-        """The four means, each in 0..1."""
+        """The four means, each in 0..1; NaN without shapes."""
         result = {}
         for total, suffix in zip(self.total, ("", "_all_parts")):
             result[f"instance_miou{suffix}"] = total.sum() / self.count.sum()
@@ -62,7 +66,7 @@ class PartIoU(Metric):
         return result
 
     def by_category(self) -> dict[str, tuple[int, float | None]]:
-        """Number of shapes and mean IoU (argmax over the category's own parts) of each category; None without shapes."""
+        """Number of shapes and mean IoU, argmax over the category's own parts, of each category; None if no shapes."""
         means = (self.total[0] / self.count).tolist()
         counts = self.count.tolist()
         return {name: (n, mean if n else None) for name, n, mean in zip(self.names, counts, means)}

@@ -1,8 +1,10 @@
-"""Classify mesh and cloud files."""
+"""Name the class of mesh and cloud files, or the part of each of their points."""
 
 from __future__ import annotations
 
 import csv
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +12,20 @@ import torch
 
 from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
-from pcea.meshes import normalize_points, orient, read_points
-from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
-from pcea.weights import load_weights
+from pcea.meshes import Points, import_open3d, normalize_points, orient, read_points
+from pcea.models.point_segmenter import PointTransformerSegmenter
+from pcea.models.point_transformer import PointTransformerClassifier
+from pcea.part_prediction import (
+    PartPrediction,
+    all_or_nothing,
+    check_output,
+    estimate_normals,
+    find_category,
+    predict_parts,
+    read_clouds,
+    write_parts,
+)
+from pcea.trained_network import TrainedNetwork, load_network
 
 DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
 
@@ -38,11 +51,14 @@ def predict(
     config: str | None = None,
     ckpt_path: str | None = None,
     up: str = "y",
-    top: int = 3,
+    top: int | None = None,
+    category: str | None = None,
+    num_points: int | None = None,
+    points_per_pass: int | None = None,
     seed: int = 0,
     output: Path | None = None,
 ) -> None:
-    """Print the most probable classes of each file.
+    """Print the class of each file, or, with a network for parts, the share of each part.
 
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, ...).
@@ -51,15 +67,55 @@ def predict(
         ckpt_path: Take this checkpoint of `pcea fit` instead.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z. The
             networks know shapes that stand upright, facing along the x or z axis.
-        top: Classes shown for each file.
-        seed: Decides which points are sampled.
-        output: Also write the predictions to this CSV file.
+        top: Classes only: how many are shown for each file, 3 by default.
+        category: Parts only: what all the files show, such as Chair. A network of several categories must be told.
+        num_points: Parts only: points sampled on each mesh, 10000 by default. Clouds are labelled whole.
+        points_per_pass: Parts only: points that the network sees at once; larger clouds go through in random subsets.
+            By default as many as it was trained for. 0 for all points in one pass, which is worse where a cloud is much
+            denser than those of the training.
+        seed: Decides which points are sampled, and the subsets.
+        output: Also write the result. Classes: to this CSV file. Parts: into this folder, for each file a coloured
+            NAME.ply and a NAME.npz with the label and confidence of every point.
     """
+    files = [Path(file) for file in files]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
+    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
     if config is not None and ckpt_path is None:
         from pcea.training import newest_checkpoint
 
         ckpt_path = str(newest_checkpoint(runs_folder(config)))
-    predictions = classify_files(files, weights=ckpt_path or weights, up=up, top=top, seed=seed)
+    trained = load_network(ckpt_path or weights)
+    if isinstance(trained.network, PointTransformerSegmenter):
+        _refuse("names the parts of points", top=top)
+        _print_parts(
+            files,
+            trained,
+            category=category,
+            up=up,
+            num_points=10_000 if num_points is None else num_points,
+            points_per_pass=points_per_pass,
+            seed=seed,
+            output=output,
+        )
+    else:
+        _refuse("names the class of a file", category=category, num_points=num_points, points_per_pass=points_per_pass)
+        _print_classes(files, trained, up=up, top=3 if top is None else top, seed=seed, output=output)
+
+
+def _refuse(what: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"This network {what}: --{name} is not for it.")
+
+
+def _print_classes(
+    files: list[Path], trained: TrainedNetwork, *, up: str, top: int, seed: int, output: Path | None
+) -> None:
+    if output is not None and output.is_dir():
+        raise ValueError(f"--output {output} is a folder: a network that names the class of a file writes a CSV file.")
+    predictions = classify_files(files, trained, up=up, top=top, seed=seed)
     width = max(len(str(file)) for file in files)
     for prediction in predictions:
         ranked = zip(prediction.class_names, prediction.probabilities)
@@ -73,30 +129,89 @@ def predict(
                 writer.writerows([file, rank, name, f"{p:.4f}"] for rank, name, p in rows)
 
 
+def _print_parts(
+    files: list[Path],
+    trained: TrainedNetwork,
+    *,
+    category: str | None,
+    up: str,
+    num_points: int,
+    points_per_pass: int | None,
+    seed: int,
+    output: Path | None,
+) -> None:
+    category = find_category(trained.parts, category)
+    if output is not None:
+        check_output(output, files)
+    clouds = read_clouds(files, num_points=num_points, seed=seed)
+    if trained.has_normals:
+        clouds = _with_normals(clouds, files)
+    width = max(len(str(file)) for file in files)
+    with nullcontext() if output is None else all_or_nothing(output) as folder:
+        for file, cloud in zip(files, clouds):
+            prediction = predict_parts(
+                cloud, trained, category=category, up=up, points_per_pass=points_per_pass, seed=seed
+            )
+            print(f"{file!s:{width}}  {_describe(prediction)}", flush=True)
+            if folder is not None:
+                write_parts(folder, file.stem, prediction)
+    if output is not None:
+        print(f"Labels of every point: {output / '<name>'}.ply and .npz")
+
+
+def _with_normals(clouds: list[Points], files: list[Path]) -> list[Points]:
+    """Estimate the normals of the clouds that have none, and say so."""
+    bare = [file for file, cloud in zip(files, clouds) if cloud.normals is None]
+    if not bare:
+        return clouds
+    names = ", ".join(map(str, bare[:3])) + (", ..." if len(bare) > 3 else "")
+    why = f"the network needs normals, and {len(bare)} of {len(files)} files have none ({names})"
+    try:
+        import_open3d()
+    except ImportError as error:
+        raise ImportError(f"{why}; Open3D, which estimates them, cannot be imported: {error}") from error
+    print(f"pcea: note: {why}: they are estimated by Open3D, which costs accuracy.", file=sys.stderr)
+    return [c if c.normals is not None else c._replace(normals=estimate_normals(c.points)) for c in clouds]
+
+
+def _describe(prediction: PartPrediction) -> str:
+    shares = [f"{name} {100 * share:.1f} %" for name, share in prediction.shares.items()]
+    columns = [
+        *([prediction.category] if prediction.category else []),
+        f"{len(prediction.points)} points",
+        *shares,
+        f"mean confidence {100 * float(prediction.confidence.mean()):.1f} %",
+    ]
+    return "  ".join(columns)
+
+
 @torch.inference_mode()
 def classify_files(
-    files: list[Path], *, weights: str = DEFAULT_WEIGHTS, up: str = "y", top: int = 3, seed: int = 0
+    files: list[Path], trained: TrainedNetwork, *, up: str = "y", top: int = 3, seed: int = 0
 ) -> list[Prediction]:
-    """Find the most probable classes of each file; arguments as for `predict`.
+    """Find the most probable classes of each file with a trained classifier; the other arguments as for `predict`.
 
     Raises:
-        FileNotFoundError: If a file or the weights are missing.
         ValueError: If files hold no usable shape; they are counted and named, and none is classified.
     """
-    missing = [str(file) for file in files if not Path(file).is_file()]
-    if missing:
-        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
+    network = trained.network
+    if not isinstance(network, PointTransformerClassifier):
+        raise ValueError(f"The network is a {type(network).__name__}, not a classifier.")
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")
-    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
-    network, class_names, num_points = load_classifier(weights)
-    has_normals = network.encoder.in_channels == 6
-    fewest = max(network.encoder.num_centers, default=1)
+    fewest = max((count for count in network.encoder.num_centers if count is not None), default=1)
     clouds, unreadable = [], []
     for file in files:
         try:
             clouds.append(
-                read_points(file, num_points=num_points, min_points=fewest, seed=seed, up=up, with_normals=has_normals)
+                read_points(
+                    file,
+                    num_points=trained.num_points,
+                    min_points=fewest,
+                    seed=seed,
+                    up=up,
+                    with_normals=trained.has_normals,
+                )
             )
         except ValueError as error:
             unreadable.append(str(error))
@@ -106,21 +221,7 @@ def classify_files(
     for file, cloud in zip(files, clouds):
         features = None if cloud.normals is None else cloud.normals[None]
         probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
-        best = probabilities.topk(min(top, len(class_names)))
-        names = tuple(class_names[i] for i in best.indices)
+        best = probabilities.topk(min(top, len(trained.class_names)))
+        names = tuple(trained.class_names[i] for i in best.indices)
         predictions.append(Prediction(Path(file), names, tuple(best.values.tolist())))
     return predictions
-
-
-def load_classifier(weights: str) -> tuple[PointTransformerClassifier, tuple[str, ...], int]:
-    """A classifier in evaluation mode with its class names and number of points, from a checkpoint or weights file."""
-    if str(weights).endswith(".ckpt"):
-        # Lightning takes seconds to import: only a checkpoint needs it.
-        from pcea.training import load_task
-
-        task = load_task(weights)
-        if not isinstance(task.network, PointTransformerClassifier):
-            raise ValueError(f"{weights} holds a {type(task.network).__name__}, not a classifier of point clouds.")
-        return task.network.eval(), task.class_names, task.num_points
-    about = load_weights(weights)
-    return eat_classifier(weights=weights).eval(), about.class_names, about.num_points

@@ -25,6 +25,8 @@ from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightn
 from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
 from pcea.weights import Weights, save_weights
 
+EXPORTED = ("eat_classifier", "eat_part_segmenter")
+
 
 class PceaCLI(LightningCLI):
     """LightningCLI with the defaults of pcea; each of them can be set in YAML."""
@@ -219,7 +221,7 @@ def load_task(path: str | Path) -> Task:
 
 
 def export(checkpoint: Path, output: Path) -> None:
-    """Turn a checkpoint of `pcea fit` into a weights file for `pcea predict --weights` and `eat_classifier`.
+    """Turn a checkpoint of `pcea fit` into a weights file for `pcea predict --weights` and `weights=` in Python.
 
     Args:
         checkpoint: The checkpoint (.ckpt).
@@ -229,8 +231,9 @@ def export(checkpoint: Path, output: Path) -> None:
     stored = read_checkpoint(checkpoint)
     network = stored["hyper_parameters"]["network"]
     builder = network["class_path"].rpartition(".")[2]
-    if builder != "eat_classifier":
-        raise ValueError(f"Only networks made by eat_classifier can be exported, the checkpoint has {builder}.")
+    if builder not in EXPORTED:
+        names = " or ".join(EXPORTED)
+        raise ValueError(f"Only networks made by {names} can be exported, the checkpoint has {builder}.")
     arguments = {name: value for name, value in network["init_args"].items() if name != "weights"}
     save_weights(
         output,
@@ -241,6 +244,7 @@ def export(checkpoint: Path, output: Path) -> None:
             task.class_names,
             task.num_points,
             {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
+            getattr(task, "parts", {}),
         ),
     )
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")

@@ -152,7 +152,8 @@ class RandomDropPoints(Transform):
         b, n, _ = batch.points.shape
         ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
         dropped = _uniform(batch.points, (b, n), 0, 1, generator) < ratio
-        index, first = torch.arange(n, device=dropped.device).expand(b, n), 0
+        index = torch.arange(n, device=dropped.device).expand(b, n)
+        first: Tensor | int = 0
         if batch.mask is not None:
             dropped, first = dropped & batch.mask, batch.mask.int().argmax(1, keepdim=True)
         index = torch.where(dropped, first, index)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,8 @@ class Weights(NamedTuple):
         class_names: Name of each class.
         num_points: Points of a cloud that the network was trained for.
         source: Which configuration, commit and accuracy it came from.
+        parts: The classes of each category, by its name, in the order of the categories' numbers; empty for networks
+            without categories.
     """
 
     builder: str
@@ -31,6 +35,7 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...]
     num_points: int
     source: dict[str, Any]
+    parts: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
@@ -47,6 +52,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
         "class_names": list(weights.class_names),
         "num_points": weights.num_points,
         "source": weights.source,
+        "parts": {name: list(classes) for name, classes in weights.parts.items()},
     }
     save_file(
         {name: value.contiguous() for name, value in state.items()},
@@ -91,4 +97,6 @@ def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Wei
         tuple(about["class_names"]),
         about["num_points"],
         about["source"],
+        # Absent from the files of networks without parts before there were such networks.
+        {name: tuple(classes) for name, classes in about.get("parts", {}).items()},
     )

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
-from pathlib import Path
 from statistics import median
+
+from benchmarking import duration, free_memory, peak_memory
+from benchmarking import run as run_child
 
 SIZES = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
 ATTENTIONS = {
@@ -65,10 +66,10 @@ def run(
     if need > 0.9 * free_memory():
         return f"skipped: needs about {need / 2**30:,.0f} GiB"
     task = {"attention": attention, "n": n, "backward": backward, "threads": args.threads, "repeats": args.repeats}
-    done = subprocess.run([sys.executable, __file__, "--child", json.dumps(task)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        return f"failed ({done.returncode})"
-    result: dict[str, float] = json.loads(done.stdout)
+    try:
+        result: dict[str, float] = run_child(__file__, task)
+    except subprocess.CalledProcessError as error:
+        return f"failed ({error.returncode})"
     last[attention, backward] = result["seconds"]
     return result
 
@@ -105,28 +106,6 @@ def measure(*, attention: str, n: int, backward: bool, threads: int, repeats: in
     while len(seconds) <= repeats and sum(seconds) < 20:
         seconds.append(step(tokens))
     return {"seconds": median(seconds[1:] or seconds), "bytes": peak_memory() - before}
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def free_memory() -> int:
-    """Memory that a new process may take, in bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable.")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a readable unit."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
 if __name__ == "__main__":

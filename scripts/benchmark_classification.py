@@ -8,23 +8,22 @@ all variants in turn, and the table holds medians over the rounds. On the CPU.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-VARIANTS = {
-    "straightforward, default allocator": {"ours": False, "tuned": False, "bf16": False},
-    "straightforward, tuned allocator": {"ours": False, "tuned": True, "bf16": False},
-    "pcea fp32": {"ours": True, "tuned": True, "bf16": False},
-    "pcea bf16": {"ours": True, "tuned": True, "bf16": True},
-}
+from benchmarking import (
+    ROOT,
+    measure_in_rounds,
+    network_parser,
+    network_tasks,
+    prepare,
+    print_networks,
+    run,
+    seconds_of_a_step,
+    timed,
+)
+
 SAMPLING = {
     "straightforward, 32 x 1,024 -> 512": {"ours": False, "clouds": 32, "points": 1024, "chosen": 512},
     "pcea, 32 x 1,024 -> 512": {"ours": True, "clouds": 32, "points": 1024, "chosen": 512},
@@ -34,61 +33,23 @@ SAMPLING = {
 
 def main() -> None:
     """Measure in rounds and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each measurement")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--num-points", type=int, default=1024)
-    parser.add_argument("--dim", type=int, default=256, help="width of the attention layers")
-    parser.add_argument("--models", nargs="+", choices=("EAT", "PCT"), default=["EAT", "PCT"])
+    parser = network_parser(__doc__, batch_size=32, num_points=1024, dim=256)
     parser.add_argument("--root", default=str(ROOT / "data"), help="where ModelNet40 may be, for the check of bf16")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         task = json.loads(args.child)
         print(json.dumps(MEASUREMENTS[task.pop("measure")](**task)))
         return
 
-    size = {"batch_size": args.batch_size, "num_points": args.num_points, "dim": args.dim}
     common = {"steps": args.steps, "threads": args.threads}
-    tasks: dict[tuple[str, ...], dict[str, Any]] = {
-        (model, mode, name): {"measure": "network", "model": model, "training": mode == "training"} | variant | size
-        for model in args.models
-        for mode in ("training", "evaluation")
-        for name, variant in VARIANTS.items()
-    }
-    tasks |= {("FPS", name): {"measure": "sampling"} | variant for name, variant in SAMPLING.items()}
-    seconds: dict[tuple[str, ...], list[float]] = {key: [] for key in tasks}
-    for i in range(args.rounds):
-        for key, task in tasks.items():
-            print(f"round {i + 1} of {args.rounds}: {', '.join(key)}", file=sys.stderr)
-            seconds[key].append(run(task | common))
-    print_networks({key: median(s) for key, s in seconds.items() if len(key) == 3}, args)
+    tasks = network_tasks(args)
+    tasks |= {("FPS", name): {"measure": "sampling"} | variant | common for name, variant in SAMPLING.items()}
+    seconds = measure_in_rounds(__file__, tasks, args.rounds)
+    print_networks({key: s for key, s in seconds.items() if len(key) == 3}, args)
     print("\n| farthest point sampling | time |\n| --- | --- |")
     for name in SAMPLING:
-        print(f"| {name} | {1000 * median(seconds['FPS', name]):.1f} ms |")
-    print("\n" + run({"measure": "bf16", "threads": args.threads, "root": args.root}))
-
-
-def print_networks(seconds: dict[tuple[str, ...], float], args: argparse.Namespace) -> None:
-    """Clouds per second, and how many times those of each straightforward variant and of our fp32."""
-    print(
-        f"Batch {args.batch_size}, {args.num_points:,} points, width {args.dim}, {args.threads} threads, "
-        f"medians of {args.rounds} rounds of {args.steps} steps. `x`: times the clouds/s of the named variant.\n"
-    )
-    default, tuned, fp32, _ = VARIANTS
-    print("| model | mode | variant | clouds/s | x default | x tuned | x fp32 |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for (model, mode, name), own in seconds.items():
-        ratios = " | ".join(f"{seconds[model, mode, other] / own:.2f}" for other in (default, tuned, fp32))
-        print(f"| {model} | {mode} | {name} | {args.batch_size / own:.1f} | {ratios} |")
-
-
-def run(task: dict[str, Any]) -> Any:
-    """Run one measurement in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(task)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        print(f"| {name} | {1000 * seconds['FPS', name]:.1f} ms |")
+    print("\n" + run(__file__, {"measure": "bf16", "threads": args.threads, "root": args.root}))
 
 
 def measure_network(
@@ -106,24 +67,11 @@ def measure_network(
 ) -> float:
     """Median seconds of one training or evaluation step, in this process."""
     import torch
-    import torch.nn.functional as F
 
     prepare(threads, tuned=tuned)
-    network = build(model, ours=ours, dim=dim).train(training)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    network = build(model, ours=ours, dim=dim)
     points, label = torch.randn(batch_size, num_points, 3), torch.randint(40, (batch_size,))
-
-    def step() -> None:
-        with torch.set_grad_enabled(training):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = network(points)
-                loss = F.cross_entropy(logits, label)
-            if training:
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-
-    return timed(step, steps)
+    return seconds_of_a_step(network, lambda: network(points), label, training=training, bf16=bf16, steps=steps)
 
 
 def measure_sampling(*, ours: bool, clouds: int, points: int, chosen: int, steps: int, threads: int) -> float:
@@ -188,19 +136,6 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
 }
 
 
-def prepare(threads: int, *, tuned: bool) -> None:
-    """Set this process up; before its first tensor."""
-    import torch
-
-    from pcea.cpu import tune_allocator
-
-    if tuned:
-        tune_allocator()
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    sys.path.insert(0, str(ROOT / "tests"))
-
-
 def build(model: str, *, ours: bool, dim: int) -> Any:
     """One of the four networks."""
     if not ours:
@@ -218,17 +153,6 @@ def build(model: str, *, ours: bool, dim: int) -> Any:
     if model == "EAT":
         return eat_classifier(dim=dim)
     return PointTransformerClassifier(PointTransformerEncoder(OffsetAttention, dim=dim), num_classes=40)
-
-
-def timed(step: Callable[[], object], steps: int) -> float:
-    """Median seconds of a step after one to warm up."""
-    step()
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
 
 
 if __name__ == "__main__":

@@ -234,3 +234,95 @@ def _pick(rows: Tensor, index: Tensor) -> Tensor:
     """rows (B, N, C) and index (B, ...) -> (B, ..., C)."""
     batch = torch.arange(len(rows), device=rows.device).view(-1, *[1] * (index.ndim - 1))
     return rows[batch, index]
+
+
+def part_iou(
+    scores: np.ndarray,
+    label: np.ndarray,
+    category: Sequence[int],
+    mask: np.ndarray,
+    parts: Sequence[Sequence[int]],
+    *,
+    own_parts_only: bool,
+) -> tuple[float, float, dict[int, float]]:
+    """Mean IoU over shapes, over categories, and of each category that has shapes.
+
+    Scores (B, N, P), true classes (B, N), category (B,), real points (B, N), and the parts of each category.
+    """
+    ious: dict[int, list[float]] = {}
+    for b, number in enumerate(category):
+        candidates = list(parts[number]) if own_parts_only else list(range(scores.shape[2]))
+        points = [n for n in range(scores.shape[1]) if mask[b, n]]
+        predicted = {n: max(candidates, key=lambda p: scores[b, n, p]) for n in points}
+        of_parts = []
+        for part in parts[number]:
+            both = sum(1 for n in points if predicted[n] == part and label[b, n] == part)
+            either = sum(1 for n in points if predicted[n] == part or label[b, n] == part)
+            of_parts.append(both / either if either else 1.0)
+        ious.setdefault(number, []).append(sum(of_parts) / len(of_parts))
+    means = {number: sum(own) / len(own) for number, own in ious.items()}
+    shapes = [iou for own in ious.values() for iou in own]
+    return sum(shapes) / len(shapes), sum(means.values()) / len(means), means
+
+
+class StraightforwardSegmenter(nn.Module):
+    """PCT's published part segmenter, channels first; points (B, N, 3), category (B,) -> logits (B, N, num_classes).
+
+    All points, no neighbour embedding. What belongs to the cloud is repeated for every point.
+
+    Args:
+        num_classes: Number of classes of a point.
+        num_categories: Number of object categories.
+        attention: `StraightforwardOffsetAttention` for PCT, `StraightforwardExternalAttention` for EAT.
+        dim: Width of the attention layers.
+        dropout: Dropout after the first layer of the head.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 50,
+        num_categories: int = 16,
+        *,
+        attention: Callable[[int], nn.Module],
+        dim: int = 128,
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        self.num_categories = num_categories
+        self.embed = nn.Sequential(
+            nn.Conv1d(3, dim, 1, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(),
+            nn.Conv1d(dim, dim, 1, bias=False),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(),
+        )
+        self.attend = nn.ModuleList(attention(dim) for _ in range(4))
+        self.fuse = nn.Sequential(nn.Conv1d(4 * dim, 1024, 1, bias=False), nn.BatchNorm1d(1024), nn.LeakyReLU(0.2))
+        self.embed_category = nn.Sequential(
+            nn.Conv1d(num_categories, 64, 1, bias=False), nn.BatchNorm1d(64), nn.LeakyReLU(0.2)
+        )
+        self.classify = nn.Sequential(
+            nn.Conv1d(3 * 1024 + 64, 512, 1),
+            nn.BatchNorm1d(512),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv1d(512, 256, 1),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Conv1d(256, num_classes, 1),
+        )
+
+    def forward(self, points: Tensor, *, category: Tensor) -> Tensor:
+        n = points.shape[1]
+        x = self.embed(points.permute(0, 2, 1))
+        outputs = []
+        for layer in self.attend:
+            x = layer(x)
+            outputs.append(x)
+        x = self.fuse(torch.cat(outputs, dim=1))  # (B, 1024, N)
+        highest = x.max(dim=2, keepdim=True)[0].repeat(1, 1, n)
+        mean = x.mean(dim=2, keepdim=True).repeat(1, 1, n)
+        one_hot = F.one_hot(category, self.num_categories).to(points.dtype).unsqueeze(2)
+        own = self.embed_category(one_hot).repeat(1, 1, n)
+        return self.classify(torch.cat([x, highest, mean, own], dim=1)).permute(0, 2, 1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from reference import pct_offset, two_step_double_normalize
 from torch import Tensor, nn
 
+import pcea.blocks
 from pcea.attention import (
     ExternalAttention,
     MultiHeadExternalAttention,
@@ -160,7 +161,40 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0.05)  # weights and inputs are rounded too
 
 
+@layers
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_evaluation_in_blocks_equals_the_whole(name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LAYERS[name]().eval()
+    tokens, mask = padded()
+    mask = mask if masked else None
+    whole = layer(tokens, mask=mask)
+    for block in (3, 8):  # stretches of a cloud; one cloud
+        monkeypatch.setattr(pcea.blocks, "_CPU_BLOCK", block)
+        torch.testing.assert_close(layer(tokens, mask=mask), whole)
+
+
 # ExternalAttention
+
+
+@pytest.mark.parametrize("normalization", ["double", "slots", "tokens"])
+def test_external_attention_mixes_memories_in_blocks(normalization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, tokens = ExternalAttention(C, memory_units=S, normalization=normalization).eval(), torch.randn(B, N, C)
+    monkeypatch.setattr(pcea.blocks, "_CPU_BLOCK", 3)
+    shapes: list[tuple[int, ...]] = []
+    layer.dropout.register_forward_hook(lambda *call: shapes.append(tuple(call[-1].shape)))
+    in_one = layer(tokens)
+    assert shapes == [(B, N, S)]  # gradients are recorded: one call
+    shapes.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(tokens), in_one)
+        assert shapes == [(1, 3, S), (1, 3, S), (1, 1, S)] * B
+        shapes.clear()
+        with record_attention(layer) as maps:
+            torch.testing.assert_close(layer(tokens), in_one)
+        assert maps[""].shape == (B, N, S)
+        layer.train()(tokens)
+    assert shapes == [(B, N, S)] * 2
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -3,12 +3,16 @@
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pcea.batch import CloudBatch
 from pcea.configuration import config_names, config_path
+from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
+from pcea.datasets.shapes import PARTS
+from pcea.part_datamodules import PartDataModule
 from pcea.tasks.base import Task
 
 
@@ -30,14 +34,21 @@ def name(request):
 def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where there is no data
     task, data, _ = build(name)
-    points = torch.randn(2, data.num_points, 3)
-    batch = CloudBatch(points, torch.zeros(2, dtype=torch.int64))
+    points, normals = F.normalize(torch.randn(2, 2, data.num_points, 3), dim=-1)
+    per_point = isinstance(data, PartDataModule)
+    batch = CloudBatch(
+        points,
+        torch.zeros(points.shape[: 1 + per_point], dtype=torch.int64),
+        normals if data.with_normals else None,
+        torch.tensor([0, task.network.num_categories - 1]) if per_point else None,
+    )
     for transform in data.augment:
         batch = transform(batch, generator=torch.Generator().manual_seed(0))
     assert batch.points.shape == points.shape
     assert not batch.points.equal(points)
+    assert (batch.normals is not None) == data.with_normals
     with torch.inference_mode():
-        assert task.eval()(batch).shape == (2, task.network.num_classes)
+        assert task.eval()(batch).shape == (*batch.label.shape, task.network.num_classes)
 
 
 def test_it_can_be_read_alone(name):
@@ -67,3 +78,17 @@ def test_the_papers_recipe():
     for same in (content, other):
         del same["model"]["init_args"]["network"], same["trainer"]["default_root_dir"]
     assert content == other
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "num_categories"),
+    [
+        ("shapes_parts_eat", sum(map(len, PARTS.values())), len(PARTS)),
+        ("shapenetpart_eat", len(SHAPENETPART_CLASSES), len(SHAPENETPART_PARTS)),
+        ("shapenetpart_eat_normals", len(SHAPENETPART_CLASSES), len(SHAPENETPART_PARTS)),
+        ("shapenetpart_pct", len(SHAPENETPART_CLASSES), len(SHAPENETPART_PARTS)),
+    ],
+)
+def test_a_network_knows_the_parts_of_its_data(name, num_classes, num_categories):
+    task, _, _ = build(name)
+    assert (task.network.num_classes, task.network.num_categories) == (num_classes, num_categories)

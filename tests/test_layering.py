@@ -25,15 +25,18 @@ LAYERS = (
     ("pcea.attention", "pcea.ops"),
     ("pcea.layers",),
     ("pcea.models", "pcea.transforms"),
-    ("pcea.datasets",),
-    ("pcea.datamodules", "pcea.predict"),
+    ("pcea.datasets", "pcea.metrics"),
+    ("pcea.datamodules", "pcea.part_datamodules", "pcea.visualization"),
+    ("pcea.trained_network",),
+    ("pcea.part_prediction",),
+    ("pcea.predict",),
     ("pcea.tasks",),
     ("pcea.training",),
     ("pcea.cli",),
     ("pcea", "pcea.__main__"),
 )
-# `predict` reads a checkpoint through Lightning, and only then.
-EXCEPTIONS = {("pcea.predict", "pcea.training")}
+# Prediction reads a checkpoint through Lightning, and only then.
+EXCEPTIONS = {("pcea.predict", "pcea.training"), ("pcea.trained_network", "pcea.training")}
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import trimesh
 
-from pcea.meshes import Points, import_open3d, normalize_points, orient, read_points, sample_points
+from pcea.meshes import Points, import_open3d, normalize_points, orient, read_points, read_table, sample_points
 
 DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[1] / "data"))
 SQUARE = "4 1 0\n0 0 0\n2 0 0\n2 1 0\n0 1 0\n4 0 1 2 3\n"  # a 2 x 1 rectangle in the plane z = 0, one quad
@@ -100,10 +100,32 @@ def test_cloud_formats(tmp_path, extension):
     assert len({*map(tuple, some.tolist())} & {*map(tuple, points.tolist())}) == 5
 
 
+def test_a_cloud_in_binary_ply(tmp_path):
+    table = cloud(7, 6).astype("<f4")
+    header = "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
+    text = f"ply\nformat binary_little_endian 1.0\nelement vertex 7\n{header}end_header\n"
+    (tmp_path / "a.ply").write_bytes(text.encode() + table.tobytes())
+    points, normals = read_points(tmp_path / "a.ply", num_points=None, with_normals=True)
+    torch.testing.assert_close(torch.cat([points, normals], dim=1), torch.from_numpy(table))
+
+
 @pytest.mark.parametrize("header", ["x,y,z\n", "3\n", "# x y z\n"])
 def test_a_header_or_count_line_is_skipped(tmp_path, header):
     path = write(tmp_path / "a.txt", header + "0 0 1\n0 1 0\n1 0 0\n")
     assert torch.equal(read_points(path, num_points=None).points, torch.eye(3).flip(0))
+
+
+def test_a_column_has_no_header(tmp_path):
+    path = write(tmp_path / "a.seg", "3\n1\n2\n")
+    np.testing.assert_array_equal(read_table(path, is_column=True), [[3], [1], [2]])
+    np.testing.assert_array_equal(read_table(path), [[1], [2]])  # here the first line counts the others
+    with pytest.raises(ValueError, match=r"a.seg is not a table of numbers: could not convert string 'label'"):
+        read_table(write(path, "label\n1\n2\n"), is_column=True)
+
+
+def test_a_row_that_is_short_is_named_without_numpys_advice(tmp_path):
+    with pytest.raises(ValueError, match=r"a.txt .*: the number of columns changed from 3 to 2 at row 2\.$"):
+        read_table(write(tmp_path / "a.txt", "1 2 3\n1 2\n"))
 
 
 def test_pcd(tmp_path):

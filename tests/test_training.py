@@ -10,6 +10,7 @@ import yaml
 from test_cli import TINY
 
 from pcea.cli import main
+from pcea.trained_network import load_network
 from pcea.training import export, load_task, newest_checkpoint, read_checkpoint
 
 
@@ -59,9 +60,37 @@ def test_only_eat_is_exported(fitted, tmp_path, monkeypatch):
     monkeypatch.setattr("pcea.training.load_task", lambda _: None)
     checkpoint["hyper_parameters"]["network"]["class_path"] = "pcea.models.point_transformer.pct_classifier"
     torch.save(checkpoint, tmp_path / "pct.ckpt")
-    with pytest.raises(ValueError, match=r"Only networks made by eat_classifier can be exported.* pct_classifier"):
+    with pytest.raises(
+        ValueError, match=r"made by eat_classifier or eat_part_segmenter can be exported.* pct_classifier"
+    ):
         export(tmp_path / "pct.ckpt", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_segmenter_is_exported_with_its_parts(tmp_path):
+    content = yaml.safe_load(TINY.replace("ROOT", str(tmp_path / "runs")))
+    content["trainer"]["max_epochs"] = 1
+    content["checkpoint"]["monitor"] = None
+    content["model"]["class_path"] = "pcea.tasks.segmentation.SegmentationTask"
+    content["model"]["init_args"]["network"] = {
+        "class_path": "pcea.models.point_segmenter.eat_part_segmenter",
+        "init_args": {"num_classes": 42, "num_categories": 12, "dim": 16, "num_neighbors": 4, "memory_units": 8,
+                      "out_channels": 32, "widths": [16, 8]},
+    }  # fmt: skip
+    content["data"]["class_path"] = "pcea.part_datamodules.ShapesPartsDataModule"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(tmp_path / "tiny.yaml")])
+    last = newest_checkpoint(tmp_path / "runs")
+    export(last, tmp_path / "parts.safetensors")
+
+    trained, restored = load_network(str(last)), load_network(str(tmp_path / "parts.safetensors"))
+    assert list(restored.parts.items()) == list(trained.parts.items())
+    assert (len(restored.parts), len(restored.class_names), restored.num_points) == (12, 42, 32)
+    assert restored.class_names == trained.class_names
+    points, category = torch.randn(2, 32, 3), torch.tensor([3, 11])
+    torch.testing.assert_close(  # half precision
+        restored.network(points, category=category), trained.network(points, category=category), atol=0.03, rtol=0.03
+    )
 
 
 SAVE_EVERY_RANK = """

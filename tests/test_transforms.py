@@ -8,6 +8,7 @@ from pcea.transforms import (
     FarthestSubset,
     RandomDropPoints,
     RandomJitter,
+    RandomOrientation,
     RandomRotate,
     RandomScale,
     RandomSubset,
@@ -21,6 +22,7 @@ ALL = [
     RandomScale(anisotropic=False),
     RandomTranslate(),
     RandomRotate(),
+    RandomOrientation(),
     RandomJitter(),
     RandomDropPoints(),
     RandomSubset(num_points=7),
@@ -38,16 +40,11 @@ def batch(generator):
     """Clouds whose label of a point is its row, so that a selection shows which rows it took."""
     points = torch.randn(B, N, 3, generator=generator)
     normals = F.normalize(torch.randn(B, N, 3, generator=generator), dim=-1)
-    return CloudBatch(points, torch.arange(N).expand(B, N).clone(), normals, mask=torch.rand(B, N) < 0.8)
-
-
-def unmasked(batch):
-    return batch._replace(mask=None)
+    return CloudBatch(points, torch.arange(N).expand(B, N).clone(), normals)
 
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda transform: type(transform).__name__)
 def test_nothing_happens_in_place(transform, batch):
-    batch = unmasked(batch)
     before = [None if value is None else value.clone() for value in batch]
     result = transform(batch, generator=seeded(1))
     assert result.points.data_ptr() != batch.points.data_ptr()
@@ -65,14 +62,14 @@ def test_the_generator_decides(transform, batch):
 
 def test_every_cloud_draws_its_own_numbers(batch):
     batch = batch._replace(points=batch.points[:1].expand(B, N, 3))
-    for transform in (RandomScale(), RandomTranslate(), RandomRotate(), RandomJitter()):
+    for transform in (RandomScale(), RandomTranslate(), RandomRotate(), RandomOrientation(), RandomJitter()):
         points = transform(batch, generator=seeded(0)).points
         assert all(not torch.equal(points[0], points[b]) for b in range(1, B))
 
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda transform: type(transform).__name__)
 def test_float64_and_clouds_without_normals(transform, batch):
-    result = transform(unmasked(batch)._replace(points=batch.points.double(), normals=None), generator=seeded(0))
+    result = transform(batch._replace(points=batch.points.double(), normals=None), generator=seeded(0))
     assert result.points.dtype == torch.float64
     assert result.normals is None
 
@@ -128,6 +125,46 @@ def test_rotation_angles_fill_the_range_and_no_more():
     assert 29.5 < angle.max() <= 30.001
 
 
+def orientations(count, **options):
+    """Rotations (count, 3, 3) that take the axes to the transformed points, in columns."""
+    axes = torch.eye(3).expand(count, 3, 3)
+    batch = CloudBatch(axes, torch.zeros(count, dtype=torch.long), axes.flip(1))
+    result = RandomOrientation(**options)(batch, generator=seeded(0))
+    torch.testing.assert_close(result.normals, result.points.flip(1))  # normals turn with the points
+    return result.points.mT
+
+
+def test_an_orientation_is_a_rotation():
+    rotation = orientations(100)
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(100, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(100))
+
+
+def test_orientations_are_uniform_over_all_rotations():
+    count = 4000
+    rotation = orientations(count)
+    # An axis lands anywhere on the sphere, where every coordinate is uniform in -1..1 (Archimedes).
+    expected = torch.linspace(-1, 1, count)[:, None]
+    for axis in rotation.unbind(2):
+        assert (axis.sort(0).values - expected).abs().max() < 0.07  # twice the 1 % point of Kolmogorov's test
+        assert torch.corrcoef(axis.T).triu(1).abs().max() < 0.07
+    # The angle has density (1 - cos) / pi over 0..pi: mean pi / 2 + 2 / pi, deviation 0.65.
+    trace = rotation.diagonal(dim1=1, dim2=2).sum(1)
+    angle = ((trace - 1) / 2).clamp(-1, 1).arccos()
+    assert angle.mean().item() == pytest.approx(torch.pi / 2 + 2 / torch.pi, abs=0.04)
+
+
+def test_a_share_of_the_clouds_is_turned():
+    def turned(probability):
+        return (orientations(2000, probability=probability) != torch.eye(3)).flatten(1).any(1)
+
+    assert turned(1.0).all()
+    assert not turned(0.0).any()
+    assert turned(0.3).float().mean().item() == pytest.approx(0.3, abs=0.04)  # deviation 0.01
+    first = turned(0.5)
+    assert not first[:1000].equal(first[1000:])
+
+
 def test_jitter_has_its_deviation_and_is_clipped():
     batch = CloudBatch(torch.zeros(100, 100, 3), torch.zeros(100, dtype=torch.long))
     noise = RandomJitter(std=0.01, clip=0.05)(batch, generator=seeded(0)).points
@@ -146,7 +183,42 @@ def test_dropped_points_become_the_first_one_with_all_that_belongs_to_it(batch):
     for b in range(B):
         assert torch.equal(dropped.points[b], batch.points[b, rows[b]])
         assert torch.equal(dropped.normals[b], batch.normals[b, rows[b]])
-        assert torch.equal(dropped.mask[b], batch.mask[b, rows[b]])
+
+
+@pytest.fixture
+def padded(batch):
+    """Clouds of 23, 17, 7, 5 and 2 real points, which lie anywhere between padded ones."""
+    mask = torch.zeros(B, N, dtype=torch.bool)
+    for row, count in zip(mask, (23, 17, 7, 5, 2)):
+        row[torch.randperm(N)[:count]] = True
+    assert not mask[:, 0].all()
+    return batch._replace(mask=mask, points=batch.points.masked_fill(~mask[..., None], 99.0))
+
+
+def test_padded_points_are_neither_dropped_nor_repeated(padded):
+    dropped = RandomDropPoints(max_ratio=0.9)(padded, generator=seeded(0))
+    assert torch.equal(dropped.mask, padded.mask)
+    first = padded.mask.int().argmax(1, keepdim=True)
+    rows = dropped.label  # the row that each point came from
+    assert ((rows == torch.arange(N)) | ((rows == first) & padded.mask)).all()
+    assert (rows != torch.arange(N)).sum() > B
+    assert torch.equal(dropped.points == 99, padded.points == 99)
+
+
+def test_a_random_subset_takes_real_points_first(padded):
+    for seed in range(20):
+        subset = RandomSubset(num_points=7)(padded, generator=seeded(seed))
+        assert subset.mask.sum(1).tolist() == [7, 7, 7, 5, 2]
+        assert torch.equal((subset.points == 99).all(-1), ~subset.mask)
+        for rows, real, mask in zip(subset.label, padded.mask, subset.mask):
+            assert real[rows[mask]].all()
+            assert len(rows.unique()) == 7
+
+
+def test_a_subset_without_padding_has_no_mask(padded):
+    assert RandomSubset(num_points=2)(padded, generator=seeded(0)).mask is None
+    assert RandomSubset(num_points=3)(padded, generator=seeded(0)).mask is not None
+    assert RandomSubset(num_points=3)(padded._replace(mask=None), generator=seeded(0)).mask is None
 
 
 def test_the_dropped_share_is_uniform_up_to_its_maximum():
@@ -161,7 +233,6 @@ def test_the_dropped_share_is_uniform_up_to_its_maximum():
 
 @pytest.mark.parametrize("transform", [RandomSubset(num_points=7), FarthestSubset(num_points=7)])
 def test_a_subset_takes_distinct_rows_of_everything(transform, batch):
-    batch = unmasked(batch) if isinstance(transform, FarthestSubset) else batch
     subset = transform(batch, generator=seeded(0))
     assert subset.points.shape == (B, 7, 3)
     for b in range(B):
@@ -169,8 +240,6 @@ def test_a_subset_takes_distinct_rows_of_everything(transform, batch):
         assert len(rows.unique()) == 7
         assert torch.equal(subset.points[b], batch.points[b, rows])
         assert torch.equal(subset.normals[b], batch.normals[b, rows])
-        if batch.mask is not None:
-            assert torch.equal(subset.mask[b], batch.mask[b, rows])
 
 
 def test_a_random_subset_can_hold_any_point():
@@ -180,7 +249,6 @@ def test_a_random_subset_can_hold_any_point():
 
 
 def test_a_farthest_subset_is_that_of_farthest_point_sampling(batch):
-    batch = unmasked(batch)
     rows = FarthestSubset(num_points=7)(batch).label
     assert torch.equal(rows, farthest_point_sample(batch.points, 7))
 
@@ -211,6 +279,7 @@ def test_select_points_by_hand():
         (lambda: RandomScale(low=2.0, high=1.0), "got low=2.0, high=1.0"),
         (lambda: RandomTranslate(extent=-0.1), "extent must not be negative, got -0.1"),
         (lambda: RandomRotate(degrees=181), "degrees must be in 0..180, got 181"),
+        (lambda: RandomOrientation(probability=1.5), "probability must be in 0..1, got 1.5"),
         (lambda: RandomJitter(std=-1), "must not be negative, got std=-1"),
         (lambda: RandomDropPoints(max_ratio=1.0), "max_ratio must be in 0..1, below 1, got 1.0"),
     ],

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pcea import eat_classifier
@@ -37,6 +40,23 @@ def test_everything_comes_back(stored):
         expected = value if "running_" in name or not value.is_floating_point() else value.half().float()
         assert back.state[name].equal(expected), name
         assert back.state[name].dtype == value.dtype
+
+
+def test_the_parts_come_back_in_the_order_of_the_categories(stored, tmp_path):
+    assert load_weights(stored[0]).parts == {}
+    parts = {"table": (0, 3), "chair": (1, 2, 4)}
+    save_weights(tmp_path / "parts", stored[1]._replace(parts=parts))
+    assert list(load_weights(tmp_path / "parts").parts.items()) == list(parts.items())
+
+
+def test_files_from_before_there_were_parts_still_load(stored, tmp_path):
+    with safe_open(stored[0], framework="pt") as file:
+        metadata, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["about"])
+    del about["parts"]
+    save_file(state, tmp_path / "old", metadata=metadata | {"about": json.dumps(about)})
+    assert load_weights(tmp_path / "old").parts == {}
+    assert load_weights("modelnet40_eat_cpu").num_points == 1024
 
 
 def test_the_builder_restores_the_network(stored, network):

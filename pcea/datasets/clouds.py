@@ -132,9 +132,12 @@ class LabelledPoints(Dataset):
     ):
         if points.ndim != 2 or points.shape[-1] != 3:
             raise ValueError(f"points must be (points of all clouds, 3), got {tuple(points.shape)}.")
-        for name, value in (("label", label), ("normals", normals)):
-            if value is not None and len(value) != len(points):
-                raise ValueError(f"{name} must have {len(points)} rows like points, got {len(value)}.")
+        if label.shape != points.shape[:1]:
+            raise ValueError(f"label must be {tuple(points.shape[:1])}, got {tuple(label.shape)}.")
+        if normals is not None and normals.shape != points.shape:
+            raise ValueError(
+                f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}."
+            )
         if int(sizes.sum()) != len(points) or (len(sizes) and int(sizes.min()) < 1):
             raise ValueError(
                 f"sizes must be positive and sum to {len(points)} points, got a sum of {int(sizes.sum())}."
@@ -152,7 +155,7 @@ class LabelledPoints(Dataset):
         self.parts = {} if parts is None else {name: tuple(classes) for name, classes in parts.items()}
         self.starts = sizes.cumsum(0) - sizes
         if category is not None:
-            _check_parts(label, category.repeat_interleave(sizes), self.parts, self.class_names)
+            _check_parts(label, category, sizes, self.parts, self.class_names)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -219,8 +222,13 @@ def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, 
     return parts, tuple(class_names)
 
 
-def _check_parts(label: Tensor, category: Tensor, parts: Mapping[str, Sequence[int]], names: Sequence[str]) -> None:
-    """Require the label of each point, (T,), to be a part of the point's category, (T,)."""
+def _check_parts(label: Tensor, category: Tensor, sizes: Tensor, parts: Parts, names: Sequence[str]) -> None:
+    """Require the label of each point, (T,), to be a part of the category of its cloud, (L,)."""
+    if category.shape != sizes.shape:
+        raise ValueError(f"category must be {tuple(sizes.shape)} like sizes, got {tuple(category.shape)}.")
+    if len(category) and not 0 <= int(category.min()) <= int(category.max()) < len(parts):
+        raise ValueError(f"categories must be in 0..{len(parts) - 1}, got {category.min()}..{category.max()}.")
+    category = category.repeat_interleave(sizes)
     for number, (name, classes) in enumerate(parts.items()):
         found = label[category == number].unique().tolist()
         strangers = sorted(set(found) - set(classes))

@@ -69,13 +69,21 @@ def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) ->
         columns = table.shape[1] if table.ndim == 2 else f"shape {table.shape}"
         raise ValueError(f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {columns}.")
     if with_normals and table.shape[1] == 4:
-        raise ValueError(f"{path} has no normals: 4 columns, where 7 are needed. Read it without with_normals.")
+        raise ValueError(f"{path} has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed.")
     cloud = as_points(table[:, :-1], path=path, with_normals=with_normals)
-    label = table[:, -1]
-    wrong = label[(label != np.round(label)) | ~(np.abs(label) < 2**31)]
+    return LabelledCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
+
+
+def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
+    """Numbers (N,) of any type as labels, (N,) int64; `path` is for the message.
+
+    Raises:
+        ValueError: If one is not a whole number.
+    """
+    wrong = numbers[(numbers != np.round(numbers)) | ~(np.abs(numbers) < 2**31)]
     if len(wrong):
-        raise ValueError(f"{path}: labels must be whole numbers in the last column, got {wrong[0]:g}.")
-    return LabelledCloud(cloud.points, cloud.normals, torch.from_numpy(label.astype(np.int64)))
+        raise ValueError(f"{path}: {len(wrong)} of {len(numbers)} labels are not whole numbers, first {wrong[0]:g}.")
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def read_all(
@@ -87,6 +95,7 @@ def read_all(
     description: str,
     first_label: int | None = None,
     skip_unreadable: bool = False,
+    advice: str = "Repair or remove them, or set skip_unreadable.",
 ) -> Arrays:
     """Read and normalise labelled files, with a progress bar.
 
@@ -98,6 +107,7 @@ def read_all(
         description: Stands before the progress bar.
         first_label: Labels in the files count a category's parts from this number; None if they are the classes.
         skip_unreadable: Leave unreadable files out instead of stopping.
+        advice: What to do about unreadable files; ends the message.
 
     Returns:
         data (T, 3) zero mean and in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
@@ -124,7 +134,7 @@ def read_all(
         clouds.append(cloud._replace(points=normalize_points(cloud.points), label=label))
         kept.append(number)
     if skipped and not (skip_unreadable and clouds):
-        raise ValueError(f"{summarize(skipped, len(files))} Repair or remove them, or set skip_unreadable.")
+        raise ValueError(f"{summarize(skipped, len(files))} {advice}")
     arrays = {
         "data": torch.cat([cloud.points for cloud in clouds]).numpy(),
         "label": torch.cat([cloud.label for cloud in clouds]).numpy(),
@@ -196,8 +206,8 @@ def _join(arrays: dict[str, Any], path: Path) -> np.ndarray:
 
     points, normals, label = first("points", "data"), first("normals", "normal"), first(*LABEL_NAMES)
     if points is None or label is None:
-        missing = "points" if points is None else "label"
-        raise ValueError(f"{path} has no array {missing!r}; it holds {sorted(arrays) or 'nothing'}.")
+        missing, names = ("points", ("points", "data")) if points is None else ("labels", LABEL_NAMES)
+        raise ValueError(f"{path} has no {missing}: none of {', '.join(names)} is there.")
     label = label.reshape(-1)
     if points.ndim != 2 or points.shape[1] != 3 or len(label) != len(points):
         raise ValueError(f"{path}: points must be (N, 3) with N labels, got {points.shape} and {label.shape}.")

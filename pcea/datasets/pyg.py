@@ -1,15 +1,16 @@
-"""Any PyTorch Geometric dataset of meshes or clouds as `PointClouds`."""
+"""Any PyTorch Geometric dataset of meshes or clouds as `PointClouds` or `LabelledPoints`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.datasets.clouds import PointClouds
+from pcea.datasets.clouds import LabelledPoints, PointClouds
 from pcea.meshes import normalize_points
 
 
@@ -28,11 +29,10 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
         ValueError: If the dataset is empty, or an item lacks pos or y, has too few points or is a mesh labelled by
             vertex.
     """
-    if not len(dataset):
-        raise ValueError("The PyTorch Geometric dataset is empty.")
+    _check_not_empty(dataset)
     with torch.random.fork_rng(devices=[]):  # SamplePoints draws from the global generator
         torch.manual_seed(seed)
-        items = [_sample(dataset[index], num_points, index) for index in range(len(dataset))]
+        items = [_sample(_checked(dataset[i], i), num_points, i) for i in range(len(dataset))]
     label = torch.stack([item.y for item in items])
     category = torch.stack([item.category for item in items]) if "category" in items[0] else None
     has_normals = all(item.get("normal") is not None for item in items)
@@ -47,19 +47,85 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
     )
 
 
-def _sample(data: Any, num_points: int, index: int) -> Any:
-    """A copy of one item with `num_points` points and y as () or (num_points,)."""
-    from torch_geometric.transforms import SamplePoints
+def parts_from_pyg(
+    dataset: Any,
+    *,
+    parts: Mapping[str, Sequence[int]] | None = None,
+    class_names: Sequence[str] | None = None,
+    with_normals: bool = False,
+) -> LabelledPoints:
+    """All points of every item of a PyTorch Geometric dataset with a label a point; zero mean, unit sphere.
 
+    Args:
+        dataset: Sized and indexed; items are `Data` with pos (N, 3), y (N,), and perhaps category, as those of
+            `torch_geometric.datasets.ShapeNet`.
+        parts: The classes of each category, by its name, in the order of `category`. None takes the dataset's
+            `categories` and `seg_classes`. Without effect where items have no category.
+        class_names: Default: `category/0`, `category/1`, ... of the parts of each category; without categories
+            "0", "1", ... up to the dataset's `num_classes`, or to the greatest label.
+        with_normals: Also give unit normals: the items' `normal`, or `x` if it has three columns, as ShapeNet's.
+
+    Raises:
+        ValueError: If the dataset is empty, an item lacks what is needed or a label is not a part of its category.
+    """
+    _check_not_empty(dataset)
+    items = [_checked(dataset[i], i) for i in range(len(dataset))]
+    for i, item in enumerate(items):
+        if item.y.numel() != len(item.pos):
+            raise ValueError(f"Item {i}: y must have {len(item.pos)} entries, one a point, got {item.y.numel()}.")
+    label = torch.cat([item.y for item in items])
+    category = None
+    if items[0].get("category") is not None:
+        category = torch.stack([item.category for item in items])
+        known = getattr(dataset, "seg_classes", {}) if parts is None else parts
+        if parts is None:
+            parts = {name: known[name] for name in getattr(dataset, "categories", known) if name in known}
+        if int(category.max()) >= len(parts):
+            raise ValueError(
+                f"Items have categories up to {int(category.max())}, but the parts of {len(parts)} categories are "
+                "known. Give parts: {category: [its classes]}, in the order of their numbers."
+            )
+        names = {c: f"{name}/{k}" for name, classes in known.items() for k, c in enumerate(classes)}
+        class_names = class_names or [names.get(c, str(c)) for c in range(max(names) + 1)]
+    else:
+        parts = None
+        count = getattr(dataset, "num_classes", None) or int(label.max()) + 1
+        class_names = class_names or [str(c) for c in range(count)]
+    return LabelledPoints(
+        torch.cat([normalize_points(item.pos.float()) for item in items]),
+        label,
+        torch.tensor([len(item.pos) for item in items]),
+        class_names=class_names,
+        normals=torch.cat([_normals(item, i) for i, item in enumerate(items)]) if with_normals else None,
+        category=category,
+        parts=parts,
+    )
+
+
+def _check_not_empty(dataset: Any) -> None:
+    if not len(dataset):
+        raise ValueError("The PyTorch Geometric dataset is empty.")
+
+
+def _checked(data: Any, index: int) -> Any:
+    """A copy of one item with y as (1,) or (N,), and category, if it has one, as ()."""
     data = copy.copy(data)
     if data.get("pos") is None or data.get("y") is None:
         raise ValueError(f"Item {index} of the PyTorch Geometric dataset must have pos and y, got {data}.")
     N = len(data.pos)
-    y = data.y.long().reshape(-1)
-    if y.numel() not in (1, N):
-        raise ValueError(f"Item {index}: y must have 1 or {N} entries (one a point), got {y.numel()}.")
+    data.y = data.y.long().reshape(-1)
+    if data.y.numel() not in (1, N):
+        raise ValueError(f"Item {index}: y must have 1 or {N} entries (one a point), got {data.y.numel()}.")
     if data.get("category") is not None:
-        data.category = data.category.long().reshape(())
+        data.category = torch.as_tensor(data.category).long().reshape(())
+    return data
+
+
+def _sample(data: Any, num_points: int, index: int) -> Any:
+    """`num_points` points of one item, with y as () or (num_points,)."""
+    from torch_geometric.transforms import SamplePoints
+
+    N, y = len(data.pos), data.y
     if data.get("face") is not None:
         if y.numel() != 1:
             raise ValueError(f"Item {index} is a mesh with a label a vertex, which cannot be sampled. Drop its faces.")
@@ -74,6 +140,19 @@ def _sample(data: Any, num_points: int, index: int) -> Any:
     if data.get("normal") is not None:
         data.normal = data.normal[keep].float()
     return data
+
+
+def _normals(data: Any, index: int) -> Tensor:
+    """Unit normals of one item, (N, 3)."""
+    normals = data.get("x") if data.get("normal") is None else data.normal
+    if normals is None or normals.shape != data.pos.shape:
+        raise ValueError(
+            f"Item {index} has no normals: neither normal nor x is {tuple(data.pos.shape)}. Read it without "
+            "with_normals, or make the dataset with include_normals."
+        )
+    if not 0.5 < float(normals.norm(dim=1).median()) < 1.5:
+        raise ValueError(f"Item {index}: x are not unit normals (colours?). Read it without with_normals.")
+    return F.normalize(normals.float(), dim=1)
 
 
 def _class_names(dataset: Any, label: Tensor) -> list[str]:

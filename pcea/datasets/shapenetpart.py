@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
+from pathlib import Path, PureWindowsPath
+from typing import Literal
 
 import numpy as np
 import torch
 
 from pcea.datasets.cache import Arrays, cache_path, cached
 from pcea.datasets.clouds import LabelledPoints, Parts, number_parts
-from pcea.datasets.labelled import LabelledCloud, as_labelled, read_all, read_labelled
-from pcea.meshes import normalize_points, read_h5, read_table
+from pcea.datasets.labelled import LabelledCloud, as_labels, read_all, read_labelled
+from pcea.meshes import as_points, normalize_points, read_h5, read_table
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 Layout = Literal["normals", "points", "h5"]
@@ -180,26 +180,34 @@ def _category_folders(path: Path) -> dict[str, str]:
 
 def _read_parts(path: Path) -> tuple[Parts, tuple[str, ...]]:
     """Classes of each category and names of the classes from {category: {part: number}}."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        numbered = sorted(
-            (int(n), f"{category}/{part}") for category, own in content.items() for part, n in own.items()
+    content = _read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(own, dict) and own for own in content.values()):
+        raise ValueError(f"{path} must hold {{category: {{part: number}}}}.")
+    names = {number: f"{category}/{part}" for category, own in content.items() for part, number in own.items()}
+    numbers = [number for own in content.values() for number in own.values()]
+    if not numbers or any(type(n) is not int for n in numbers) or sorted(numbers) != list(range(len(numbers))):
+        raise ValueError(
+            f"{path}: the numbers of the parts must be 0, 1, 2, ... through all categories, got {numbers}."
         )
-        parts = {category: tuple(int(n) for n in own.values()) for category, own in content.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} must hold {{category: {{part: number}}}} as JSON: {error}.") from error
-    if [n for n, _ in numbered] != list(range(len(numbered))) or not numbered:
-        raise ValueError(f"{path}: the numbers of the parts must be 0, 1, 2, ... through all categories.")
-    return parts, tuple(name for _, name in numbered)
+    parts = {category: tuple(own.values()) for category, own in content.items()}
+    return parts, tuple(names[number] for number in range(len(numbers)))
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}. Obtain it again.") from error
 
 
 def _wanted(categories: Sequence[str] | None, known: Mapping[str, object]) -> list[str]:
     """The categories to keep, in the set's order."""
     if categories is None:
         return list(known)
-    strangers = [name for name in categories if name not in known]
+    strangers = [categories] if isinstance(categories, str) else [name for name in categories if name not in known]
     if strangers or not categories:
-        raise ValueError(f"categories must be some of {', '.join(known)}, got {strangers[0] if strangers else 'none'}.")
+        got = repr(strangers[0]) if strangers else "none"
+        raise ValueError(f"categories must be a list of some of {', '.join(known)}, got {got}.")
     return [name for name in known if name in categories]
 
 
@@ -225,10 +233,19 @@ def _read_text_layout(
         read, first = _read_points_and_seg, 1
     else:
         read, first = partial(read_labelled, with_normals=True), None
-    path = cache_path(folder, f"{layout}_{split}", paths, sorted(parts.items()), wanted)
+    labels = [_seg(path) for path in paths] if layout == "points" else []
+    path = cache_path(folder, f"{layout}_{split}", paths + labels, list(parts.items()))
     return cached(
         path if cache else None,
-        lambda: read_all(paths, category, parts, read, description=f"Reading {folder.name}", first_label=first),
+        lambda: read_all(
+            paths,
+            category,
+            parts,
+            read,
+            description=f"Reading {folder.name}",
+            first_label=first,
+            advice="Repair them or obtain the dataset again.",
+        ),
         required=("data", "label", "sizes", "category", "skipped"),
     )
 
@@ -246,30 +263,23 @@ def _list_files(folder: Path, split: str, layout: str, offsets: Mapping[str, str
         if not any(found.values()):
             raise FileNotFoundError(f"No *{suffix} files in the category folders of {folder}.")
         return {name: files for name, files in found.items() if files}
-    if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)} or all, got {split!r}.")
+    _check_split(split)
     listed: dict[str, list[Path]] = {name: [] for name in offsets}
     by_folder = {offset: name for name, offset in offsets.items()}
     for part in _SPLITS[split]:
         path = folder / "train_test_split" / f"shuffled_{part}_file_list.json"
         if not path.is_file():
-            if split == "trainval" and part == "val":
-                continue  # a set without validation split
-            raise FileNotFoundError(f"No split list {path}. Obtain it, or use split all.")
-        try:
-            entries = [str(entry).split("/")[-2:] for entry in json.loads(path.read_text(encoding="utf-8"))]
-            for offset, shape in entries:
-                if offset in by_folder:
-                    listed[by_folder[offset]].append(folder / offset / f"{inner}{shape}{suffix}")
-        except ValueError as error:
-            raise ValueError(f"{path} must be a JSON list of .../category/shape: {error}.") from error
-    absent = [name for name, files in listed.items() if not files]
-    # A category may go untested: its mean IoU is then absent. Training needs every category that is asked for.
-    if absent and (split != "test" or len(absent) == len(listed)):
-        rest = [name for name in listed if name not in absent]
-        raise ValueError(
-            f"The {split} split of {folder} lists no shape of {', '.join(absent)}. Name the others: categories {rest}."
-        )
+            raise FileNotFoundError(f"No split list {path}. Obtain it, or use another split.")
+        entries = _read_json(path)
+        if not isinstance(entries, list):
+            raise ValueError(f"{path} must be a JSON list of names .../category/shape, got a {type(entries).__name__}.")
+        for entry in entries:
+            if not isinstance(entry, str) or "/" not in entry:
+                raise ValueError(f"{path} must be a JSON list of names .../category/shape, got the entry {entry!r}.")
+            offset, shape = entry.split("/")[-2:]
+            if offset in by_folder:
+                listed[by_folder[offset]].append(folder / offset / f"{inner}{shape}{suffix}")
+    _check_categories(folder, split, {name: len(own) for name, own in listed.items()})
     files = [file for own in listed.values() for file in own]
     gone = [file for file in files if not file.is_file()]
     if gone:
@@ -280,59 +290,101 @@ def _list_files(folder: Path, split: str, layout: str, offsets: Mapping[str, str
     return {name: own for name, own in listed.items() if own}
 
 
+def _check_split(split: str) -> None:
+    if split not in (*_SPLITS, "all"):
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)} or all, got {split!r}.")
+
+
+def _check_categories(folder: Path, split: str, counts: Mapping[str, int]) -> None:
+    """Require shapes of every category, by their number, in a split that serves for training."""
+    absent = [name for name, count in counts.items() if not count]
+    # A category may go untested: its mean IoU is then absent.
+    if absent and (split not in ("test", "all") or len(absent) == len(counts)):
+        rest = [name for name in counts if name not in absent]
+        advice = f"Name the others: categories {rest}" if rest else "Name other categories, or obtain the dataset again"
+        raise ValueError(f"The {split} split of {folder} has no shape of {', '.join(absent)}. {advice}.")
+
+
+def _seg(path: Path) -> Path:
+    """The file of labels beside a .pts file."""
+    return path.parent.parent / "points_label" / f"{path.stem}.seg"
+
+
 def _read_points_and_seg(path: Path) -> LabelledCloud:
-    seg = path.parent.parent / "points_label" / f"{path.stem}.seg"
+    seg = _seg(path)
     if not seg.is_file():
         raise ValueError(f"{path} has no labels: there is no {seg}.")
-    points, label = read_table(path), read_table(seg, is_column=True)
+    points, label = as_points(read_table(path), path=path).points, read_table(seg, is_column=True)
+    if label.size != len(label):
+        raise ValueError(f"{seg} must hold one label a line, got {label.shape[1]}.")
     if len(points) != len(label):
         raise ValueError(f"{path} holds {len(points)} points, but {seg} {len(label)} labels.")
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"{path} must hold x y z a row, got {points.shape[-1]} columns.")
-    return as_labelled(np.hstack([points, label]), path=path)
-
-
-class _H5Split(NamedTuple):
-    data: np.ndarray
-    label: np.ndarray
-    pid: np.ndarray
+    return LabelledCloud(points, None, as_labels(label[:, 0], path=seg))
 
 
 def _read_h5_layout(folder: Path, split: str, wanted: Sequence[str]) -> Arrays:
-    if split not in (*_SPLITS, "all"):
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)} or all, got {split!r}.")
+    _check_split(split)
+    names = list(SHAPENETPART_PARTS)
+    numbers = [names.index(name) for name in wanted]
+    kept = []
+    for file in _list_h5_files(folder, split):
+        data, label, pid = _read_h5_file(file)
+        keep = np.isin(label, numbers)
+        kept.append(
+            {
+                "data": normalize_points(torch.from_numpy(data[keep])).flatten(0, 1).numpy(),
+                "label": pid[keep].reshape(-1),
+                "sizes": np.full(keep.sum(), data.shape[1], dtype=np.int64),
+                "category": label[keep],
+            }
+        )
+    arrays = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    counts = np.bincount(arrays["category"], minlength=len(names))
+    _check_categories(folder, split, {names[number]: int(counts[number]) for number in numbers})
+    return arrays
+
+
+def _list_h5_files(folder: Path, split: str) -> list[Path]:
     files: list[Path] = []
-    for part in _SPLITS.get(split, ("train", "val", "test")):
+    for part in _SPLITS.get(split, ("",)):  # all: whatever the lists say
         listed = folder / f"{part}_hdf5_file_list.txt"
+        lines = listed.read_text(encoding="utf-8").split("\n") if listed.is_file() else []
         # The lists have the paths of their author's machine: only the base names count.
-        names = listed.read_text(encoding="utf-8").split() if listed.is_file() else []
-        found = [folder / Path(name).name for name in names] or sorted(folder.glob(f"ply_data_{part}*.h5"))
+        found = [folder / PureWindowsPath(line.strip()).name for line in lines if line.strip()]
+        found = found or sorted(folder.glob(f"ply_data_{part}*.h5"))
         if not found:
             raise FileNotFoundError(f"No files ply_data_{part}*.h5 under {folder}. Obtain the dataset again.")
         files += found
-    # The categories are numbered in the order of the list, which is alphabetical as ours.
-    splits = [_read_h5_split(file) for file in files]
-    data, label, pid = (np.concatenate([getattr(s, name) for s in splits]) for name in _H5Split._fields)
-    keep = np.isin(label, [list(SHAPENETPART_PARTS).index(name) for name in wanted])
-    data, label, pid = data[keep], label[keep], pid[keep]
-    if not len(data):
-        raise ValueError(f"The {split} split of {folder} holds no shape of {', '.join(wanted)}.")
-    return {
-        "data": normalize_points(torch.from_numpy(data)).flatten(0, 1).numpy(),
-        "label": pid.reshape(-1),
-        "sizes": np.full(len(data), data.shape[1], dtype=np.int64),
-        "category": label,
-    }
+    return files
 
 
-def _read_h5_split(path: Path) -> _H5Split:
+def _read_h5_file(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points (L, N, 3) float32, categories (L,) and parts (L, N) int64 of one file."""
     arrays = read_h5(path, required=("data", "label", "pid"))
     data, label, pid = (arrays[name] for name in ("data", "label", "pid"))
-    if data.ndim != 3 or data.shape[-1] != 3 or pid.shape != data.shape[:2] or label.size != len(data):
+    if data.ndim != 3 or data.shape[-1] != 3 or not data.size or pid.shape != data.shape[:2] or label.size != len(data):
         raise ValueError(
             f"{path}: data must be (shapes, points, 3), pid (shapes, points) and label (shapes,), got {data.shape}, "
             f"{pid.shape} and {label.shape}."
         )
-    if label.dtype.kind not in "iu" or pid.dtype.kind not in "iu":
-        raise ValueError(f"{path}: label and pid must be whole numbers, got {label.dtype} and {pid.dtype}.")
-    return _H5Split(data.astype(np.float32), label.reshape(-1).astype(np.int64), pid.astype(np.int64))
+    if data.dtype.kind != "f" or label.dtype.kind not in "iu" or pid.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: data must be floats, label and pid integers, got {data.dtype}, {label.dtype} and {pid.dtype}."
+        )
+    label, pid = label.reshape(-1).astype(np.int64), pid.astype(np.int64)
+    # The categories are numbered in the order of the list, which is alphabetical as ours.
+    names, classes = list(SHAPENETPART_PARTS), list(SHAPENETPART_PARTS.values())
+    if not 0 <= label.min() <= label.max() < len(names):
+        raise ValueError(f"{path}: label must be in 0..{len(names) - 1}, got {label.min()}..{label.max()}.")
+    own = np.array([(parts[0], parts[-1]) for parts in classes])[label]  # (L, 2): first and last part
+    strange = (pid < own[:, :1]) | (pid > own[:, 1:])
+    if strange.any():
+        shape, point = np.argwhere(strange)[0]
+        raise ValueError(
+            f"{path}: pid {pid[shape, point]} of shape {shape} is not a part of category {names[label[shape]]}, whose "
+            f"labels are {', '.join(map(str, classes[label[shape]]))}."
+        )
+    bad = ~np.isfinite(data).all((1, 2))
+    if bad.any():
+        raise ValueError(f"{path}: {bad.sum()} shapes have NaN or infinite coordinates, first: shape {bad.argmax()}.")
+    return data.astype(np.float32), label, pid

@@ -35,8 +35,13 @@ def classify_every_point(
 
     Returns:
         Probabilities, (N, P) float32, in the order of `points`.
+
+    Raises:
+        ValueError: If there is no point or `num_points` is not positive.
     """
     N = len(points)
+    if N == 0 or (num_points is not None and num_points < 1):
+        raise ValueError(f"N and num_points must be at least 1, got N={N}, num_points={num_points}.")
     size = N if num_points is None else min(num_points, N)
     count = math.ceil(N / size)
     order = torch.arange(N) if count == 1 else torch.randperm(N, generator=generator)

@@ -99,9 +99,9 @@ class NeighborEmbedding(nn.Module):
             return F.relu(linear(pairs, weight).amax(1) + bias)
         # Without gradients no pairs are kept: on a CPU a block of them at a time stays in its cache.
         rows = _CACHED // (index.shape[1] * len(weight)) if index.device.type == "cpu" else len(index)
-        blocks = zip(center.split(max(1, rows)), index.split(max(1, rows)))
-        extremes = [linear(_pair_relu(neighbor, c, i), weight).amax(1) for c, i in blocks]
-        return torch.cat(extremes).add_(bias).relu_()
+        for block, nearest in zip(center.split(max(1, rows)), index.split(max(1, rows))):
+            block.copy_(linear(_pair_relu(neighbor, block, nearest), weight).amax(1))
+        return center.add_(bias).relu_()
 
 
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -98,15 +98,12 @@ class PointTransformerSegmenter(nn.Module):
         self._check_category(category, len(points))
         outputs = self.encoder(points, features, mask=mask).outputs
         is_streamed = not self.training and not torch.is_grad_enabled() and points.shape[1] > _STREAMED
-
-        def fuse(*outputs: Tensor, mask: Tensor | None = mask) -> Tensor:
-            return self.encoder.fuse_outputs(outputs, mask=mask)
-
         if is_streamed:
+            fuse = self.encoder.fuse_outputs
             context = self._context(*_pool_in_blocks(fuse, outputs, mask), category)
             context = context.expand(*points.shape[:2], -1)
-            return map_tokens(lambda context, *outputs: self._head(fuse(*outputs), context[:, :1]), context, *outputs)
-        local = fuse(*outputs)
+            return map_tokens(lambda context, *outputs: self._head(fuse(outputs), context[:, :1]), context, *outputs)
+        local = self.encoder.fuse_outputs(outputs, mask=mask)
         highest, total = _highest_and_sum(local, mask)
         context = self._context(highest, total / _count(points, mask), category)
         return map_tokens(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
@@ -153,26 +150,27 @@ def _count(points: Tensor, mask: Tensor | None) -> Tensor | int:
 
 
 def _highest_and_sum(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Maximum and sum of the real tokens, (B, N, D) -> (B, D) each; the sum in fp32."""
+    """Maximum and sum of the real tokens, (B, N, D) -> (B, D) each; the sum in fp32 at least."""
+    exact = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
-        return tokens.amax(1), tokens.sum(1, dtype=torch.float32)
+        return tokens.amax(1), tokens.sum(1, dtype=exact)
     is_padded = ~mask.unsqueeze(-1)
     return (
         tokens.masked_fill(is_padded, -torch.inf).amax(1),
-        tokens.masked_fill(is_padded, 0).sum(1, dtype=torch.float32),
+        tokens.masked_fill(is_padded, 0).sum(1, dtype=exact),
     )
 
 
 def _pool_in_blocks(
-    fuse: Callable[..., Tensor], outputs: Sequence[Tensor], mask: Tensor | None
+    fuse: Callable[[list[Tensor]], Tensor], outputs: Sequence[Tensor], mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Maximum and mean over the points of what `fuse` makes of the outputs, (B, D) each, never kept as a whole."""
     highest: Tensor | None = None
     for block in token_blocks(outputs[0]):
-        part = _highest_and_sum(fuse(*(o[block] for o in outputs)), None if mask is None else mask[block])
+        part = _highest_and_sum(fuse([o[block] for o in outputs]), None if mask is None else mask[block])
         if highest is None:
             highest = part[0].new_full((len(outputs[0]), part[0].shape[1]), -torch.inf)
-            total = torch.zeros_like(highest, dtype=torch.float32)
+            total = torch.zeros_like(highest, dtype=part[1].dtype)
         clouds = block[0]
         highest[clouds] = torch.maximum(highest[clouds], part[0])
         total[clouds] += part[1]

@@ -116,22 +116,24 @@ class PointTransformerEncoder(nn.Module):
                 mask = torch.arange(count, device=points.device) < mask.sum(1, keepdim=True)
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
             points, nearest = centers, None
-        embedded = x
+        nearest = None  # from here on they would only hold memory
+        embedded = [x] if self.stages else []
         x = self._run(self.input, x, mask)
-        position = 0 if self.position is None else self.position(points)
+        position = None if self.position is None else self.position(points)
         outputs = []
         for block in self.blocks:
-            x = block(x + position, mask=mask)
+            x = block(x if position is None else x + position, mask=mask)
             outputs.append(x)
-        if self.stages:
-            outputs.append(embedded)
-        return EncodedPoints(outputs, points, mask)
+        return EncodedPoints(outputs + embedded, points, mask)
 
     def fuse_outputs(self, outputs: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
         """All outputs (B, M, C) of a cloud's centres, with mask (B, M), in one feature each, (B, M, D)."""
         return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
 
     def _run(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        if not layers:
+            return tokens
+
         def apply(tokens: Tensor, mask: Tensor | None) -> Tensor:
             for layer in layers:
                 tokens = layer(tokens, mask=mask)

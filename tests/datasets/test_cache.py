@@ -103,6 +103,16 @@ def test_a_corrupt_cache_is_made_again(tmp_path):
     assert len(read_clouds(path, num_classes=3).points) == 3
 
 
+def test_a_cache_that_lacks_a_required_array_is_made_again(tmp_path):
+    path = tmp_path / "a.h5"
+    write_h5(path, arrays())
+    with pytest.warns(UserWarning, match=r"a.h5 has no array 'sizes'; it holds \[.*\]. The cache is made again"):
+        made = cached(path, lambda: arrays(sizes=np.array([7, 7, 7])), required=("data", "sizes"))
+    assert made["sizes"].tolist() == [7, 7, 7]
+    again = cached(path, pytest.fail, required=("data", "sizes"))
+    assert set(again) == {"data", "sizes"}
+
+
 def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(tmp_path, monkeypatch):
     class FullDisk(h5py.File):
         def __setitem__(self, name, value):

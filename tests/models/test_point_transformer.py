@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import StraightforwardClassifier, StraightforwardOffsetAttention
+from reference import (
+    StraightforwardClassifier,
+    StraightforwardOffsetAttention,
+    nearest_points,
+    neighbor_embedding,
+)
 from torch import Tensor, nn
 
 from pcea.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention, record_attention
@@ -277,3 +282,35 @@ def seen(model: nn.Module, points: Tensor) -> Tensor:
 def test_pooling_takes_the_maximum_over_centres() -> None:
     model, points = trained(tiny()), torch.randn(2, 40, 3)
     torch.testing.assert_close(model(points), model.head(seen(model, points).max(1).values))
+
+
+def test_stages_that_keep_all_points_and_dilation() -> None:
+    attention = partial(OffsetAttention, attention=ExternalAttention)
+    encoder = PointTransformerEncoder(
+        attention, dim=16, depth=1, num_centers=(None, None), num_neighbors=3, dilations=(1, 2), input_layers=0
+    )
+    encoder = trained(encoder)
+    points = torch.randn(1, 11, 3)
+    x = points
+    for layer in encoder.stem:
+        x = layer(x)
+    index = torch.from_numpy(nearest_points(points[0].numpy(), points[0].numpy(), 6)[0])[None]
+    x = neighbor_embedding(encoder.stages[0], x, x, index[..., :3])
+    x = neighbor_embedding(encoder.stages[1], x, x, index[..., ::2])
+    encoded = encoder(points)
+    torch.testing.assert_close(encoded.outputs[-1], x)
+    assert torch.equal(encoded.centers, points)
+
+
+def test_all_points_then_a_few() -> None:
+    encoder = PointTransformerEncoder(OffsetAttention, dim=16, num_centers=(None, 5), num_neighbors=3, dilations=(2, 1))
+    mask = torch.arange(11) < torch.tensor([11, 4])[:, None]
+    encoded = encoder(torch.randn(2, 11, 3), mask=mask)
+    assert encoded.centers.shape == (2, 5, 3)
+    assert encoded.mask.sum(1).tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("dilations", [(1,), (0, 1)])
+def test_wrong_dilations(dilations: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="dilations must be 2 positive numbers, got"):
+        PointTransformerEncoder(OffsetAttention, dilations=dilations)

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from pcea.batch import CloudBatch
-from pcea.datamodules import PartDataModule
 from pcea.datasets.clouds import LabelledPoints
 from pcea.models.point_segmenter import eat_part_segmenter
+from pcea.part_datamodules import PartDataModule
 from pcea.tasks.segmentation import SegmentationTask
 from pcea.transforms import RandomScale
 

@@ -1,0 +1,281 @@
+"""A part for every point of a mesh or cloud file: read, predict, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.datasets.cache import summarize
+from pcea.meshes import MESH_EXTENSIONS, Points, import_open3d, normalize_points, orient, read_points
+from pcea.models.every_point import classify_every_point
+from pcea.models.point_segmenter import PointTransformerSegmenter
+from pcea.trained_network import TrainedNetwork
+from pcea.visualization import color_parts
+
+# Neighbours that give a point's plane, and those it agrees with on a side. More of either reach through thin parts: on
+# 57 shapes of Labeled PSB 94 % of the sides are right and 81 % of the labels, with 30 and 30 only 83 % and 73 %.
+NORMAL_NEIGHBORS = 12
+_SIDE_NEIGHBORS = 8
+
+
+class PartPrediction(NamedTuple):
+    """The part of every point of one cloud.
+
+    Attributes:
+        points: Coordinates as in the file, (N, 3).
+        normals: Unit normals, (N, 3), or None.
+        part_label: Class of each point, (N,) int64; a position in `part_names`.
+        confidence: Probability of that class among those of the category, (N,), in 0..1.
+        part_names: Names of all classes of the network.
+        category: The category, or "" if the network has none.
+        parts: The classes of the category; all if there is none.
+    """
+
+    points: Tensor
+    normals: Tensor | None
+    part_label: Tensor
+    confidence: Tensor
+    part_names: tuple[str, ...]
+    category: str
+    parts: tuple[int, ...]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the points that each part of the category has, by its short name, in 0..1."""
+        counts = self.part_label.bincount(minlength=len(self.part_names)) / len(self.part_label)
+        return {self.short_name(part): float(counts[part]) for part in self.parts}
+
+    def short_name(self, part: int) -> str:
+        """Name of a class without that of its category."""
+        return self.part_names[part].removeprefix(f"{self.category}/")
+
+
+def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str | None:
+    """The category that is meant: the one named, the only one, or None where there are none.
+
+    Raises:
+        ValueError: If there are several and none is named, or the name is of none.
+    """
+    if not parts:
+        if name is not None:
+            raise ValueError(f"The network has no categories: leave --category {name} out.")
+        return None
+    if name is None and len(parts) == 1:
+        return next(iter(parts))
+    if name not in parts:
+        problem = "Say what the files show" if name is None else f"No category {name!r}"
+        raise ValueError(f"{problem}: --category must be one of {', '.join(parts)}.")
+    return name
+
+
+def read_clouds(files: Sequence[Path], *, num_points: int, seed: int = 0) -> list[Points]:
+    """Read meshes as points sampled by area and clouds whole and in order, all in their own unit and orientation.
+
+    Args:
+        files: The files.
+        num_points: Points sampled on each mesh.
+        seed: Decides the samples.
+
+    Returns:
+        Points, with normals for meshes and for clouds that hold some.
+
+    Raises:
+        ValueError: If files cannot be read; they are counted and named.
+    """
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}.")
+    clouds, unreadable = [], []
+    for file in files:
+        try:
+            clouds.append(_read_cloud(file, num_points, seed))
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise ValueError(summarize(unreadable, len(files)))
+    return clouds
+
+
+def _read_cloud(file: Path, num_points: int, seed: int) -> Points:
+    # Whether a file holds normals, or a .ply a mesh, shows when it is read.
+    extension = file.suffix.lower()
+    counts: list[int | None] = [None, num_points]
+    if extension != ".ply":
+        counts = counts[1:] if extension in MESH_EXTENSIONS else counts[:1]
+    for with_normals, count in product((True, False), counts):
+        try:
+            return read_points(file, num_points=count, seed=seed, with_normals=with_normals)
+        except ValueError as error:
+            reason = error
+    raise reason
+
+
+def estimate_normals(points: Tensor) -> Tensor:
+    """Unit normals of the planes through each point and its neighbours, pointing outwards where that can be told.
+
+    Args:
+        points: Coordinates of one cloud, (N, 3).
+
+    Returns:
+        Normals, (N, 3).
+
+    Raises:
+        ImportError: If Open3D cannot be imported.
+
+    Source:
+        Hoppe et al., 1992, for the side, as in Open3D; it leaves the side of the whole to chance. We turn it so that
+        the outermost points of 200 directions look outwards.
+    """
+    open3d = import_open3d()
+    xyz = normalize_points(points).double().numpy()
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz))
+    cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(NORMAL_NEIGHBORS))
+    try:
+        cloud.orient_normals_consistent_tangent_plane(_SIDE_NEIGHBORS)
+    except RuntimeError:  # a flat cloud has no tetrahedra, and no outside
+        cloud.orient_normals_to_align_with_direction()
+    normals = np.asarray(cloud.normals)
+    directions = np.random.default_rng(0).normal(size=(200, 3))
+    outermost = (xyz @ directions.T).argmax(0)
+    side = -1 if (normals[outermost] * directions).sum() < 0 else 1
+    return torch.from_numpy(side * normals).to(points)
+
+
+@torch.inference_mode()
+def predict_parts(
+    cloud: Points,
+    trained: TrainedNetwork,
+    *,
+    category: str | None = None,
+    up: str = "y",
+    points_per_pass: int | None = None,
+    seed: int = 0,
+) -> PartPrediction:
+    """Find the part of every point.
+
+    Args:
+        cloud: N points, in any unit, with normals if the network has them.
+        trained: A segmenter.
+        category: What the cloud shows, one of `trained.parts`; None for a network without categories.
+        up: The cloud's upward axis, as for `orient`.
+        points_per_pass: Points that the network sees at once, in random subsets; None for the number that it was
+            trained for, 0 for all.
+        seed: Decides the subsets.
+
+    Raises:
+        ValueError: If an argument does not fit the network.
+    """
+    network = trained.network
+    if not isinstance(network, PointTransformerSegmenter):
+        raise ValueError(f"The network is a {type(network).__name__}, not a segmenter.")
+    if points_per_pass is not None and points_per_pass < 0:
+        raise ValueError(f"points_per_pass must be at least 1, or 0 for all points, got {points_per_pass}.")
+    if trained.has_normals and cloud.normals is None:
+        raise ValueError("The network needs normals; the cloud has none.")
+    category = find_category(trained.parts, category)
+    parts = tuple(range(network.num_classes)) if category is None else tuple(trained.parts[category])
+    number = torch.tensor(list(trained.parts).index(category)) if category and network.num_categories else None
+    probabilities = classify_every_point(
+        network,
+        normalize_points(orient(cloud.points, up)),
+        orient(cloud.normals, up) if trained.has_normals and cloud.normals is not None else None,
+        category=number,
+        num_points=(trained.num_points if points_per_pass is None else points_per_pass) or None,
+        generator=torch.Generator().manual_seed(seed),
+    )[:, list(parts)]
+    best = probabilities.max(1)
+    # Where all of them are 0 in fp32, the first part gets the point, with confidence 0.
+    total = probabilities.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    part_label = torch.tensor(parts)[best.indices]
+    return PartPrediction(
+        cloud.points, cloud.normals, part_label, best.values / total, trained.class_names, category or "", parts
+    )
+
+
+def check_output(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse an output folder in which results would overwrite one another or an input.
+
+    Raises:
+        ValueError: If they would, or `folder` is a file or has the name of a CSV file.
+    """
+    if folder.is_file() or folder.suffix.lower() == ".csv":
+        raise ValueError(f"--output {folder}: a network that labels points writes a folder, with two files for each.")
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise ValueError(
+                f"{stems[file.stem]} and {file} would both be written to {folder / file.stem}.ply. "
+                "Rename one, or predict them into two folders."
+            )
+        stems[file.stem] = file
+        for extension in (".ply", ".npz"):
+            if file.suffix == extension and (folder / file.name).resolve() == file.resolve():
+                raise ValueError(f"The result would overwrite {file}. Give another --output folder.")
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[Path]:
+    """Make a folder, and in it a temporary one; its files move to `folder` at the end if nothing failed.
+
+    Raises:
+        OSError: If the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".pcea_", dir=folder) as temporary:
+            yield Path(temporary)
+            for file in sorted(Path(temporary).iterdir()):
+                file.replace(folder / file.name)
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+
+
+def write_parts(folder: Path, stem: str, prediction: PartPrediction) -> None:
+    """Write `<stem>.npz` and `<stem>.ply`.
+
+    Args:
+        folder: Where; it must be there.
+        stem: Name of the files.
+        prediction: What. The .npz holds its fields except `parts`; the .ply x y z, nx ny nz if there are normals,
+            red green blue by part, part_label and confidence, and in its comments the name and colour of each part.
+    """
+    arrays: dict[str, Any] = {
+        "points": prediction.points.numpy(),
+        "part_label": prediction.part_label.numpy(),
+        "confidence": prediction.confidence.numpy(),
+        "part_names": np.array(prediction.part_names),
+        "category": np.array(prediction.category),
+    }
+    columns = dict(zip("xyz", prediction.points.numpy().T))
+    if prediction.normals is not None:
+        arrays["normals"] = prediction.normals.numpy()
+        columns |= dict(zip(("nx", "ny", "nz"), arrays["normals"].T))
+    np.savez(folder / f"{stem}.npz", **arrays)
+    columns |= dict(zip(("red", "green", "blue"), color_parts(prediction.part_label, prediction.parts).numpy().T))
+    columns |= {"part_label": prediction.part_label.int().numpy(), "confidence": prediction.confidence.numpy()}
+    colors = color_parts(torch.tensor(prediction.parts), prediction.parts).tolist()
+    legend = [
+        f"part_label {part} {prediction.short_name(part)}: red {r} green {g} blue {b}"
+        for part, (r, g, b) in zip(prediction.parts, colors)
+    ]
+    _write_ply(folder / f"{stem}.ply", columns, [f"category {prediction.category or 'none'}", *legend])
+
+
+def _write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[str]) -> None:
+    """Vertices with the named properties, binary. Our own: trimesh writes no normals of a cloud, Open3D no labels."""
+    types = {"f4": "float", "i4": "int", "u1": "uchar"}
+    rows = np.empty(len(columns["x"]), [(name, column.dtype.newbyteorder("<")) for name, column in columns.items()])
+    for name, column in columns.items():
+        rows[name] = column
+    header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in comments)]
+    header += [f"element vertex {len(rows)}"]
+    header += [f"property {types[column.dtype.str[1:]]} {name}" for name, column in columns.items()]
+    text = "\n".join([*header, "end_header", ""])
+    path.write_bytes(text.encode("ascii", "backslashreplace") + rows.tobytes())

@@ -1,0 +1,297 @@
+"""Parts of points, by a network trained here: towers have a foot and a head, bars a left, a middle and a right."""
+
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from pcea.datasets.labelled import read_labelled
+from pcea.meshes import Points, normalize_points
+from pcea.models.point_segmenter import eat_part_segmenter
+from pcea.part_prediction import (
+    all_or_nothing,
+    check_output,
+    estimate_normals,
+    find_category,
+    predict_parts,
+    read_clouds,
+    write_parts,
+)
+from pcea.trained_network import TrainedNetwork
+from pcea.visualization import palette
+
+SIZES = {"dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32, "widths": (16, 8), "dropout": 0.0}
+# The classes of a category need not be neighbours.
+PARTS = {"tower": (1, 3), "bar": (0, 2, 4)}
+NAMES = ("bar/left", "tower/foot", "bar/middle", "tower/head", "bar/right")
+NUM_POINTS = 64
+
+
+def true_parts(points, category):
+    """Classes (..., N) of normalised points (..., N, 3)."""
+    if category == "tower":
+        return torch.tensor(PARTS["tower"])[(points[..., 1] > 0).long()]
+    return torch.tensor(PARTS["bar"])[1 + (points[..., 0] > 0.3).long() - (points[..., 0] < -0.3).long()]
+
+
+@contextmanager
+def one_thread():
+    """For what trains before a test's own fixture sets it: the same numbers on every machine, and less waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+@one_thread()
+def trained() -> TrainedNetwork:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = eat_part_segmenter(5, 2, **SIZES)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(80):
+        points = normalize_points(torch.rand(16, NUM_POINTS, 3, generator=generator))
+        category = torch.arange(16) % 2
+        label = torch.stack([true_parts(p, list(PARTS)[c]) for p, c in zip(points, category)])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(points, category=category).flatten(0, 1), label.flatten()).backward()
+        optimizer.step()
+    return TrainedNetwork(network.eval(), NAMES, NUM_POINTS, PARTS)
+
+
+def cube(count, generator):
+    return torch.rand(count, 3, generator=generator)
+
+
+@pytest.mark.parametrize("category", PARTS)
+@pytest.mark.parametrize(("count", "points_per_pass"), [(500, None), (500, 0), (500, 100), (40, None)])
+def test_every_point_gets_a_part_of_its_category_in_order(generator, category, count, points_per_pass):
+    points = cube(count, generator)
+    prediction = predict_parts(Points(points), trained(), category=category, points_per_pass=points_per_pass)
+    truth = true_parts(normalize_points(points), category)
+    assert (prediction.part_label == truth).float().mean() > 0.85
+    assert set(prediction.part_label.tolist()) == set(PARTS[category])
+    assert prediction.shares == pytest.approx(
+        {NAMES[c].split("/")[1]: float((prediction.part_label == c).float().mean()) for c in PARTS[category]}
+    )
+
+
+def test_the_network_sees_as_many_points_as_it_was_trained_for(generator):
+    seen = []
+    handle = trained().network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    for points_per_pass in (None, 50, 0):
+        predict_parts(Points(cube(130, generator)), trained(), category="bar", points_per_pass=points_per_pass)
+    handle.remove()
+    assert seen == [(3, 64, 3), (3, 50, 3), (1, 130, 3)]
+
+
+def test_unit_place_and_upward_axis_do_not_matter_and_come_back(generator):
+    points = cube(300, generator)
+    upright = predict_parts(Points(points), trained(), category="tower")
+    moved = Points(50 * points[:, [0, 2, 1]] * torch.tensor([1, -1, 1]) + 7)  # stands along z
+    prediction = predict_parts(moved, trained(), category="tower", up="z")
+    assert prediction.points.equal(moved.points)
+    assert prediction.part_label.equal(upright.part_label)
+    torch.testing.assert_close(prediction.confidence, upright.confidence, atol=1e-3, rtol=0)
+
+
+def constant(points, features=None, *, category=None):
+    """Logits of every point: 0 and log 3 for the parts of a tower, more for a bar's."""
+    return torch.tensor([9.0, 0.0, 9.0, np.log(3), 9.0]).expand(*points.shape[:2], 5)
+
+
+def test_confidence_is_the_probability_among_the_parts_of_the_category(monkeypatch):
+    monkeypatch.setattr(trained().network, "forward", constant)
+    prediction = predict_parts(Points(torch.rand(7, 3)), trained(), category="tower")
+    assert prediction.part_label.tolist() == [3] * 7
+    torch.testing.assert_close(prediction.confidence, torch.full((7,), 0.75), atol=1e-4, rtol=0)
+
+
+def test_scenes_have_no_category(generator):
+    network = TrainedNetwork(eat_part_segmenter(5, 0, **SIZES).eval(), NAMES, NUM_POINTS, {})
+    prediction = predict_parts(Points(cube(70, generator)), network)
+    assert (prediction.category, prediction.parts) == ("", (0, 1, 2, 3, 4))
+    assert list(prediction.shares) == list(NAMES)
+    with pytest.raises(ValueError, match="no categories: leave --category tower out"):
+        predict_parts(Points(cube(70, generator)), network, category="tower")
+
+
+def test_find_category():
+    assert find_category({}, None) is None
+    assert find_category({"mug": (0, 1)}, None) == "mug"
+    assert find_category(PARTS, "bar") == "bar"
+    with pytest.raises(ValueError, match="--category must be one of tower, bar"):
+        find_category(PARTS, None)
+    with pytest.raises(ValueError, match="No category 'mug': --category must be one of tower, bar"):
+        find_category(PARTS, "mug")
+
+
+def test_meshes_are_sampled_and_clouds_stay_whole_and_in_order(tmp_path, rng):
+    box = trimesh.creation.box((1, 2, 3))
+    points = rng.random((50, 3)).astype(np.float32)
+    normals = np.tile(np.float32([0, 0, 1]), (50, 1))
+    for name in ("box.off", "box.ply"):
+        box.export(tmp_path / name)
+    np.savetxt(tmp_path / "labelled.txt", np.hstack([points, normals, np.full((50, 1), 41)]))
+    np.save(tmp_path / "bare.npy", points)
+    trimesh.PointCloud(points).export(tmp_path / "cloud.ply")
+    np.save(tmp_path / "colors.npy", np.hstack([points, 200 * points]))
+    names = ("box.off", "box.ply", "labelled.txt", "bare.npy", "cloud.ply", "colors.npy")
+    off, ply, *clouds = read_clouds([tmp_path / name for name in names], num_points=30)
+    for mesh in (off, ply):
+        assert mesh.points.shape == mesh.normals.shape == (30, 3)
+    for cloud in clouds:
+        assert cloud.points.numpy() == pytest.approx(points)
+    assert clouds[0].normals.numpy() == pytest.approx(normals)
+    assert [cloud.normals for cloud in clouds[1:]] == [None] * 3
+
+
+def test_unreadable_files_are_counted_and_named(tmp_path, rng):
+    np.save(tmp_path / "good.npy", rng.random((9, 3)))
+    np.save(tmp_path / "bad.npy", np.full((9, 3), np.nan))
+    (tmp_path / "bad.ply").write_text("no mesh")
+    (tmp_path / "bad.off").write_text("OFF\n0 0 0\n")
+    files = [tmp_path / name for name in ("good.npy", "bad.npy", "bad.ply", "bad.off")]
+    with pytest.raises(ValueError, match=r"3 of 4 files cannot be read: .*bad\.npy: 9 of 9.*bad\.ply .*bad\.off is a"):
+        read_clouds(files, num_points=10)
+    with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
+        read_clouds(files, num_points=0)
+
+
+def test_estimated_normals_look_outwards(generator):
+    pytest.importorskip("open3d")
+    sphere = torch.nn.functional.normalize(torch.randn(2000, 3, generator=generator), dim=1)
+    normals = estimate_normals(40 + 5 * sphere)
+    assert ((normals * sphere).sum(1) > 0.97).all()
+    assert normals.dtype == torch.float32
+    torus = trimesh.creation.torus(3, 1, 60, 40)  # a normal of its inner half looks to the centre
+    expected = torch.from_numpy(torus.vertex_normals.copy()).float()
+    normals = estimate_normals(torch.from_numpy(torus.vertices.copy()).float())
+    assert ((normals * expected).sum(1) > 0.8).all()
+
+
+@pytest.mark.parametrize(
+    "points",
+    [torch.rand(2, 3), torch.rand(50, 3) * torch.tensor([1, 0, 1]), torch.ones(9, 3)],
+    ids=["two", "flat", "same"],
+)
+def test_normals_of_clouds_without_a_volume(points):
+    pytest.importorskip("open3d")
+    torch.testing.assert_close(estimate_normals(points).norm(dim=1), torch.ones(len(points)))
+
+
+@pytest.fixture
+def written(tmp_path, generator):
+    normals = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=1)
+    prediction = predict_parts(Points(cube(200, generator), normals), trained(), category="bar")
+    write_parts(tmp_path, "scan", prediction)
+    return tmp_path, prediction
+
+
+def test_the_npz(written):
+    folder, prediction = written
+    with np.load(folder / "scan.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"points", "normals", "part_label", "confidence", "part_names", "category"}
+        for name in ("points", "normals", "part_label", "confidence"):
+            assert np.array_equal(arrays[name], getattr(prediction, name).numpy())
+        assert arrays["category"] == "bar"
+        assert set(arrays["part_names"][arrays["part_label"]]) == {"bar/left", "bar/middle", "bar/right"}
+
+
+def test_the_ply_in_trimesh(written):
+    folder, prediction = written
+    cloud = trimesh.load(folder / "scan.ply")
+    vertex = cloud.metadata["_ply_raw"]["vertex"]["data"]
+    assert np.array_equal(cloud.vertices, prediction.points.numpy())
+    assert np.array_equal(np.stack([vertex[n] for n in ("nx", "ny", "nz")], 1), prediction.normals.numpy())
+    assert np.array_equal(vertex["part_label"], prediction.part_label.numpy())
+    assert np.array_equal(vertex["confidence"], prediction.confidence.numpy())
+    for position, part in enumerate(PARTS["bar"]):
+        colors = cloud.colors[vertex["part_label"] == part][:, :3]
+        assert (colors == palette(3)[position].numpy()).all()
+    assert b"comment part_label 2 middle: red 86 green 180 blue 233\n" in (folder / "scan.ply").read_bytes()
+
+
+def test_the_ply_in_open3d(written):
+    open3d = pytest.importorskip("open3d")
+    folder, prediction = written
+    cloud = open3d.io.read_point_cloud(str(folder / "scan.ply"))
+    assert np.array_equal(np.asarray(cloud.points), prediction.points.numpy())
+    assert np.array_equal(np.asarray(cloud.normals), prediction.normals.numpy())
+    assert {tuple(row) for row in np.rint(255 * np.asarray(cloud.colors)).astype(int)} == {
+        tuple(row) for row in palette(3).tolist()
+    }
+
+
+@pytest.mark.parametrize("extension", [".npz", ".ply"])
+def test_the_result_is_a_labelled_cloud(written, extension):
+    folder, prediction = written
+    cloud = read_labelled((folder / "scan").with_suffix(extension), with_normals=True)
+    assert cloud.label.equal(prediction.part_label)
+
+
+def test_without_normals_there_are_none_in_the_files(tmp_path, generator):
+    write_parts(tmp_path, "scan", predict_parts(Points(cube(70, generator)), trained(), category="bar"))
+    assert "normals" not in np.load(tmp_path / "scan.npz")
+    assert b"property float nx" not in (tmp_path / "scan.ply").read_bytes()
+
+
+def test_results_that_would_overwrite_something(tmp_path):
+    files = [tmp_path / "a" / "scan.off", tmp_path / "b" / "scan.npy"]
+    with pytest.raises(ValueError, match=r"scan\.off and .*scan\.npy would both be written to .*out/scan\.ply"):
+        check_output(tmp_path / "out", files)
+    check_output(tmp_path / "out", files[:1])
+    check_output(tmp_path / "a", files[:1])
+    with pytest.raises(ValueError, match=r"would overwrite .*scan\.ply"):
+        check_output(tmp_path / "b" / ".." / "a", [tmp_path / "a" / "scan.ply"])
+    (tmp_path / "file").touch()
+    for output in ("file", "parts.csv"):
+        with pytest.raises(ValueError, match="writes a folder"):
+            check_output(tmp_path / output, files[:1])
+
+
+def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with all_or_nothing(folder) as temporary:
+        (temporary / "a.ply").write_text("first")
+        assert not (folder / "a.ply").exists()
+
+    def fail():
+        with all_or_nothing(folder) as temporary:
+            (temporary / "a.ply").write_text("second")
+            (temporary / "b.ply").write_text("second")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert [path.name for path in folder.iterdir()] == ["a.ply"]
+    assert (folder / "a.ply").read_text() == "first"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"^Cannot write to .*file/out: Not a directory\.$"),
+        all_or_nothing(tmp_path / "file" / "out"),
+    ):
+        pass
+
+    def read_only(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pcea.part_prediction.TemporaryDirectory", read_only)
+    with pytest.raises(OSError, match=r"^Cannot write to .*: Permission denied\.$"), all_or_nothing(tmp_path):
+        pass
+
+
+def test_errors(generator):
+    cloud = Points(cube(70, generator))
+    with pytest.raises(ValueError, match="points_per_pass must be at least 1, or 0 for all points, got -1"):
+        predict_parts(cloud, trained(), category="bar", points_per_pass=-1)
+    with_normals = trained()._replace(network=eat_part_segmenter(5, 2, in_channels=6, **SIZES).eval())
+    with pytest.raises(ValueError, match="needs normals; the cloud has none"):
+        predict_parts(cloud, with_normals, category="bar")

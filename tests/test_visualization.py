@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from pcea.visualization import color_parts, palette
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB; the first is full colour vision.
+VISION = {
+    "full": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def to_lab(linear):
+    x = np.clip(linear, 0, 1) @ XYZ.T / (0.95047, 1, 1.08883)
+    f = np.where(x > 216 / 24389, np.cbrt(x), (24389 / 27 * x + 16) / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_the_colours_can_be_told_apart(vision):
+    """16 in CIELAB is what the closest two of Okabe and Ito's colours have; 2.3 can just be seen."""
+    colors = palette(16).double().numpy() / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    lab = to_lab(linear @ np.asarray(VISION[vision]).T)
+    distance = np.linalg.norm(lab[:, None] - lab, axis=-1) + 1000 * np.eye(16)
+    assert distance.min() > 16
+
+
+@pytest.mark.parametrize("count", [1, 12, 17, 60, 500])
+def test_no_colour_comes_twice(count):
+    colors = palette(count)
+    assert (colors.shape, colors.dtype) == ((count, 3), torch.uint8)
+    assert len(colors.unique(dim=0)) == count
+    assert colors[:12].equal(palette(12)[:count])
+
+
+def test_a_part_has_the_colour_of_its_place_in_the_category():
+    orange, sky_blue, green = [230, 159, 0], [86, 180, 233], [0, 158, 115]
+    colors = color_parts(torch.tensor([7, 9, 7, 2]), (7, 2, 9))
+    assert colors.tolist() == [orange, green, orange, sky_blue]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"part_label must be one of \[7, 2\], got 3"):
+        color_parts(torch.tensor([7, 3, 8]), (7, 2))
+    with pytest.raises(ValueError, match="500 colours, got count=501"):
+        palette(501)
