@@ -10,6 +10,12 @@ from pcea.attention import (
     record_attention,
 )
 from pcea.layers import ExternalAttention2d, LinearNormAct
+from pcea.models.point_segmenter import (
+    PointTransformerSegmenter,
+    eat_part_segmenter,
+    eat_semantic_segmenter,
+    pct_part_segmenter,
+)
 from pcea.models.point_transformer import (
     PointTransformerClassifier,
     PointTransformerEncoder,
@@ -34,11 +40,14 @@ __all__ = [
     "OffsetAttention",
     "PointTransformerClassifier",
     "PointTransformerEncoder",
+    "PointTransformerSegmenter",
     "ResidualAttention",
     "SelfAttention",
     "ball_query",
     "double_normalize",
     "eat_classifier",
+    "eat_part_segmenter",
+    "eat_semantic_segmenter",
     "farthest_point_sample",
     "gather_points",
     "group_neighbors",
@@ -46,5 +55,6 @@ __all__ = [
     "knn",
     "naive_pct_classifier",
     "pct_classifier",
+    "pct_part_segmenter",
     "record_attention",
 ]

@@ -193,7 +193,12 @@ class FarthestSubset(Transform):
     def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:  # noqa: ARG002
         """Choose from points (B, N, 3) with everything that belongs to them."""
         _check_enough(batch, self.num_points)
-        return select_points(batch, farthest_point_sample(batch.points, self.num_points, mask=batch.mask))
+        subset = select_points(batch, farthest_point_sample(batch.points, self.num_points, mask=batch.mask))
+        if batch.mask is None:
+            return subset
+        # A cloud's real points come first; where they are too few, one of them fills up and must not count again.
+        mask = torch.arange(self.num_points, device=batch.mask.device) < batch.mask.sum(1, keepdim=True)
+        return subset._replace(mask=None if mask.all() else mask)
 
 
 def select_points(batch: CloudBatch, index: Tensor) -> CloudBatch:

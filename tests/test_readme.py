@@ -8,7 +8,7 @@ import torch
 
 import pcea
 from pcea.configuration import config_names
-from pcea.record import CLASSIFICATION, read_records, results_table
+from pcea.record import CLASSIFICATION, PARTS, category_table, read_records, results_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,6 +18,9 @@ def test_the_results_are_those_of_the_records():
     records = read_records(ROOT / "configs" / "results")
     assert records
     assert results_table(records, CLASSIFICATION) in README
+    assert results_table(records, PARTS) in README
+    psb = [record for record in records if record.config.startswith("labeled_psb_")]
+    assert category_table(psb) in README
 
 
 def test_every_record_has_its_configuration():
@@ -36,14 +39,19 @@ def test_the_names_in_the_table_can_be_imported():
     assert set(names) <= set(pcea.__all__)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S), ids=["predict", "layers"])
-def test_the_examples_run(code):
+# What each example makes: name and shape of a tensor.
+EXAMPLES = {"predict": ("logits", (8, 40)), "layers": ("out", (300, 256)), "any size": ("logits", (1, 100_000, 50))}
+
+
+@pytest.mark.parametrize(
+    ("code", "example"), zip(re.findall(r"```python\n(.*?)```", README, re.S), EXAMPLES, strict=True), ids=EXAMPLES
+)
+def test_the_examples_run(code, example):
     scope: dict = {}
     exec(code, scope)
-    if "logits" in scope:
-        assert scope["logits"].shape == (8, 40)
-    else:
-        assert scope["out"].shape == (300, 256)
+    name, shape = EXAMPLES[example]
+    assert scope[name].shape == shape
+    if example == "layers":
         torch.testing.assert_close(scope["weights"].sum(-1), torch.ones(2, 10_000))
 
 

@@ -253,6 +253,15 @@ def test_a_farthest_subset_is_that_of_farthest_point_sampling(batch):
     assert torch.equal(rows, farthest_point_sample(batch.points, 7))
 
 
+def test_a_farthest_subset_of_fewer_real_points_counts_each_once():
+    points = torch.randn(2, 5, 3)
+    mask = torch.tensor([[True] * 5, [False, True, False, True, False]])
+    subset = FarthestSubset(num_points=3)(CloudBatch(points, torch.arange(10).view(2, 5), mask=mask))
+    assert subset.mask.tolist() == [[True, True, True], [True, True, False]]
+    assert sorted(subset.label[1, :2].tolist()) == [6, 8]
+    assert FarthestSubset(num_points=2)(CloudBatch(points, torch.arange(10).view(2, 5), mask=mask)).mask is None
+
+
 def test_class_labels_are_not_selected(batch):
     batch = batch._replace(label=torch.arange(B), mask=None)
     for transform in (RandomSubset(num_points=7), FarthestSubset(num_points=7), RandomDropPoints()):
