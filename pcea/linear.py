@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 # Below this many multiplications the product is too short for the choice to matter.
 _SMALL = 1 << 22
+# As many images make torch choose oneDNN also where it runs on one thread.
+_IMAGES = 16
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,8 +34,11 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         and torch.backends.mkldnn.is_available()
     ):
         return F.linear(tokens, weight, bias)
-    # One image of rows x 1 pixels in channels-last memory, which is how tokens lie already.
-    image = tokens.reshape(1, -1, 1, tokens.shape[-1]).permute(0, 3, 1, 2)
+    images = 1 if (tokens.numel() // tokens.shape[-1]) % _IMAGES else _IMAGES
+    if images == 1 and torch.get_num_threads() == 1:
+        return F.linear(tokens, weight, bias)
+    # Images of rows x 1 pixels in channels-last memory, which is how tokens lie already.
+    image = tokens.reshape(images, -1, 1, tokens.shape[-1]).permute(0, 3, 1, 2)
     out = F.conv2d(image, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], len(weight))
 

@@ -7,7 +7,7 @@ from reference import two_step_double_normalize
 from torch import nn
 
 from pcea.attention import ExternalAttention, OffsetAttention, record_attention
-from pcea.layers import ExternalAttention2d, LinearNormAct
+from pcea.layers import Dropout, ExternalAttention2d, LinearNormAct
 
 
 def trained_norm(channels: int) -> nn.BatchNorm1d:
@@ -81,3 +81,31 @@ def test_eanet_block_passes_its_options_on() -> None:
     assert maps["attention"].shape == (2, 21, 5)
     assert isinstance(block.attention, ExternalAttention)
     assert block.attention.normalization == "slots"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_and_scales_the_rest(p: float, dtype: torch.dtype) -> None:
+    tokens = torch.ones(2, 101, 499, dtype=dtype, requires_grad=True)  # not a multiple of four numbers
+    out = Dropout(p)(tokens)
+    dropped = (out == 0).float()
+    assert dropped.mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / tokens.numel()) ** 0.5)
+    # Four numbers share a draw: none of them follows from its neighbours.
+    neighbours = (dropped.flatten()[1:] * dropped.flatten()[:-1]).mean().item()
+    assert neighbours == pytest.approx(p * p, abs=0.01)
+    torch.testing.assert_close(out[out != 0], torch.full_like(out[out != 0], 1 / (1 - p)))
+    assert out.dtype == dtype
+    out.sum().backward()
+    assert torch.equal(tokens.grad, out.detach())
+
+
+def test_dropout_is_seeded_and_off_in_evaluation() -> None:
+    layer, tokens = Dropout(0.5), torch.randn(7, 5)
+    torch.manual_seed(3)
+    first = layer(tokens)
+    assert not torch.equal(layer(tokens), first)
+    torch.manual_seed(3)
+    assert torch.equal(layer(tokens), first)
+    assert torch.equal(layer.eval()(tokens), tokens)
+    assert torch.equal(Dropout(0.0)(tokens), tokens)
+    assert not Dropout(1.0)(tokens).any()

@@ -43,9 +43,10 @@ def test_the_names_in_the_table_can_be_imported():
 EXAMPLES = {"predict": ("logits", (8, 40)), "layers": ("out", (300, 256)), "any size": ("logits", (1, 100_000, 50))}
 
 
-@pytest.mark.parametrize(
-    ("code", "example"), zip(re.findall(r"```python\n(.*?)```", README, re.S), EXAMPLES, strict=True), ids=EXAMPLES
-)
+CODE = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize(("code", "example"), list(zip(CODE, EXAMPLES, strict=True)), ids=EXAMPLES)
 def test_the_examples_run(code, example):
     scope: dict = {}
     exec(code, scope)

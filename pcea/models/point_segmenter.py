@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.blocks import map_tokens, token_blocks
-from pcea.layers import LinearNormAct
+from pcea.layers import Dropout, LinearNormAct
 from pcea.linear import linear
 from pcea.models.point_transformer import PointTransformerEncoder
 from pcea.norm import apply_to_tokens, fold_batch_norm
@@ -69,7 +69,7 @@ class PointTransformerSegmenter(nn.Module):
             LinearNormAct(num_categories, category_channels, activation=leaky_relu) if num_categories else None
         )
         self.first = LinearNormAct(3 * self.channels + category_channels, widths[0], bias=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.second = LinearNormAct(widths[0], widths[1], bias=True)
         self.last = nn.Linear(widths[1], num_classes)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
 from pcea.blocks import map_tokens
-from pcea.layers import LinearNormAct
+from pcea.layers import Dropout, LinearNormAct
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
@@ -189,9 +189,9 @@ class PointTransformerClassifier(nn.Module):
         channels = encoder.fuse.linear.out_features
         self.head = nn.Sequential(
             LinearNormAct(channels, widths[0], activation=leaky_relu),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             LinearNormAct(widths[0], widths[1], bias=True, activation=leaky_relu),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(widths[1], num_classes),
         )
 
