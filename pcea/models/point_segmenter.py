@@ -152,12 +152,14 @@ def _count(points: Tensor, mask: Tensor | None) -> Tensor | int:
 def _highest_and_sum(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Maximum and sum of the real tokens, (B, N, D) -> (B, D) each; the sum in fp32 at least."""
     exact = torch.promote_types(tokens.dtype, torch.float32)
+    # Sums of bf16 are taken in fp32 and rounded once; asking for fp32 would copy all tokens first. fp16 would overflow.
+    dtype = tokens.dtype if tokens.dtype == torch.bfloat16 else exact
     if mask is None:
-        return tokens.amax(1), tokens.sum(1, dtype=exact)
+        return tokens.amax(1), tokens.sum(1, dtype=dtype).to(exact)
     is_padded = ~mask.unsqueeze(-1)
     return (
         tokens.masked_fill(is_padded, -torch.inf).amax(1),
-        tokens.masked_fill(is_padded, 0).sum(1, dtype=exact),
+        tokens.masked_fill(is_padded, 0).sum(1, dtype=dtype).to(exact),
     )
 
 

@@ -13,8 +13,9 @@ from pcea.ops.checks import check_mask, check_points
 # Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
 _CACHED = 1 << 19
-# From here on a k-d tree beats the matrix on a CPU.
-_TREE_SOURCE = 10_000
+# From as many source points on, and as many for each neighbour, a k-d tree beats the matrix on a CPU.
+_TREE_SOURCE = 1_500
+_TREE_SOURCE_PER_NEIGHBOR = 40
 
 
 class Neighbors(NamedTuple):
@@ -67,7 +68,7 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     n = source.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
-    if source.device.type == "cpu" and n >= _TREE_SOURCE:
+    if source.device.type == "cpu" and n >= max(_TREE_SOURCE, _TREE_SOURCE_PER_NEIGHBOR * k):
         return _knn_tree(query, source, k, mask)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
     step = max(1, block // (query.shape[0] * n))

@@ -5,7 +5,7 @@ from reference import nearest_points, points_in_ball
 from pcea.ops import ball_query, knn, neighbors
 
 # knn has three ways to its result; each must give the same.
-PATHS = {"one block": {}, "many blocks": {"_BLOCK": 1}, "tree": {"_TREE_SOURCE": 1}}
+PATHS = {"one block": {}, "many blocks": {"_BLOCK": 1}, "tree": {"_TREE_SOURCE": 1, "_TREE_SOURCE_PER_NEIGHBOR": 0}}
 
 
 @pytest.fixture(params=PATHS)
