@@ -244,15 +244,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _read_numpy(path: Path) -> np.ndarray:
+def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    """The array of a .npy file, or the arrays of a .npz file by their names.
+
+    Raises:
+        ValueError: If it is neither, or holds Python objects.
+    """
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
-            arrays = dict(loaded)
+            return dict(loaded)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a NumPy file of numbers ({_first_line(error)}).") from error
+
+
+def _read_numpy_cloud(path: Path) -> np.ndarray:
+    arrays = read_numpy(path)
+    if isinstance(arrays, np.ndarray):
+        return arrays
     for name in ("points", "pos", "xyz", "data", *([*arrays] if len(arrays) == 1 else [])):
         if name in arrays:
             return arrays[name]
@@ -337,8 +348,8 @@ def _sample_mesh(mesh: Any, num_points: int | None, seed: int, path: Path) -> np
 
 
 CLOUD_EXTENSIONS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".npy": _read_numpy,
-    ".npz": _read_numpy,
+    ".npy": _read_numpy_cloud,
+    ".npz": _read_numpy_cloud,
     **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), read_table),
     ".h5": _read_h5_cloud,
     ".hdf5": _read_h5_cloud,

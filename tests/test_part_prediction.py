@@ -172,6 +172,8 @@ def test_estimated_normals_look_outwards(generator):
     expected = torch.from_numpy(torus.vertex_normals.copy()).float()
     normals = estimate_normals(torch.from_numpy(torus.vertices.copy()).float())
     assert ((normals * expected).sum(1) > 0.8).all()
+    dome = sphere[sphere[:, 2] > 0.2]  # Open3D starts at its lowest point, where the outside is above
+    assert ((estimate_normals(dome) * dome).sum(1) > 0.9).all()
 
 
 @pytest.mark.parametrize(

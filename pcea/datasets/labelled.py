@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.cache import Arrays, summarize
-from pcea.meshes import as_points, normalize_points, read_h5, read_table
+from pcea.meshes import as_points, normalize_points, read_h5, read_numpy, read_table
 
 LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
 
@@ -158,20 +157,9 @@ def _to_classes(label: Tensor, classes: Sequence[int], first: int | None, path: 
     return label if first is None else torch.tensor(classes)[label - first]
 
 
-def _read_table(path: Path) -> np.ndarray:
-    return read_table(path)
-
-
 def _read_numpy(path: Path) -> np.ndarray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            arrays = dict(loaded)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a NumPy file of numbers ({error}).") from error
-    return _join(arrays, path)
+    content = read_numpy(path)
+    return content if isinstance(content, np.ndarray) else _join(content, path)
 
 
 def _read_h5(path: Path) -> np.ndarray:
@@ -217,7 +205,7 @@ def _join(arrays: dict[str, Any], path: Path) -> np.ndarray:
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), _read_table),
+    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), read_table),
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     ".h5": _read_h5,
