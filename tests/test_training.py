@@ -67,8 +67,9 @@ def test_only_eat_is_exported(fitted, tmp_path, monkeypatch):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_segmenter_is_exported_with_its_parts(tmp_path):
-    content = yaml.safe_load(TINY.replace("ROOT", str(tmp_path / "runs")))
+def fit_parts(folder):
+    """Train a tiny segmenter by `tiny.yaml` of a folder; its last checkpoint."""
+    content = yaml.safe_load(TINY.replace("ROOT", str(folder / "runs")))
     content["trainer"]["max_epochs"] = 1
     content["checkpoint"]["monitor"] = None
     content["model"]["class_path"] = "pcea.tasks.segmentation.SegmentationTask"
@@ -78,9 +79,13 @@ def test_a_segmenter_is_exported_with_its_parts(tmp_path):
                       "out_channels": 32, "widths": [16, 8]},
     }  # fmt: skip
     content["data"]["class_path"] = "pcea.part_datamodules.ShapesPartsDataModule"
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
-    main(["fit", "--config", str(tmp_path / "tiny.yaml")])
-    last = newest_checkpoint(tmp_path / "runs")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(folder / "tiny.yaml")])
+    return newest_checkpoint(folder / "runs")
+
+
+def test_a_segmenter_is_exported_with_its_parts(tmp_path):
+    last = fit_parts(tmp_path)
     export(last, tmp_path / "parts.safetensors")
 
     trained, restored = load_network(str(last)), load_network(str(tmp_path / "parts.safetensors"))
@@ -128,6 +133,18 @@ def test_two_processes_measure_the_same_as_one(fitted):
     accuracies = [[line for line in output.splitlines() if "accuracy" in line] for output in (both, alone)]
     assert len(accuracies[0]) == 2
     assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_parts_as_one(tmp_path):
+    fit_parts(tmp_path)
+    both, alone = (
+        pcea(tmp_path, "test", "--data.init_args.num_test=25", "--trainer.strategy=ddp", f"--trainer.devices={devices}")
+        for devices in (2, 1)
+    )
+    tables = [[line for line in output.splitlines() if "%" in line] for output in (both, alone)]
+    assert len(tables[0]) == 5 + 12
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

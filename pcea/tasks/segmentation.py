@@ -179,7 +179,8 @@ class SegmentationTask(Task):
             values |= self.part_iou.compute()
             self.part_iou.reset()
         for name, value in values.items():
-            self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"))
+            # Equal on all devices already: the metrics are.
+            self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"), sync_dist=True)
 
 
 def _real(values: Tensor, batch: CloudBatch) -> Tensor:
