@@ -76,7 +76,9 @@ def test_the_shipped_weights_stay_small():
 
 
 def test_errors(tmp_path, stored):
-    with pytest.raises(FileNotFoundError, match="neither a file nor one of those shipped: labeled_psb_eat, modelnet40_eat_cpu"):
+    with pytest.raises(
+        FileNotFoundError, match="neither a file nor one of those shipped: labeled_psb_eat, modelnet40_eat_cpu"
+    ):
         load_weights("nothing")
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match=r"text is not a weights file \(safetensors\)"):
