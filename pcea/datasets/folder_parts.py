@@ -12,7 +12,7 @@ import torch
 from pcea.datasets.cache import cache_path, cached, summarize
 from pcea.datasets.clouds import LabelledPoints, number_parts
 from pcea.datasets.folder import list_files
-from pcea.datasets.labelled import LabelledCloud, read_all, read_labelled
+from pcea.datasets.labelled import ARRAYS, LabelledCloud, read_all, read_labelled, to_tensors
 from pcea.meshes import orient
 
 
@@ -88,20 +88,12 @@ class FolderParts(LabelledPoints):
                 first_label=0,
                 skip_unreadable=skip_unreadable,
             ),
-            required=("data", "label", "sizes", "category", "skipped"),
+            required=ARRAYS,
         )
         if len(arrays["skipped"]):
             skipped = [line.decode() for line in arrays["skipped"].tolist()]
             warnings.warn(f"{summarize(skipped, len(files))} They are skipped.", stacklevel=2)
-        super().__init__(
-            torch.from_numpy(arrays["data"]),
-            torch.from_numpy(arrays["label"]),
-            torch.from_numpy(arrays["sizes"]),
-            class_names=class_names,
-            normals=torch.from_numpy(arrays["normal"]) if with_normals else None,
-            category=torch.from_numpy(arrays["category"]),
-            parts=classes,
-        )
+        super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=class_names, parts=classes)
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:

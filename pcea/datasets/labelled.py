@@ -14,6 +14,8 @@ from pcea.datasets.cache import Arrays, summarize
 from pcea.meshes import as_points, normalize_points, read_h5, read_numpy, read_table
 
 LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
+# What `read_all` makes, beside `normal`.
+ARRAYS = ("data", "label", "sizes", "category", "skipped")
 
 
 class LabelledCloud(NamedTuple):
@@ -144,6 +146,17 @@ def read_all(
     if clouds[0].normals is not None:
         arrays["normal"] = torch.cat([cloud.normals for cloud in clouds if cloud.normals is not None]).numpy()
     return arrays
+
+
+def to_tensors(arrays: Arrays, *, with_normals: bool) -> dict[str, Any]:
+    """The arrays of `read_all` as arguments of `LabelledPoints`."""
+    return {
+        "points": torch.from_numpy(arrays["data"]),
+        "label": torch.from_numpy(arrays["label"]),
+        "sizes": torch.from_numpy(arrays["sizes"]),
+        "normals": torch.from_numpy(arrays["normal"]) if with_normals else None,
+        "category": torch.from_numpy(arrays["category"]),
+    }
 
 
 def _to_classes(label: Tensor, classes: Sequence[int], first: int | None, path: Path, category: str) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from pcea.datasets.cache import Arrays, cache_path, cached
 from pcea.datasets.clouds import LabelledPoints, Parts, number_parts
-from pcea.datasets.labelled import LabelledCloud, as_labels, read_all, read_labelled
+from pcea.datasets.labelled import ARRAYS, LabelledCloud, as_labels, read_all, read_labelled, to_tensors
 from pcea.meshes import as_points, normalize_points, read_h5, read_table
 
 Split = Literal["train", "val", "trainval", "test", "all"]
@@ -95,7 +95,8 @@ class ShapeNetPart(LabelledPoints):
             arrays = _read_h5_layout(folder, split, _wanted(categories, SHAPENETPART_PARTS))
         else:
             arrays = _read_text_layout(folder, split, found, offsets, SHAPENETPART_PARTS, categories, cache=cache)
-        _init(self, arrays, SHAPENETPART_CLASSES, SHAPENETPART_PARTS, with_normals)
+        tensors = to_tensors(arrays, with_normals=with_normals)
+        super().__init__(**tensors, class_names=SHAPENETPART_CLASSES, parts=SHAPENETPART_PARTS)
 
 
 class LabeledPSB(LabelledPoints):
@@ -132,20 +133,7 @@ class LabeledPSB(LabelledPoints):
         parts, names = _read_parts(places[0] / "parts.json")
         offsets = _category_folders(places[0] / "synsetoffset2category.txt")
         arrays = _read_text_layout(places[0], split, "normals", offsets, parts, categories, cache=cache)
-        _init(self, arrays, names, parts, with_normals)
-
-
-def _init(target: LabelledPoints, arrays: Arrays, names: Sequence[str], parts: Parts, with_normals: bool) -> None:
-    LabelledPoints.__init__(
-        target,
-        torch.from_numpy(arrays["data"]),
-        torch.from_numpy(arrays["label"]),
-        torch.from_numpy(arrays["sizes"]),
-        class_names=names,
-        normals=torch.from_numpy(arrays["normal"]) if with_normals else None,
-        category=torch.from_numpy(arrays["category"]),
-        parts=parts,
-    )
+        super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=names, parts=parts)
 
 
 def _find(root: Path, layout: str | None) -> tuple[str, Path]:
@@ -246,7 +234,7 @@ def _read_text_layout(
             first_label=first,
             advice="Repair them or obtain the dataset again.",
         ),
-        required=("data", "label", "sizes", "category", "skipped"),
+        required=ARRAYS,
     )
 
 
