@@ -1,4 +1,4 @@
-"""Point-cloud learning with external attention. These names need torch alone."""
+"""Learning with external attention on point clouds and images. Importing these names loads torch alone."""
 
 from pcea.attention import (
     ExternalAttention,
@@ -10,6 +10,16 @@ from pcea.attention import (
     record_attention,
 )
 from pcea.layers import ExternalAttention2d, LinearNormAct
+from pcea.models.eamlp import (
+    ImageTransformer,
+    eamlp_7,
+    eamlp_14,
+    eamlp_19,
+    t2t_vit_7,
+    t2t_vit_14,
+    t2t_vit_19,
+)
+from pcea.models.eanet import EANet, eanet_50, eanet_101
 from pcea.models.point_segmenter import (
     PointTransformerSegmenter,
     eat_part_segmenter,
@@ -33,8 +43,10 @@ from pcea.ops import (
 )
 
 __all__ = [
+    "EANet",
     "ExternalAttention",
     "ExternalAttention2d",
+    "ImageTransformer",
     "LinearNormAct",
     "MultiHeadExternalAttention",
     "OffsetAttention",
@@ -45,6 +57,11 @@ __all__ = [
     "SelfAttention",
     "ball_query",
     "double_normalize",
+    "eamlp_7",
+    "eamlp_14",
+    "eamlp_19",
+    "eanet_50",
+    "eanet_101",
     "eat_classifier",
     "eat_part_segmenter",
     "eat_semantic_segmenter",
@@ -57,4 +74,7 @@ __all__ = [
     "pct_classifier",
     "pct_part_segmenter",
     "record_attention",
+    "t2t_vit_7",
+    "t2t_vit_14",
+    "t2t_vit_19",
 ]

@@ -150,6 +150,7 @@ class ExternalAttention(_Attention):
         memory_units: Slots S.
         tied: One parameter serves as key and value memory. The authors tie by sharing storage, which `.to()` and
             `deepcopy` undo silently; here it is one parameter, and stays one. Untied memories start equal.
+        value_bias: Whether a learned vector is added to the output, as in EAMLP's T2T module.
         dropout: Dropout on the weights in training.
         normalization: "double" as published; "slots" or "tokens" is softmax over that axis alone, for ablation.
 
@@ -166,6 +167,7 @@ class ExternalAttention(_Attention):
         *,
         memory_units: int = 64,
         tied: bool = True,
+        value_bias: bool = False,
         dropout: float = 0.0,
         normalization: Literal["double", "slots", "tokens"] = "double",
     ):
@@ -177,6 +179,7 @@ class ExternalAttention(_Attention):
         self.dim, self.memory_units, self.tied, self.normalization = dim, memory_units, tied, normalization
         self.key = nn.Parameter(torch.randn(memory_units, dim) * (2 / dim) ** 0.5)
         self.value = None if tied else nn.Parameter(self.key.detach().clone())
+        self.value_bias = nn.Parameter(torch.zeros(dim)) if value_bias else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
@@ -202,7 +205,11 @@ class ExternalAttention(_Attention):
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
         self._record(weights)
-        return self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
+        out = self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
+        if self.value_bias is not None:
+            out = out + self.value_bias.to(out.dtype)
+            out = out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+        return out
 
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
@@ -260,6 +267,8 @@ class SelfAttention(_Attention):
         shared_query_key: Queries and keys come from one weight, as in PCT's published code.
         normalization: "softmax" over keys, scaled by 1/sqrt(key_dim / num_heads); or "double", PCT's softmax over one
             axis and division by the sum over the other, not scaled.
+        value_bias: Whether the linear map to values has a bias, as in PCT.
+        project: Whether a linear map follows, as in vision transformers.
 
     Raises:
         ValueError: If the heads do not divide the channels.
@@ -276,6 +285,8 @@ class SelfAttention(_Attention):
         num_heads: int = 1,
         shared_query_key: bool = False,
         normalization: Literal["softmax", "double"] = "softmax",
+        value_bias: bool = True,
+        project: bool = False,
     ):
         super().__init__()
         key_dim = dim // 4 if key_dim is None else key_dim
@@ -286,7 +297,8 @@ class SelfAttention(_Attention):
         self.dim, self.num_heads, self.normalization = dim, num_heads, normalization
         self.query = Linear(dim, key_dim, bias=False)
         self.key = None if shared_query_key else Linear(dim, key_dim, bias=False)
-        self.value = Linear(dim, dim)
+        self.value = Linear(dim, dim, bias=value_bias)
+        self.project = Linear(dim, dim) if project else None
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
@@ -299,6 +311,7 @@ class SelfAttention(_Attention):
         else:
             heads = self._weights(query, key, mask) @ value
         out = heads.transpose(1, 2).flatten(2)
+        out = out if self.project is None else self.project(out)
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
     def _heads(self, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -326,3 +327,125 @@ class StraightforwardSegmenter(nn.Module):
         one_hot = F.one_hot(category, self.num_categories).to(points.dtype).unsqueeze(2)
         own = self.embed_category(one_hot).repeat(1, 1, n)
         return self.classify(torch.cat([x, highest, mean, own], dim=1)).permute(0, 2, 1)
+
+
+def sinusoid_positions(count: int, dim: int) -> Tensor:
+    """The fixed position table, (count, dim): channel c of position p, in one formula each."""
+    rows = []
+    for p in range(count):
+        angles = [p / 10_000 ** ((c - c % 2) / dim) for c in range(dim)]
+        rows.append([math.cos(a) if c % 2 else math.sin(a) for c, a in enumerate(angles)])
+    return torch.tensor(rows)
+
+
+def image_patches(image: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """Square patches of an image (B, C, H, W), one after another: (B, H', W', C K K)."""
+    b, c, h, w = image.shape
+    padded = image.new_zeros(b, c, h + 2 * padding, w + 2 * padding)
+    padded[:, :, padding : padding + h, padding : padding + w] = image
+    rows = []
+    for y in range(0, h + 2 * padding - kernel_size + 1, stride):
+        columns = range(0, w + 2 * padding - kernel_size + 1, stride)
+        rows.append([padded[:, :, y : y + kernel_size, x : x + kernel_size].flatten(1) for x in columns])
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+class StraightforwardEamlp(nn.Module):
+    """EAMLP for images (B, C, H, W) -> (B, num_classes), patch by patch and head by head, without dropout.
+
+    Its parameters carry the names of the authors' code, so that its state dict is a checkpoint in their layout.
+
+    Args:
+        num_classes: Number of classes.
+        dim: Width of the blocks.
+        depth: Number of blocks.
+        num_heads: Heads before widening.
+        hidden: Width of the MLPs in the blocks.
+        splits: Kernel size, stride and padding of the three soft splits.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        *,
+        dim: int = 256,
+        depth: int = 7,
+        num_heads: int = 4,
+        hidden: int = 512,
+        splits: Sequence[tuple[int, int, int]] = ((7, 4, 2), (3, 2, 1), (3, 2, 1)),
+    ):
+        super().__init__()
+        self.splits = splits
+        sides = [split[0] for split in splits]
+        self.tokens_to_token = nn.Module()
+        self.tokens_to_token.attention1 = _StraightforwardLayer(3 * sides[0] ** 2, _ExternalTokens(3 * sides[0] ** 2))
+        self.tokens_to_token.attention2 = _StraightforwardLayer(64 * sides[1] ** 2, _ExternalTokens(64 * sides[1] ** 2))
+        self.tokens_to_token.project = nn.Linear(64 * sides[2] ** 2, dim)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.blocks = nn.ModuleList(
+            _StraightforwardLayer(dim, _ExternalHeads(dim, num_heads), hidden) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        module = self.tokens_to_token
+        for split, layer in zip(self.splits, (module.attention1, module.attention2)):
+            patches = image_patches(images, *split)
+            b, h, w, _ = patches.shape
+            tokens = layer.attn(layer.norm1(patches.flatten(1, 2)))  # its own residual: the width changes
+            tokens = tokens + layer.mlp(layer.norm2(tokens))
+            images = tokens.reshape(b, h, w, 64).permute(0, 3, 1, 2)
+        tokens = module.project(image_patches(images, *self.splits[2]).flatten(1, 2))
+        tokens = torch.cat([self.cls_token.repeat(len(tokens), 1, 1), tokens], dim=1)
+        tokens = tokens + sinusoid_positions(*tokens.shape[1:])
+        for block in self.blocks:
+            tokens = tokens + block.attn(block.norm1(tokens))
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        return self.head(self.norm(tokens)[:, 0])
+
+
+class _StraightforwardLayer(nn.Module):
+    """The parts of a layer: two norms, an attention, an MLP."""
+
+    def __init__(self, dim: int, attention: nn.Module, hidden: int = 64):
+        super().__init__()
+        width = 64 if isinstance(attention, _ExternalTokens) else dim
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(width)
+        self.attn = attention
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(width, hidden))
+        self.mlp.add_module("gelu", nn.GELU())
+        self.mlp.add_module("fc2", nn.Linear(hidden, width))
+
+
+class _ExternalTokens(nn.Module):
+    """Patches (B, N, C) -> (B, N, 64): external attention to 128 slots."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.q_linear = nn.Linear(dim, 64)
+        self.linear_0 = nn.Linear(64, 128, bias=False)
+        self.linear_1 = nn.Linear(128, 64)
+        self.proj = nn.Linear(64, 64)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        tokens = self.q_linear(patches)
+        weights = two_step_double_normalize(self.linear_0(tokens))
+        return tokens + self.proj(self.linear_1(weights))
+
+
+class _ExternalHeads(nn.Module):
+    """Multi-head external attention to 64 slots, one head after another; (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.trans_dims = nn.Linear(dim, 4 * dim)
+        self.linear_0 = nn.Linear(dim // num_heads, 64)
+        self.linear_1 = nn.Linear(64, dim // num_heads)
+        self.proj = nn.Linear(4 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = self.trans_dims(tokens).split(self.linear_0.in_features, dim=-1)
+        attended = [self.linear_1(two_step_double_normalize(self.linear_0(head))) for head in heads]
+        return self.proj(torch.cat(attended, dim=-1))

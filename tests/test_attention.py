@@ -23,13 +23,22 @@ from pcea.attention import (
 
 B, N, C, S = 2, 7, 12, 5
 
+
+def with_value_bias() -> ExternalAttention:
+    layer = ExternalAttention(C, memory_units=S, tied=False, value_bias=True)
+    nn.init.normal_(layer.value_bias)
+    return layer
+
+
 ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "external": lambda: ExternalAttention(C, memory_units=S),
     "external untied": lambda: ExternalAttention(C, memory_units=S, tied=False),
+    "external value bias": with_value_bias,
     "external slots": lambda: ExternalAttention(C, memory_units=S, normalization="slots"),
     "external tokens": lambda: ExternalAttention(C, memory_units=S, normalization="tokens"),
     "multi-head external": lambda: MultiHeadExternalAttention(C, num_heads=3, memory_units=S),
     "self": lambda: SelfAttention(C),
+    "self project": lambda: SelfAttention(C, num_heads=3, key_dim=C, value_bias=False, project=True),
     "self double": lambda: SelfAttention(C, normalization="double"),
     "self shared heads": lambda: SelfAttention(C, key_dim=6, num_heads=3, shared_query_key=True),
 }
@@ -207,6 +216,16 @@ def test_external_attention_is_two_linear_layers(tied: bool) -> None:
     torch.testing.assert_close(layer(tokens), expected)
 
 
+def test_external_attention_with_value_bias() -> None:
+    layer, tokens = with_value_bias(), torch.randn(B, N, C)
+    plain = ExternalAttention(C, memory_units=S, tied=False)
+    plain.load_state_dict({"key": layer.key, "value": layer.value})
+    torch.testing.assert_close(layer(tokens), plain(tokens) + layer.value_bias)
+    assert not ExternalAttention(C, value_bias=True).value_bias.any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(tokens).dtype == torch.bfloat16
+
+
 def test_normalizations_for_the_ablation() -> None:
     tokens = torch.randn(B, N, C)
     for normalization, axis in (("slots", -1), ("tokens", -2)):
@@ -292,6 +311,16 @@ def test_self_attention_by_formula() -> None:
     layer, tokens = SelfAttention(C, key_dim=5), torch.randn(B, N, C)
     logits = layer.query(tokens) @ layer.key(tokens).transpose(1, 2) / 5**0.5
     torch.testing.assert_close(layer(tokens), logits.softmax(-1) @ layer.value(tokens))
+
+
+def test_self_attention_of_a_vision_transformer() -> None:
+    layer, tokens = SelfAttention(C, key_dim=C, num_heads=3, value_bias=False, project=True), torch.randn(B, N, C)
+    weights = torch.cat([layer.query.weight, layer.key.weight, layer.value.weight])
+    theirs = nn.MultiheadAttention(C, 3, batch_first=True)
+    theirs.in_proj_weight.data.copy_(weights)
+    theirs.out_proj.load_state_dict(layer.project.state_dict())
+    torch.testing.assert_close(layer(tokens), theirs(tokens, tokens, tokens, need_weights=False)[0])
+    assert sum(p.numel() for p in layer.parameters()) == 4 * C * C + C
 
 
 def test_offset_attention_equals_the_published_formula() -> None:

@@ -10,8 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from pcea.batch import CloudBatch
 from pcea.configuration import config_names, config_path
+from pcea.datasets.images import ImageTensors, TransformedImages
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
 from pcea.datasets.shapes import PARTS
+from pcea.image_batch import ImageBatch
+from pcea.image_datamodules import ImageDataModule, normalize
+from pcea.mask_datamodules import MaskDataModule
 from pcea.part_datamodules import PartDataModule
 from pcea.tasks.base import Task
 
@@ -34,6 +38,9 @@ def name(request):
 def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where there is no data
     task, data, _ = build(name)
+    if isinstance(data, ImageDataModule):
+        check_images(task, data)
+        return
     points, normals = F.normalize(torch.randn(2, 2, data.num_points, 3), dim=-1)
     per_point = isinstance(data, PartDataModule)
     batch = CloudBatch(
@@ -49,6 +56,29 @@ def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
     assert (batch.normals is not None) == data.with_normals
     with torch.inference_mode():
         assert task.eval()(batch).shape == (*batch.label.shape, task.network.num_classes)
+
+
+def check_images(task, data):
+    """The transforms make a batch of images of any size, and the network takes it."""
+    per_pixel = isinstance(data, MaskDataModule)
+    images = torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8)
+    label = torch.zeros(2, 40, 40, dtype=torch.uint8) if per_pixel else torch.zeros(2, dtype=torch.int64)
+    held = ImageTensors(images, label, class_names=[str(c) for c in range(task.network.num_classes)])
+    batch = TransformedImages(held, data.train_transforms, seed=1).__getitems__([0, 1])
+    batch = ImageBatch(normalize(batch.images, data.mean, data.std), batch.label.long())
+    for transform in data.augment:
+        batch = transform(batch, generator=torch.Generator().manual_seed(0))
+    assert batch.images.shape[:2] == (2, 3)
+    assert not batch.images.equal(normalize(images, data.mean, data.std))
+    height, width = batch.images.shape[-2:]
+    assert batch.label.shape == ((2, height, width) if per_pixel else (2,))
+    evaluated = TransformedImages(held, data.eval_transforms).__getitems__([0, 1]).images
+    # Of segmentation any size will do, and that of training is large.
+    crop = batch.images[..., :32, :32] if per_pixel else batch.images
+    assert per_pixel or evaluated.shape in (batch.images.shape, images.shape)
+    with torch.inference_mode():
+        expected = (2, task.network.num_classes, 32, 32) if per_pixel else (2, task.network.num_classes)
+        assert task.eval()(crop).shape == expected
 
 
 def test_it_can_be_read_alone(name):

@@ -1,0 +1,105 @@
+"""The user's own images with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pcea.datasets.image_folder import SPLITS, Split, stored_split
+from pcea.datasets.images import IMAGE_SUFFIXES
+from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
+
+
+def read_folder_masks(
+    root: str | Path,
+    split: Split,
+    *,
+    num_classes: int | None = None,
+    ignore_value: int | None = 255,
+) -> MaskFiles | None:
+    """Images with masks of the same names, `images/x.jpg` and `masks/x.png`, whose pixels hold the number of a class.
+
+    Three layouts, told apart by what is there: folders `images/train` and `masks/train`, `images/val` ... and
+    `images/test` ...; or lists of names `train.txt`, `val.txt` and `test.txt` in `root`, a name a line; or neither,
+    which `has_masks_split` tells. See `stored_split` for which split is which.
+
+    Args:
+        root: The folder.
+        split: train, val or test; of a folder without splits, any of them is all.
+        num_classes: Number of classes; None counts the names in `root/classes.yaml`, a list.
+        ignore_value: Value of pixels that count nowhere; None if there are none.
+
+    Returns:
+        The split, or None for `val` if there is none.
+
+    Raises:
+        FileNotFoundError: If a folder, the split or a file that a list names is missing.
+        ValueError: If images and masks do not match, or the classes are not known.
+    """
+    root = Path(root)
+    names = read_class_names(root / "classes.yaml", num_classes)
+    images, masks, listed = root / "images", root / "masks", None
+    listed_in = ""
+    folders, lists = _splits(root)
+    if folders or lists:
+        where = f"{images}" if folders else f"{root}, by its lists,"
+        stored = stored_split(split, folders or lists, where)
+        if stored is None:
+            return None
+        if folders:
+            images, masks = images / stored, masks / stored
+        else:
+            listed_in = str(root / f"{stored}.txt")
+            listed = read_list(Path(listed_in))
+    files = pair_files(
+        find_files(images, listed, IMAGE_SUFFIXES, listed_in=listed_in),
+        find_files(masks, listed, MASK_SUFFIXES, listed_in=listed_in),
+    )
+    ignored = () if ignore_value is None else (ignore_value,)
+    return MaskFiles(*files, classes=number_classes(len(names), ignored=ignored), class_names=names)
+
+
+def has_masks_split(root: str | Path) -> bool:
+    """Whether a folder of images and masks is divided, by folders or by lists."""
+    return any(_splits(Path(root)))
+
+
+def read_class_names(path: Path, num_classes: int | None) -> Sequence[str]:
+    """Names of the classes from a YAML list, or made up.
+
+    Raises:
+        ValueError: If the file is not a list of different names, their number is not `num_classes`, or neither is
+            there.
+    """
+    import yaml
+
+    if not path.is_file():
+        if num_classes is None or num_classes < 1:
+            raise ValueError(
+                f"num_classes is not given and there is no {path}. Give it, or write that file: `- name of class 0` on "
+                "the first line, `- name of class 1` on the next."
+            )
+        return [f"class {number}" for number in range(num_classes)]
+    try:
+        # Every scalar is text for this loader: a class may be called `on` or `007`.
+        names = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(n, str) for n in names)
+        or len({*names}) < len(names)
+    ):
+        raise ValueError(f"{path} must be a list of different names, `- name of class 0` on the first line, and so on.")
+    if num_classes not in (None, len(names)):
+        raise ValueError(f"{path} names {len(names)} classes, but num_classes is {num_classes}.")
+    return names
+
+
+def _splits(root: Path) -> tuple[list[str], list[str]]:
+    """The splits that are folders in `images`, and those that are lists."""
+    folders = [name for name in SPLITS if (root / "images" / name).is_dir()]
+    return folders, [name for name in SPLITS if (root / f"{name}.txt").is_file()]

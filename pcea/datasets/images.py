@@ -1,0 +1,272 @@
+"""Labelled images: read from their files when they are needed, or held in memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, get_worker_info
+
+from pcea.image_batch import IGNORE, ImageBatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+# Not a seed that a batch of the same run has, by which the augmentation of batches and dropout are drawn.
+_OFFSET = 2**40
+
+
+class LabelledImages(Dataset):
+    """Images with a class each, or a class a pixel.
+
+    Attributes:
+        class_names: Name of each class.
+    """
+
+    class_names: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image (3, H, W) uint8, and its class () int64 or those of its pixels (H, W) uint8."""
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> LabelledImages:
+        """The images at `indices`, (L',) int64, as a set of their own."""
+
+    @property
+    def strata(self) -> Tensor:
+        """What a held-out share is to be balanced by, (L,) int64."""
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    def in_memory(self, description: str) -> ImageTensors:
+        """The same images, read once; `description` stands before the progress bar."""
+        from rich.progress import track
+
+        images, labels = zip(*(self[i] for i in track(range(len(self)), description=description, transient=True)))
+        same_size = len({image.shape for image in images}) == 1
+        return ImageTensors(
+            torch.stack(images) if same_size else images,
+            torch.stack(labels) if same_size or labels[0].ndim == 0 else labels,
+            class_names=self.class_names,
+        )
+
+
+class ImageTensors(LabelledImages):
+    """Images in memory.
+
+    Args:
+        images: Colours, (L, 3, H, W) uint8, or L images (3, H, W) of any sizes.
+        label: Class of each image, (L,) int64, or of its pixels, (L, H, W) uint8 with 255 for ignored ones, or L masks
+            (H, W).
+        class_names: Name of each class.
+
+    Raises:
+        ValueError: If numbers or sizes disagree or a label is not a class.
+    """
+
+    def __init__(
+        self, images: Tensor | Sequence[Tensor], label: Tensor | Sequence[Tensor], *, class_names: Sequence[str]
+    ):
+        if len(images) != len(label):
+            raise ValueError(f"Every image needs a label, got {len(images)} images and {len(label)} labels.")
+        # Of tensors, one image shows the sizes of all.
+        firsts = 1 if isinstance(images, Tensor) and isinstance(label, Tensor) else len(images)
+        for number, (image, own) in enumerate(zip(images[:firsts], label[:firsts])):
+            if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
+                raise ValueError(f"Image {number} must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}.")
+            if own.ndim and own.shape != image.shape[1:]:
+                raise ValueError(f"Image {number} is {tuple(image.shape[1:])}, but its mask {tuple(own.shape)}.")
+        for own in [label] if isinstance(label, Tensor) else label:
+            wrong = (own < 0) | (own >= len(class_names))
+            if own.ndim > 1:
+                wrong &= own != IGNORE
+            if wrong.any():
+                raise ValueError(f"labels must be in 0..{len(class_names) - 1}, got {int(own[wrong][0])}.")
+        self.images, self.label, self.class_names = images, label, tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image and its label."""
+        return self.images[index], self.label[index]
+
+    def in_memory(self, description: str) -> ImageTensors:  # noqa: ARG002
+        """It is."""
+        return self
+
+    @property
+    def strata(self) -> Tensor:
+        """Classes of the images, (L,) int64; zeros where pixels have classes."""
+        return self.label if isinstance(self.label, Tensor) and self.label.ndim == 1 else super().strata
+
+    def subset(self, indices: Tensor) -> ImageTensors:
+        """The images at `indices`, (L',) int64, as a set of their own."""
+        images, label = (
+            values[indices] if isinstance(values, Tensor) else [values[int(i)] for i in indices]
+            for values in (self.images, self.label)
+        )
+        return ImageTensors(images, label, class_names=self.class_names)
+
+
+class ImageFiles(LabelledImages):
+    """Picture files with a class each.
+
+    Args:
+        files: The files, L.
+        label: Class of each, (L,) int64.
+        class_names: Name of each class.
+    """
+
+    def __init__(self, files: Sequence[str | Path], label: Tensor, *, class_names: Sequence[str]):
+        if label.shape != (len(files),):
+            raise ValueError(f"label must be ({len(files)},) like the files, got {tuple(label.shape)}.")
+        self.files, self.label, self.class_names = files, label, tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Read one file; see `read_image`."""
+        return read_image(self.files[index]), self.label[index]
+
+    @property
+    def strata(self) -> Tensor:
+        """Classes of the images, (L,) int64."""
+        return self.label
+
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """The files at `indices`, (L',) int64, as a set of their own."""
+        return ImageFiles([self.files[i] for i in indices], self.label[indices], class_names=self.class_names)
+
+
+class TransformedImages(Dataset):
+    """A set of images that go through transforms one by one, handed out a batch at a time.
+
+    What the transforms draw depends on `seed` and the number of the image alone: `index + epoch * len`, so that every
+    epoch draws anew, and the same in any worker process and in a resumed run.
+
+    Args:
+        images: The set.
+        transforms: Each is called with an image of torchvision's type `tv_tensors.Image`, and with the
+            `tv_tensors.Mask` if pixels have labels; `torchvision.transforms.v2` fits.
+        seed: That of the run.
+    """
+
+    def __init__(self, images: LabelledImages, transforms: Sequence[nn.Module] = (), *, seed: int = 0):
+        self.images, self.transforms = images, tuple(transforms)
+        self.seed = seed * 1_000_000_007 + _OFFSET
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, numbers: Sequence[int]) -> ImageBatch | Exception:
+        """A batch: images (B, 3, H, W) uint8 with labels (B,) int64 or (B, H, W) uint8.
+
+        A worker process returns what is wrong with a file instead of raising it: it would arrive as a traceback.
+
+        Raises:
+            ValueError: If a file cannot be read, or the images have different sizes.
+            FileNotFoundError: If a file is missing.
+        """
+        try:
+            return self._batch(numbers)
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _batch(self, numbers: Sequence[int]) -> ImageBatch:
+        indices = [number % len(self.images) for number in numbers]
+        if not self.transforms and isinstance(self.images, ImageTensors):
+            images, label = self.images.images, self.images.label
+            if isinstance(images, Tensor) and isinstance(label, Tensor):
+                return ImageBatch(images[indices], label[indices])
+        with torch.random.fork_rng(devices=[]):
+            samples = [self._sample(index, self.seed + number) for index, number in zip(indices, numbers)]
+        images, labels = zip(*samples)
+        sizes = list({image.shape[1:]: None for image in images})
+        if len(sizes) > 1:
+            (a, b), (c, d) = sizes[:2]
+            raise ValueError(
+                f"The images of a batch must have one size, got {a}x{b} and {c}x{d}. Add a crop or a resize to the "
+                "data's transforms, or measure images one at a time with eval_batch_size: 1."
+            )
+        return ImageBatch(torch.stack(images), torch.stack(labels))
+
+    def _sample(self, index: int, seed: int) -> tuple[Tensor, Tensor]:
+        image, label = self.images[index]
+        if self.transforms:
+            from torchvision import tv_tensors
+
+            torch.manual_seed(seed)
+            for transform in self.transforms:
+                if label.ndim:
+                    image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+                else:
+                    image = transform(tv_tensors.Image(image))
+        return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a picture file as colours.
+
+    Grey values become equal colours, 16-bit values are scaled by 255/65535, palettes and CMYK are converted, what is
+    transparent is laid over white, and a camera's note which side is up is followed.
+
+    Returns:
+        Red, green and blue in 0..255, (3, H, W) uint8.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or not a picture.
+    """
+    from PIL import ImageOps
+
+    picture = ImageOps.exif_transpose(open_picture(path))
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{path}: grey values must be 8 or 16 bits, got {values.min()}..{values.max()}.")
+        grey = torch.from_numpy((values * 255 + 32767) // 65535).to(torch.uint8)
+        return grey.expand(3, *grey.shape).contiguous()
+    if picture.mode == "F":
+        raise ValueError(f"{path} holds floating-point values, whose range is unknown. Save it with 8 or 16 bits.")
+    if picture.has_transparency_data:
+        from PIL import Image
+
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def open_picture(path: str | Path) -> Image:
+    """Open and decode a picture file with PIL.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or not a picture.
+    """
+    import struct
+
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No image {path}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).replace(repr(str(path)), "").split()).rstrip(".")
+        raise ValueError(f"{path} cannot be read as an image: {reason}.") from error

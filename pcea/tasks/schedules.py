@@ -1,0 +1,69 @@
+"""Learning-rate schedules with a warm-up, with the number of steps second, as `Task` passes it."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class Poly(LambdaLR):
+    """The rate falls as (1 - progress) ** power, from the optimizer's own after a linear warm-up.
+
+    Args:
+        optimizer: The optimizer.
+        total_steps: Optimizer steps of the whole training.
+        power: 1 falls in a straight line.
+        warmup: Share of the steps that rise.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, *, power: float = 0.9, warmup: float = 0.0):
+        rise = _warmup_steps(total_steps, warmup)
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)
+            return (1 - min(1.0, (step - rise) / max(1, total_steps - rise))) ** power
+
+        super().__init__(optimizer, factor)
+
+
+class WarmupCosine(LambdaLR):
+    """The rate falls as half a cosine, from the optimizer's own after a linear warm-up, and stays at the lowest.
+
+    Args:
+        optimizer: The optimizer.
+        total_steps: Optimizer steps of the whole training.
+        warmup: Share of the steps that rise.
+        cooldown: Share of the steps that stay at the lowest rate, at the end.
+        lowest: The lowest rate, as a share of the optimizer's own.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        warmup: float = 0.0,
+        cooldown: float = 0.0,
+        lowest: float = 0.0,
+    ):
+        rise = _warmup_steps(total_steps, warmup)
+        if not 0 <= cooldown < 1 - warmup:
+            raise ValueError(f"cooldown must be in 0..1 - warmup, below it, got {cooldown}.")
+        fall = max(1, total_steps - rise - round(cooldown * total_steps))
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)
+            progress = min(1.0, (step - rise) / fall)
+            return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
+
+        super().__init__(optimizer, factor)
+
+
+def _warmup_steps(total_steps: int, warmup: float) -> int:
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup must be in 0..1, below 1, got {warmup}.")
+    return round(warmup * total_steps)
