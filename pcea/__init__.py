@@ -1,6 +1,7 @@
 """Point-cloud learning with external attention. These names need torch alone."""
 
 from pcea.attention import (
+    AttentionMap,
     ExternalAttention,
     MultiHeadExternalAttention,
     OffsetAttention,
@@ -33,6 +34,7 @@ from pcea.ops import (
 )
 
 __all__ = [
+    "AttentionMap",
     "ExternalAttention",
     "ExternalAttention2d",
     "LinearNormAct",
