@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -150,14 +151,14 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
         raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.attention, nothing to record.")
     maps: dict[str, AttentionMap] = {}
 
-    def locate(prefix: str, output: object) -> None:
+    def locate(prefix: str, _module: nn.Module, _inputs: tuple, output: object) -> None:
         centers = getattr(output, "centers", None)
         if isinstance(centers, Tensor):
             inside = [name for name in maps if name.startswith(prefix)]
             maps.update({name: maps[name]._replace(points=centers.detach()) for name in inside})
 
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, prefix=name: locate(prefix, output))
+        module.register_forward_hook(partial(locate, name))
         for name, module in model.named_modules()
         if not isinstance(module, _Attention)
     ]
@@ -346,7 +347,7 @@ class SelfAttention(_Attention):
         """Weights (B, H, N, N), rows are queries."""
         token_mask, mask = mask, None if mask is None else mask[:, None]
         if self.normalization == "double":
-            # Without scaling logits grow to hundreds, where neighbouring numbers of bf16 lie 1 apart: PCT then diverges.
+            # Without scaling logits grow to hundreds, where numbers of bf16 lie 1 apart, and training diverges.
             with torch.autocast(tokens.device.type, enabled=False):
                 query, key = self._query_and_key(_exact(tokens))
                 logits = query @ key.transpose(-1, -2)
