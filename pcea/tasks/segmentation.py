@@ -84,11 +84,14 @@ class SegmentationTask(Task):
         self.parts = parts
         self.num_points = getattr(data, "num_points", 0)
         num_classes = self._num_classes
-        self.point_metrics = MetricCollection({"overall_accuracy": MulticlassAccuracy(num_classes, average="micro")})
+        accuracy = MulticlassAccuracy(num_classes, average="micro")
         if parts:
+            self.point_metrics = MetricCollection({"overall_accuracy": accuracy})
             self.part_iou = PartIoU(parts, num_classes)
         else:
-            self.point_metrics["miou"] = MulticlassJaccardIndex(num_classes)
+            # A metric added to a finished collection would be updated by the first batch alone.
+            scenes = {"overall_accuracy": accuracy, "miou": MulticlassJaccardIndex(num_classes)}
+            self.point_metrics = MetricCollection(scenes)
 
     @property
     def _num_classes(self) -> int:
