@@ -1,6 +1,7 @@
 """Learning with external attention on point clouds and images. Importing these names loads torch alone."""
 
 from pcea.attention import (
+    AttentionMap,
     ExternalAttention,
     MultiHeadExternalAttention,
     OffsetAttention,
@@ -43,6 +44,7 @@ from pcea.ops import (
 )
 
 __all__ = [
+    "AttentionMap",
     "EANet",
     "ExternalAttention",
     "ExternalAttention2d",

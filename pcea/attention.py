@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,30 +100,48 @@ def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | 
 _NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {"double": _double, "slots": _over_slots, "tokens": _over_tokens}
 
 
+class AttentionMap(NamedTuple):
+    """What the tokens of one layer attended to.
+
+    Attributes:
+        weights: (B, N, S), or (B, H, N, S) with heads; each row of a real token sums to 1. (N, S) for packed clouds.
+        mask: True for real tokens, (B, N), or None.
+        points: Where the tokens are, (B, N, 3), in the coordinates that the model was given; None if the model does not
+            say. Networks of pcea do. Any module does whose output has an attribute `centers`.
+        slots_are_tokens: S is N: the layer is self-attention.
+    """
+
+    weights: Tensor
+    mask: Tensor | None = None
+    points: Tensor | None = None
+    slots_are_tokens: bool = False
+
+
 class _Attention(nn.Module):
     """A layer whose attention weights `record_attention` can read."""
 
-    _recorder: Callable[[Tensor], None] | None = None
+    _recorder: Callable[[AttentionMap], None] | None = None
+    _slots_are_tokens = False
 
-    def _record(self, weights: Tensor) -> None:
+    def _record(self, weights: Tensor, mask: Tensor | None) -> None:
         if self._recorder is not None:
-            self._recorder(weights.detach())
+            self._recorder(AttentionMap(weights.detach(), mask, slots_are_tokens=self._slots_are_tokens))
 
 
 @contextmanager
-def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
     """Collect the attention weights of every attention layer that runs inside the `with` block.
 
     Example:
         with record_attention(model) as maps:
             model(points)
-        maps["blocks.0.attention"]  # (B, N, S), or (B, H, N, S) with heads
+        maps["encoder.blocks.0.attention"].weights  # (B, N, S), or (B, H, N, S) with heads
 
     Args:
         model: Any module that contains attention layers of this file.
 
     Yields:
-        The weights by module name; a later forward pass replaces an earlier one.
+        The maps by module name; a later forward pass replaces an earlier one.
 
     Raises:
         ValueError: If `model` contains no attention layer.
@@ -130,12 +149,26 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _Attention)}
     if not layers:
         raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.attention, nothing to record.")
-    maps: dict[str, Tensor] = {}
+    maps: dict[str, AttentionMap] = {}
+
+    def locate(prefix: str, _module: nn.Module, _inputs: tuple, output: object) -> None:
+        centers = getattr(output, "centers", None)
+        if isinstance(centers, Tensor):
+            inside = [name for name in maps if name.startswith(prefix)]
+            maps.update({name: maps[name]._replace(points=centers.detach()) for name in inside})
+
+    hooks = [
+        module.register_forward_hook(partial(locate, name))
+        for name, module in model.named_modules()
+        if not isinstance(module, _Attention)
+    ]
     for name, layer in layers.items():
-        layer._recorder = lambda weights, name=name: maps.__setitem__(name, weights)
+        layer._recorder = lambda attention, name=name: maps.__setitem__(name, attention)
     try:
         yield maps
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer in layers.values():
             layer._recorder = None
 
@@ -204,7 +237,7 @@ class ExternalAttention(_Attention):
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
-        self._record(weights)
+        self._record(weights, mask)
         out = self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
         if self.value_bias is not None:
             out = out + self.value_bias.to(out.dtype)
@@ -252,7 +285,7 @@ class MultiHeadExternalAttention(_Attention):
         _check_tokens(tokens, self.dim, mask)
         heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / num_heads)
         weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None])
-        self._record(weights)
+        self._record(weights, mask)
         out = self.project(self.value(self.dropout(weights)).transpose(1, 2).flatten(2))
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
@@ -276,6 +309,8 @@ class SelfAttention(_Attention):
     Source:
         PCT (Guo et al., 2020), section 3.2.
     """
+
+    _slots_are_tokens = True
 
     def __init__(
         self,
@@ -303,13 +338,12 @@ class SelfAttention(_Attention):
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
         _check_tokens(tokens, self.dim, mask)
-        query = self._heads(self.query(tokens))
-        key = query if self.key is None else self._heads(self.key(tokens))
         value = self._heads(self.value(tokens))
         if self.normalization == "softmax" and self._recorder is None:
+            query, key = self._query_and_key(tokens)
             heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
         else:
-            heads = self._weights(query, key, mask) @ value
+            heads = self._weights(tokens, mask).to(value.dtype) @ value
         out = heads.transpose(1, 2).flatten(2)
         out = out if self.project is None else self.project(out)
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
@@ -317,18 +351,28 @@ class SelfAttention(_Attention):
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)
 
-    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        logits = query @ key.transpose(-1, -2)  # (B, H, N, N): rows are queries
-        mask = None if mask is None else mask[:, None]
+    def _query_and_key(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query = self._heads(linear(tokens, self.query.weight.to(tokens.dtype)))
+        key = query if self.key is None else self._heads(linear(tokens, self.key.weight.to(tokens.dtype)))
+        return query, key
+
+    def _weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights (B, H, N, N), rows are queries."""
+        token_mask, mask = mask, None if mask is None else mask[:, None]
         if self.normalization == "double":
+            # Without scaling logits grow to hundreds, where numbers of bf16 lie 1 apart, and training diverges.
+            with torch.autocast(tokens.device.type, enabled=False):
+                query, key = self._query_and_key(_exact(tokens))
+                logits = query @ key.transpose(-1, -2)
             # With every token as a slot this is PCT's rule: with q = k the energy is symmetric.
             weights = double_normalize(logits, mask=mask, slot_mask=mask)
         else:
-            logits = logits / query.shape[-1] ** 0.5
+            query, key = self._query_and_key(tokens)
+            logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             if mask is not None:
                 logits = logits.masked_fill(~mask.unsqueeze(-2), _lowest(logits))
             weights = _over_slots(logits, None, mask)
-        self._record(weights.squeeze(1) if self.num_heads == 1 else weights)
+        self._record(weights.squeeze(1) if self.num_heads == 1 else weights, token_mask)
         return weights
 
 

@@ -20,6 +20,7 @@ usage: pcea COMMAND [OPTIONS]
   test       Measure a checkpoint on the test split, print a table and write a JSON record.
   predict    Name the class of mesh or cloud files, or the part of each point: `pcea predict FILE...`
   download   Fetch a dataset: `pcea download modelnet40 --root data`
+  visualize  Draw what a network attends to, in a window or a picture: `pcea visualize FILE... --output picture.png`
   export     Turn a checkpoint into a small weights file for `predict` and Python.
   configs    List the configurations that come with pcea.
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         **dict.fromkeys(TRAINING, lambda options: _train(command, options)),
         "predict": _predict,
+        "visualize": _visualize,
         "download": _download,
         "export": _export,
         "configs": _configs,
@@ -97,6 +99,13 @@ def _predict(options: list[str]) -> None:
     _call(predict, options, files="files")
 
 
+def _visualize(options: list[str]) -> None:
+    tune_allocator()
+    from pcea.visualize import visualize
+
+    _call(visualize, options, files="files", flags=("grid",))
+
+
 def _download(options: list[str]) -> None:
     from pcea.datasets.download import download
 
@@ -117,13 +126,27 @@ def _configs(options: list[str]) -> None:
         print(f"{name:24} {first.lstrip('# ')}")
 
 
-def _call(function: Callable[..., Any], options: list[str], *, files: str = "") -> None:
-    """Parse the options of a plain function by its signature and docstring; `files` names a list of paths in it."""
+def _call(function: Callable[..., Any], options: list[str], *, files: str = "", flags: Sequence[str] = ()) -> None:
+    """Parse the options of a plain function by its signature and docstring.
+
+    Args:
+        function: The function.
+        options: The options.
+        files: Name of its argument that is a list of paths.
+        flags: Names of its arguments that are switched on by their option alone.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False)
     if files:
         # Left to itself, jsonargparse reads a list from the file that is given.
         parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh or cloud files.")
-    parser.add_function_arguments(function, as_positional=True, skip={files})
+    for flag in flags:
+        parser.add_argument(f"--{flag}", action="store_true", help=_help(function, flag))
+    parser.add_function_arguments(function, as_positional=True, skip={files, *flags})
     function(**parser.parse_args(options).as_dict())
+
+
+def _help(function: Callable[..., Any], name: str) -> str:
+    """What a function's docstring says of an argument, its first line."""
+    return (function.__doc__ or "").partition(f"        {name}: ")[2].partition("\n")[0]

@@ -86,7 +86,9 @@ class PointCloudDataModule(L.LightningDataModule):
         sampler: DistributedSampler = DistributedSampler(
             self.sets["train"], trainer.world_size, trainer.global_rank, seed=global_seed(), drop_last=True
         )
-        return DataLoader(self.sets["train"], self.batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=True)
+        return DataLoader(
+            self.sets["train"], batch_size=self.batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=True
+        )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The held-out clouds in order; nothing if `val_fraction` is 0."""
@@ -96,7 +98,7 @@ class PointCloudDataModule(L.LightningDataModule):
         """The test split in order, each cloud on one device only, so that none counts twice."""
         trainer, clouds = self._attached_trainer, self.sets["test"]
         sampler = UnrepeatedDistributedSampler(clouds, trainer.world_size, trainer.global_rank, shuffle=False)
-        return DataLoader(clouds, 2 * self.batch_size, sampler=sampler, collate_fn=_as_it_is)
+        return DataLoader(clouds, batch_size=2 * self.batch_size, sampler=sampler, collate_fn=_as_it_is)
 
     def predict_dataloader(self) -> DataLoader:
         """The test split in order."""
@@ -120,7 +122,7 @@ class PointCloudDataModule(L.LightningDataModule):
         return self.trainer
 
     def _in_order(self, name: str) -> DataLoader:
-        return DataLoader(self.sets[name], 2 * self.batch_size, collate_fn=_as_it_is)
+        return DataLoader(self.sets[name], batch_size=2 * self.batch_size, collate_fn=_as_it_is)
 
 
 class ModelNet40DataModule(PointCloudDataModule):

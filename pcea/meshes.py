@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MESH_EXTENSIONS = (".off", ".obj", ".stl", ".ply", ".glb", ".gltf", ".dae", ".3mf")
+from pcea.file_formats import Mesh, import_open3d, read_file
+
+Normals = Literal["none", "file", "estimate", "required"]
 
 # New x, y, z: which old axis each one is, and with which sign. Every one is a rotation (determinant 1).
 _ORIENTATIONS = {
@@ -25,101 +22,166 @@ _ORIENTATIONS = {
     "-y": ((0, 1, 2), (1, -1, -1)),
     "-z": ((0, 2, 1), (1, -1, 1)),
 }
+# Neighbours that give a point's plane, and those it agrees with on a side. More of either reach through thin parts: on
+# 57 shapes of Labeled PSB 94 % of the sides are right and 81 % of the labels, with 30 and 30 only 83 % and 73 %.
+_NORMAL_NEIGHBORS = 12
+_SIDE_NEIGHBORS = 8
+
+
+class Normalization(NamedTuple):
+    """The move and the scale that bring a cloud's mean to the origin and its farthest point to distance 1.
+
+    Made by `Normalization.of`. The center is kept as one of the points and the way from there, so that equal points
+    become exact zeros and clouds far from the origin keep their digits.
+
+    Attributes:
+        origin: The first point, (..., 1, 3).
+        offset: The mean relative to it, (..., 1, 3).
+        scale: Distance of the farthest point from the mean, (..., 1, 1); 1 where all points are equal.
+    """
+
+    origin: Tensor
+    offset: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, points: Tensor) -> Normalization:
+        """The normalization of points (..., N, 3), in their dtype."""
+        origin = points[..., :1, :]
+        points = points - origin
+        offset = points.mean(-2, keepdim=True)
+        radius = (points - offset).norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
+        return cls(origin, offset, radius.masked_fill(radius == 0, 1))
+
+    @property
+    def center(self) -> Tensor:
+        """The mean of the points, (..., 1, 3)."""
+        return self.origin + self.offset
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Points (..., M, 3) of the cloud's coordinates in those of the unit sphere."""
+        return (points - self.origin - self.offset) / self.scale
+
+    def restore(self, points: Tensor) -> Tensor:
+        """Points (..., M, 3) of the unit sphere in the cloud's coordinates."""
+        return points * self.scale + self.offset + self.origin
 
 
 class Points(NamedTuple):
     """One cloud.
 
     Attributes:
-        points: Coordinates, (N, 3), float32.
-        normals: Unit normals, (N, 3), or None. A normal that is zero in the file stays zero.
+        points: Coordinates, (N, 3), float32; float64 where that would lose digits, as with UTM (see `as_points`).
+        normals: Unit normals, (N, 3), float32, or None. A normal that is zero in the file stays zero.
     """
 
     points: Tensor
     normals: Tensor | None = None
 
+    @property
+    def normalization(self) -> Normalization:
+        """What brings the points into the unit sphere, as networks expect them, and results back."""
+        return Normalization.of(self.points)
 
-def read_points(
+
+def load_points(
     path: str | Path,
+    num_points: int | None = None,
     *,
-    num_points: int | None,
+    mesh_points: int = 10_000,
     min_points: int | None = None,
     seed: int = 0,
     up: str = "y",
-    with_normals: bool = False,
+    normals: Normals = "none",
 ) -> Points:
-    """Read a mesh or cloud file as points, in the file's own unit.
+    """Load a mesh or cloud file as points, in the file's own unit.
 
-    Meshes are sampled uniformly by area; clouds give a random subset. See `MESH_EXTENSIONS` and `CLOUD_EXTENSIONS`.
+    Meshes (OFF, OBJ, STL, PLY, GLB, glTF, DAE, 3MF) are sampled uniformly by area. Clouds (PLY, PCD, LAS, LAZ, TXT,
+    CSV, XYZ, PTS, NPY, NPZ, H5) give all of their points in order, or a random subset. Text and .npy hold x y z or
+    x y z nx ny nz a row, further columns are ignored; .npz and .h5 arrays `points` or `data`, and perhaps `normals`.
 
     Args:
-        path: The file. Text, .npy and .h5 (`data`) hold x y z, or x y z nx ny nz, a row; a part label may follow.
-        num_points: How many points to return, N. None keeps all points of a cloud, in order.
+        path: The file.
+        num_points: How many points to return, N. None: all points of a cloud, and `mesh_points` of a mesh.
+        mesh_points: How many points to sample on a mesh if `num_points` is None.
         min_points: A cloud of fewer than `num_points` is returned whole if it has this many. None accepts no fewer.
         seed: Decides the sample.
         up: The file's upward axis: x, y, z, -x, -y or -z. The result is rotated so that y is up.
-        with_normals: Also return normals: those of the faces, or those that the cloud's file holds.
+        normals: `none`; `file`: those of a mesh's faces or that a cloud's file holds, None if it holds none;
+            `required`: the same, but an error if it holds none; `estimate`: the same, but by `estimate_normals` of the
+            points that are returned if it holds none.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not what its extension says, or does not hold the points asked for.
+        ImportError: If the format needs a package that cannot be imported.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-    if num_points is not None and num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}.")
-    extension = path.suffix.lower()
-    if extension in MESH_EXTENSIONS:
-        content = _read_geometry(path)
-    elif extension in CLOUD_EXTENSIONS:
-        content = CLOUD_EXTENSIONS[extension](path)
+    for name, count in (("num_points", num_points), ("mesh_points", mesh_points)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    if normals not in get_args(Normals):
+        raise ValueError(f"normals must be one of {', '.join(get_args(Normals))}, got {normals!r}.")
+    content = read_file(path)
+    wanted = "file" if normals == "estimate" else normals
+    if isinstance(content, Mesh):
+        table = _sample_mesh(content, mesh_points if num_points is None else num_points, seed, path)
+        cloud = as_points(table, path=path, normals=wanted)
     else:
-        known = " ".join(sorted({*MESH_EXTENSIONS, *CLOUD_EXTENSIONS}))
-        raise ValueError(f"{path} has an unknown extension {extension!r}; known are {known}.")
-    if isinstance(content, np.ndarray):
         if num_points is not None and min_points is not None:
             num_points = max(min_points, min(num_points, len(content)))
-        cloud = as_points(content, path=path, with_normals=with_normals)
-        cloud = sample_points(cloud, num_points, seed=seed, path=path)
-    else:
-        cloud = as_points(_sample_mesh(content, num_points, seed, path), path=path, with_normals=with_normals)
+        cloud = sample_points(as_points(content, path=path, normals=wanted), num_points, seed=seed, path=path)
+    if normals == "estimate" and cloud.normals is None:
+        cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))
 
 
-def as_points(table: np.ndarray, *, path: Path, with_normals: bool = False) -> Points:
+def as_points(table: np.ndarray, *, path: Path, normals: Literal["none", "file", "required"] = "none") -> Points:
     """Check the rows of one cloud and split them into coordinates and normals.
 
     Args:
-        table: x y z, or x y z nx ny nz, or the same with a part label behind, (N, 3 | 6 | 7).
+        table: x y z, or x y z nx ny nz, a row, and at most 10 columns in all, of which the others are ignored, (N, C).
         path: Where it came from, for the message.
-        with_normals: Also return the normals, scaled to unit length.
+        normals: `none`, `file` or `required`, as for `load_points`. They are scaled to unit length; columns 4 to 6
+            are taken for normals if most nearly have it.
+
+    Returns:
+        The points; in float32 if it moves none by more than 2^-22 of the cloud's extent, as it does not unless the
+        origin is several times as far as the cloud is large, else in float64.
 
     Raises:
         ValueError: If the rows are not points: wrong rank, columns or type, fewer than two, NaN or infinite.
     """
     if table.size == 0:
         raise ValueError(f"{path} is empty or unreadable: it holds no points.")
-    if table.ndim != 2 or table.shape[1] not in (3, 6, 7) or table.dtype.kind not in "fiu":
+    if table.ndim != 2 or not 3 <= table.shape[1] <= 10 or table.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path} must hold numbers in rows of x y z or x y z nx ny nz, (N, 3) or (N, 6), "
-            f"got {table.dtype} of shape {table.shape}."
+            f"{path} must hold numbers in rows of x y z or x y z nx ny nz, (N, 3) or (N, 6), perhaps with columns "
+            f"behind, 10 at most; got {table.dtype} of shape {table.shape}."
         )
     if len(table) == 1:
         raise ValueError(f"{path} holds one point; a cloud needs at least two.")
+    exact = table[:, :3].astype(np.float64, order="C")
     with np.errstate(over="ignore"):
-        columns = torch.from_numpy(table[:, :6].astype(np.float32))
-    bad = int((~columns[:, :3].isfinite()).any(1).sum())
+        rounded = exact.astype(np.float32)
+    bad = int((~np.isfinite(rounded)).any(1).sum())
     if bad:
         raise ValueError(f"{path}: {bad} of {len(table)} points have NaN or infinite coordinates. Remove them.")
-    if not with_normals:
-        return Points(columns[:, :3].contiguous())
-    if columns.shape[1] < 6:
-        raise ValueError(f"{path} has no normals. Read it without with_normals.")
-    length = columns[:, 3:].norm(dim=1)
-    if not 0.5 < float(length.median()) < 1.5:
-        raise ValueError(f"{path}: columns 4 to 6 are not unit normals (colours?). Read it without with_normals.")
-    return Points(columns[:, :3].contiguous(), torch.nn.functional.normalize(columns[:, 3:], dim=1))
+    is_exact = np.abs(rounded - exact).max() <= np.ptp(exact, axis=0).max() * 2.0**-22
+    points = torch.from_numpy(rounded if is_exact else exact)
+    return Points(points, None if normals == "none" else _find_normals(table, path, normals))
+
+
+def _find_normals(table: np.ndarray, path: Path, normals: Literal["file", "required"]) -> Tensor | None:
+    columns = torch.from_numpy(table[:, 3:6].astype(np.float32))
+    # Colours in 0..1 are about as long, but differ in it.
+    if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().median()) < 0.1:
+        return torch.nn.functional.normalize(columns, dim=1)
+    if normals == "file":
+        return None
+    if columns.shape[1] < 3:
+        raise ValueError(f"{path} has no normals. Read it without them.")
+    raise ValueError(f"{path}: columns 4 to 6 are not unit normals (colours?). Read it without them.")
 
 
 def sample_points(cloud: Points, num_points: int | None, *, seed: int = 0, path: Path | None = None) -> Points:
@@ -149,13 +211,10 @@ def normalize_points(points: Tensor) -> Tensor:
         points: Coordinates, (..., N, 3).
 
     Returns:
-        Coordinates in the unit sphere, (..., N, 3). All zeros where all points of a cloud are equal.
+        Coordinates in the unit sphere, as networks take them, (..., N, 3), float32. All zeros where all points of a
+        cloud are equal.
     """
-    # Relative to one point first: equal points become exact zeros, and clouds far from the origin keep their digits.
-    points = points - points[..., :1, :]
-    points = points - points.mean(-2, keepdim=True)
-    radius = points.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
-    return points / radius.masked_fill(radius == 0, 1)
+    return Normalization.of(points).apply(points).float()
 
 
 def orient(points: Tensor, up: str) -> Tensor:
@@ -170,188 +229,50 @@ def orient(points: Tensor, up: str) -> Tensor:
     return points[..., axes] * points.new_tensor(signs)
 
 
-def import_open3d() -> ModuleType:
-    """Open3D, or one line that says which system libraries to install.
-
-    Raises:
-        ImportError: If Open3D or a library that it needs is missing.
-    """
-    try:
-        import open3d
-    except (ImportError, OSError) as error:
-        if ".so" not in str(error):
-            raise
-        raise ImportError(
-            f"Open3D needs a system library that is missing ({error}). "
-            "On Debian: apt-get install libusb-1.0-0 libegl1 libgl1 libgomp1 libx11-6"
-        ) from error
-    return open3d
-
-
-def read_table(path: Path, *, max_rows: int | None = None, is_column: bool = False) -> np.ndarray:
-    """Numbers in rows, (N, C), from text separated by commas or white space; one header or count line is skipped.
+def estimate_normals(points: Tensor) -> Tensor:
+    """Unit normals of the planes through each point and its neighbours, pointing outwards where that can be told.
 
     Args:
-        path: The file.
-        max_rows: Read no more than these; None reads all.
-        is_column: The text is one number a line without a header. Otherwise a first line of fewer than three numbers is
-            taken for a header.
+        points: Coordinates of one cloud, (N, 3).
+
+    Returns:
+        Normals, (N, 3), float32.
 
     Raises:
-        ValueError: If the text is not a table of numbers.
+        ImportError: If Open3D cannot be imported.
+
+    Source:
+        Hoppe et al., 1992, for the side, as in Open3D; it leaves the side of the whole to chance. We turn it so that
+        the outermost points of 200 directions look outwards.
     """
+    open3d = import_open3d()
+    xyz = normalize_points(points).double().numpy()
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(xyz))
+    cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(_NORMAL_NEIGHBORS))
     try:
-        with path.open(encoding="utf-8") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy warns of an empty file; the caller reports it
-            lines = file.readline(), file.readline()
-            has_header = not is_column and not _is_row(lines[0])
-            delimiter = "," if "," in lines[has_header] else None
-            file.seek(0)
-            return np.loadtxt(file, delimiter=delimiter, skiprows=int(has_header), max_rows=max_rows, ndmin=2)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers: {_first_line(error).partition(';')[0]}.") from error
+        cloud.orient_normals_consistent_tangent_plane(_SIDE_NEIGHBORS)
+    except RuntimeError:  # a flat cloud has no tetrahedra, and no outside
+        cloud.orient_normals_to_align_with_direction()
+    normals = np.asarray(cloud.normals)
+    directions = np.random.default_rng(0).normal(size=(200, 3))
+    outermost = [int((xyz @ direction).argmax()) for direction in directions]
+    side = -1 if (normals[outermost] * directions).sum() < 0 else 1
+    return torch.from_numpy(side * normals).float()
 
 
-def read_h5(path: Path, *, required: Sequence[str] = ("data",), optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The named arrays of an HDF5 file, which is never written to.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated or not HDF5, or lacks a required array.
-    """
-    import h5py
-
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [name for name in required if name not in file]
-            if missing:
-                raise ValueError(f"{path} has no array {missing[0]!r}; it holds {sorted(file) or 'nothing'}.")
-            return {name: file[name][()] for name in (*required, *optional) if name in file}
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is truncated or not HDF5 ({_first_line(error)}). Obtain it again.") from error
-
-
-def _is_row(line: str) -> bool:
-    try:
-        return len([float(word) for word in line.replace(",", " ").split()]) >= 3
-    except ValueError:
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The array of a .npy file, or the arrays of a .npz file by their names.
-
-    Raises:
-        ValueError: If it is neither, or holds Python objects.
-    """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return dict(loaded)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a NumPy file of numbers ({_first_line(error)}).") from error
-
-
-def _read_numpy_cloud(path: Path) -> np.ndarray:
-    arrays = read_numpy(path)
-    if isinstance(arrays, np.ndarray):
-        return arrays
-    for name in ("points", "pos", "xyz", "data", *([*arrays] if len(arrays) == 1 else [])):
-        if name in arrays:
-            return arrays[name]
-    raise ValueError(f"{path} must hold an array 'points', got {sorted(arrays)}.")
-
-
-def _read_h5_cloud(path: Path) -> np.ndarray:
-    data = read_h5(path)["data"]
-    if data.ndim == 3 and len(data) != 1:
-        raise ValueError(f"{path} holds {len(data)} clouds; one cloud a file is expected here, (N, 3) or (1, N, 3).")
-    return data[0] if data.ndim == 3 else data
-
-
-def _read_pcd(path: Path) -> np.ndarray:
-    cloud = import_open3d().io.read_point_cloud(str(path))
-    points = np.asarray(cloud.points)
-    return np.hstack([points, np.asarray(cloud.normals)]) if cloud.has_normals() else points
-
-
-def _read_geometry(path: Path) -> Any:
-    """A trimesh.Trimesh, or a table where a PLY file holds a cloud."""
-    import trimesh
-
-    try:
-        # process=False keeps NaN coordinates, which trimesh would drop without a word.
-        if path.suffix.lower() == ".off":
-            mesh = trimesh.Trimesh(*_read_off(path), process=False)
-        else:
-            loaded = trimesh.load(path, process=False)
-            mesh = loaded.to_mesh() if isinstance(loaded, trimesh.Scene) else loaded
-    except Exception as error:  # trimesh raises whatever its parsers raise
-        message = f"{path} could not be read as {path.suffix.lower()} ({_first_line(error)})."
-        raise ValueError(message) from error
-    if path.suffix.lower() == ".ply" and not len(getattr(mesh, "faces", ())):
-        columns = mesh.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {})
-        names = columns if isinstance(columns, dict) else columns.dtype.names  # of text and of binary files
-        normals = [np.reshape(columns[name], (-1, 1)) for name in ("nx", "ny", "nz") if name in names]
-        return np.hstack([mesh.vertices, *normals])
-    return mesh
-
-
-def _read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (V, 3) and triangles (F, 3). Our own, because trimesh 5.2 fails on faces of more than four corners."""
-    text = re.sub("#.*", "", path.read_text(encoding="utf-8")).lstrip()
-    if not text.startswith(("OFF", "COFF")):
-        raise ValueError("it does not begin with OFF")
-    # Many of ModelNet40's files have the counts glued to the first word: OFF490 518 0.
-    counts, *lines = [line for line in text.split("OFF", 1)[1].splitlines() if line and not line.isspace()]
-    V, F = (int(word) for word in counts.split()[:2])
-    if len(lines) < V + F:
-        raise ValueError(f"it ends before its {V} vertices and {F} faces")
-    if not V or not F:
-        return np.zeros((V, 3)), np.zeros((0, 3), dtype=np.int64)
-    vertices = np.loadtxt(lines[:V], usecols=(0, 1, 2), ndmin=2)
-    if all(line.split(None, 1)[0] == "3" for line in lines[V : V + F]):
-        faces = np.loadtxt(lines[V : V + F], usecols=(1, 2, 3), dtype=np.int64, ndmin=2)
-    else:
-        polygons = [[int(word) for word in line.split()[1 : 1 + int(line.split()[0])]] for line in lines[V : V + F]]
-        faces = np.array([(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)], dtype=np.int64)
-    if faces.size and not 0 <= faces.min() <= faces.max() < V:
-        raise ValueError("a face names a vertex that is not there")
-    return vertices, faces.reshape(-1, 3)
-
-
-def _sample_mesh(mesh: Any, num_points: int | None, seed: int, path: Path) -> np.ndarray:
+def _sample_mesh(mesh: Mesh, num_points: int, seed: int, path: Path) -> np.ndarray:
     """Points uniform by area and the normals of their faces, (N, 6)."""
     import trimesh
 
-    if num_points is None:
-        raise ValueError(f"{path} is a mesh, which is sampled: num_points must be a number.")
-    if not len(getattr(mesh, "faces", ())):
+    if not len(mesh.faces):
         raise ValueError(f"{path} is a mesh without faces, or not a {path.suffix.lower()} file at all.")
     if not np.isfinite(mesh.vertices).all():
         raise ValueError(f"{path} has vertices with NaN or infinite coordinates.")
-    if not mesh.area > 0:
+    surface = trimesh.Trimesh(*mesh, process=False)
+    if not surface.area > 0:
         raise ValueError(f"{path} is a mesh of zero area: it has no surface to sample.")
-    points, face = trimesh.sample.sample_surface(mesh, num_points, seed=seed)
-    corners = mesh.triangles[face]
+    points, face = trimesh.sample.sample_surface(surface, num_points, seed=seed)
+    corners = surface.triangles[face]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     return np.hstack([points, normals])
-
-
-CLOUD_EXTENSIONS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".npy": _read_numpy_cloud,
-    ".npz": _read_numpy_cloud,
-    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), read_table),
-    ".h5": _read_h5_cloud,
-    ".hdf5": _read_h5_cloud,
-    ".pcd": _read_pcd,
-}

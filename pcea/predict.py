@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +13,14 @@ import torch
 
 from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
-from pcea.meshes import Points, import_open3d, normalize_points, orient, read_points
+from pcea.file_formats import import_open3d
+from pcea.meshes import Points, estimate_normals, load_points, normalize_points, orient
 from pcea.models.point_segmenter import PointTransformerSegmenter
 from pcea.models.point_transformer import PointTransformerClassifier
 from pcea.part_prediction import (
     PartPrediction,
     all_or_nothing,
     check_output,
-    estimate_normals,
     find_category,
     predict_parts,
     read_clouds,
@@ -61,7 +62,7 @@ def predict(
     """Print the class of each file, or, with a network for parts, the share of each part.
 
     Args:
-        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, ...).
+        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...).
         weights: A weights file, or the name of weights that come with pcea.
         config: Take the newest checkpoint of this configuration instead.
         ckpt_path: Take this checkpoint of `pcea fit` instead.
@@ -77,16 +78,8 @@ def predict(
         output: Also write the result. Classes: to this CSV file. Parts: into this folder, for each file a coloured
             NAME.ply and a NAME.npz with the label and confidence of every point.
     """
-    files = [Path(file) for file in files]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
-    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
-    if config is not None and ckpt_path is None:
-        from pcea.training import newest_checkpoint
-
-        ckpt_path = str(newest_checkpoint(runs_folder(config)))
-    trained = load_network(ckpt_path or weights)
+    files = check_files(files, up=up)
+    trained = load_network(ckpt_path or newest_checkpoint_of(config) or weights)
     if isinstance(trained.network, PointTransformerSegmenter):
         _refuse("names the parts of points", top=top)
         _print_parts(
@@ -102,6 +95,30 @@ def predict(
     else:
         _refuse("names the class of a file", category=category, num_points=num_points, points_per_pass=points_per_pass)
         _print_classes(files, trained, up=up, top=3 if top is None else top, seed=seed, output=output)
+
+
+def check_files(files: Sequence[str | Path], *, up: str) -> list[Path]:
+    """The files as paths.
+
+    Raises:
+        FileNotFoundError: If some are not there.
+        ValueError: If `up` is no axis, which is not the files' fault.
+    """
+    paths = [Path(file) for file in files]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
+    orient(torch.zeros(3), up)
+    return paths
+
+
+def newest_checkpoint_of(config: str | None) -> str | None:
+    """The last checkpoint of the newest run of a configuration; None without one."""
+    if config is None:
+        return None
+    from pcea.training import newest_checkpoint
+
+    return str(newest_checkpoint(runs_folder(config)))
 
 
 def _refuse(what: str, **options: object) -> None:
@@ -145,7 +162,7 @@ def _print_parts(
         check_output(output, files)
     clouds = read_clouds(files, num_points=num_points, seed=seed)
     if trained.has_normals:
-        clouds = _with_normals(clouds, files)
+        clouds = with_normals(clouds, files)
     width = max(len(str(file)) for file in files)
     with nullcontext() if output is None else all_or_nothing(output) as folder:
         for file, cloud in zip(files, clouds):
@@ -159,7 +176,7 @@ def _print_parts(
         print(f"Labels of every point: {output / '<name>'}.ply and .npz")
 
 
-def _with_normals(clouds: list[Points], files: list[Path]) -> list[Points]:
+def with_normals(clouds: list[Points], files: list[Path]) -> list[Points]:
     """Estimate the normals of the clouds that have none, and say so."""
     bare = [file for file, cloud in zip(files, clouds) if cloud.normals is None]
     if not bare:
@@ -204,13 +221,13 @@ def classify_files(
     for file in files:
         try:
             clouds.append(
-                read_points(
+                load_points(
                     file,
-                    num_points=trained.num_points,
+                    trained.num_points,
                     min_points=fewest,
                     seed=seed,
                     up=up,
-                    with_normals=trained.has_normals,
+                    normals="required" if trained.has_normals else "none",
                 )
             )
         except ValueError as error:

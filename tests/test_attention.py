@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_external_attention_mixes_memories_in_blocks(normalization: str, monkeyp
         shapes.clear()
         with record_attention(layer) as maps:
             torch.testing.assert_close(layer(tokens), in_one)
-        assert maps[""].shape == (B, N, S)
+        assert maps[""].weights.shape == (B, N, S)
         layer.train()(tokens)
     assert shapes == [(B, N, S)] * 2
 
@@ -255,7 +256,7 @@ def test_dropout_acts_on_weights_in_training_only() -> None:
     with record_attention(layer) as maps:
         dropped = layer(tokens)
     assert not torch.allclose(dropped, plain(tokens))
-    torch.testing.assert_close(maps[""].sum(-1), torch.ones(B, N))  # recorded before dropout
+    torch.testing.assert_close(maps[""].weights.sum(-1), torch.ones(B, N))  # recorded before dropout
     torch.testing.assert_close(layer.eval()(tokens), plain(tokens))
 
 
@@ -304,7 +305,7 @@ def test_self_attention_fused_path_equals_explicit_path(num_heads: int, masked: 
     with record_attention(layer) as maps:
         explicit = layer(tokens, mask=mask)
     torch.testing.assert_close(layer(tokens, mask=mask), explicit)
-    assert maps[""].shape == ((B, N, N) if num_heads == 1 else (B, num_heads, N, N))
+    assert maps[""].weights.shape == ((B, N, N) if num_heads == 1 else (B, num_heads, N, N))
 
 
 def test_self_attention_by_formula() -> None:
@@ -360,13 +361,50 @@ def test_record_attention_names_and_weights() -> None:
     with record_attention(model) as maps:
         out = model(tokens)
     torch.testing.assert_close(out, expected)
-    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {
+    assert {name: tuple(recorded.weights.shape) for name, recorded in maps.items()} == {
         "0.attention": (B, N, S),
         "1": (B, 12, N, S),
     }
-    assert not maps["0.attention"].requires_grad
+    assert not maps["0.attention"].weights.requires_grad
     by_hand = two_step_double_normalize(tokens @ model[0].attention.key.T, eps=0)
-    torch.testing.assert_close(maps["0.attention"], by_hand.detach())
+    torch.testing.assert_close(maps["0.attention"].weights, by_hand.detach())
+
+
+def test_record_attention_keeps_mask_and_kind() -> None:
+    model = nn.ModuleDict({"external": ExternalAttention(C), "self": SelfAttention(C, key_dim=2)})
+    mask = torch.rand(B, N) > 0.3
+    with record_attention(model) as maps:
+        for layer in model.values():
+            layer(torch.randn(B, N, C), mask=mask)
+    assert all(recorded.mask.equal(mask) and recorded.points is None for recorded in maps.values())
+    assert (maps["external"].slots_are_tokens, maps["self"].slots_are_tokens) == (False, True)
+
+
+class Located(NamedTuple):
+    tokens: torch.Tensor
+    centers: torch.Tensor
+
+
+class Locating(nn.Module):
+    """A network of the user's own that says where its tokens are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = ExternalAttention(C)
+
+    def forward(self, points: torch.Tensor) -> Located:
+        return Located(self.layer(points @ torch.ones(3, C)), points)
+
+
+def test_record_attention_takes_positions_from_the_module_around() -> None:
+    model = nn.ModuleDict({"located": Locating(), "bare": ExternalAttention(C)})
+    points = torch.randn(B, N, 3)
+    with record_attention(model) as maps:
+        model["located"](points)
+        model["bare"](torch.randn(B, N, C))
+    assert maps["located.layer"].points is not None
+    assert maps["located.layer"].points.equal(points)
+    assert maps["bare"].points is None
 
 
 def test_record_attention_ends_with_the_block() -> None:

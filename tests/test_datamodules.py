@@ -155,6 +155,18 @@ def test_test_and_predict_see_every_cloud_in_order():
     assert cloud_numbers(data.predict_dataloader()) == expected
 
 
+class Echo(L.LightningModule):
+    def forward(self, batch):
+        return batch.label
+
+
+def test_the_trainer_predicts():
+    """Lightning makes loaders for prediction again, from the keywords of those that it is given."""
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    labels = trainer.predict(Echo(), datamodule=NumberedClouds(batch_size=4, num_points=5))
+    assert torch.equal(torch.cat(labels), torch.arange(11) % NUM_CLASSES)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_processes_test_every_cloud_once(world_size):
     numbers = []

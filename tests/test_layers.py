@@ -78,7 +78,7 @@ def test_eanet_block_passes_its_options_on() -> None:
     block = ExternalAttention2d(11, memory_units=5, normalization="slots")
     with record_attention(block) as maps:
         block(torch.randn(2, 11, 3, 7))
-    assert maps["attention"].shape == (2, 21, 5)
+    assert maps["attention"].weights.shape == (2, 21, 5)
     assert isinstance(block.attention, ExternalAttention)
     assert block.attention.normalization == "slots"
 

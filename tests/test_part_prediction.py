@@ -9,12 +9,11 @@ import torch
 import trimesh
 
 from pcea.datasets.labelled import read_labelled
-from pcea.meshes import Points, normalize_points
+from pcea.meshes import Points, load_points, normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
 from pcea.part_prediction import (
     all_or_nothing,
     check_output,
-    estimate_normals,
     find_category,
     predict_parts,
     read_clouds,
@@ -99,6 +98,20 @@ def test_unit_place_and_upward_axis_do_not_matter_and_come_back(generator):
     torch.testing.assert_close(prediction.confidence, upright.confidence, atol=1e-3, rtol=0)
 
 
+def test_a_survey_far_from_the_origin_is_labelled_as_well_and_written_to_the_centimetre(tmp_path, rng):
+    near = np.round(rng.random((300, 3)) * 10, 2)
+    far = np.round(near + np.array([500000, 5400000, 300]), 2)  # UTM; float32 would round to half a metre
+    np.savetxt(tmp_path / "near.xyz", near, fmt="%.2f")
+    np.savetxt(tmp_path / "far.xyz", far, fmt="%.2f")
+    here, there = read_clouds([tmp_path / "near.xyz", tmp_path / "far.xyz"], num_points=1)
+    expected = predict_parts(here, trained(), category="tower").part_label
+    prediction = predict_parts(there, trained(), category="tower")
+    assert (prediction.part_label == expected).float().mean() > 0.99
+    write_parts(tmp_path, "out", prediction)
+    for extension in (".ply", ".npz"):
+        assert np.array_equal(load_points(tmp_path / f"out{extension}").points.numpy(), far)
+
+
 def constant(points, features=None, *, category=None):
     """Logits of every point: 0 and log 3 for the parts of a tower, more for a bar's."""
     return torch.tensor([9.0, 0.0, 9.0, np.log(3), 9.0]).expand(*points.shape[:2], 5)
@@ -160,30 +173,6 @@ def test_unreadable_files_are_counted_and_named(tmp_path, rng):
         read_clouds(files, num_points=10)
     with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
         read_clouds(files, num_points=0)
-
-
-def test_estimated_normals_look_outwards(generator):
-    pytest.importorskip("open3d")
-    sphere = torch.nn.functional.normalize(torch.randn(2000, 3, generator=generator), dim=1)
-    normals = estimate_normals(40 + 5 * sphere)
-    assert ((normals * sphere).sum(1) > 0.97).all()
-    assert normals.dtype == torch.float32
-    torus = trimesh.creation.torus(3, 1, 60, 40)  # a normal of its inner half looks to the centre
-    expected = torch.from_numpy(torus.vertex_normals.copy()).float()
-    normals = estimate_normals(torch.from_numpy(torus.vertices.copy()).float())
-    assert ((normals * expected).sum(1) > 0.8).all()
-    dome = sphere[sphere[:, 2] > 0.2]  # Open3D starts at its lowest point, where the outside is above
-    assert ((estimate_normals(dome) * dome).sum(1) > 0.9).all()
-
-
-@pytest.mark.parametrize(
-    "points",
-    [torch.rand(2, 3), torch.rand(50, 3) * torch.tensor([1, 0, 1]), torch.ones(9, 3)],
-    ids=["two", "flat", "same"],
-)
-def test_normals_of_clouds_without_a_volume(points):
-    pytest.importorskip("open3d")
-    torch.testing.assert_close(estimate_normals(points).norm(dim=1), torch.ones(len(points)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 import pcea
 from pcea.configuration import config_names
 from pcea.record import CLASSIFICATION, PARTS, category_table, read_records, results_table
+from pcea.visualization.drawing import check_rendering
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,14 +41,25 @@ def test_the_names_in_the_table_can_be_imported():
 
 
 # What each example makes: name and shape of a tensor.
-EXAMPLES = {"predict": ("logits", (8, 40)), "layers": ("out", (300, 256)), "any size": ("logits", (1, 100_000, 50))}
+EXAMPLES = {
+    "predict": ("logits", (8, 40)),
+    "see": ("picture", (600, 730, 3)),
+    "layers": ("out", (300, 256)),
+    "any size": ("logits", (1, 100_000, 50)),
+}
 
 
 CODE = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 @pytest.mark.parametrize(("code", "example"), list(zip(CODE, EXAMPLES, strict=True)), ids=EXAMPLES)
-def test_the_examples_run(code, example):
+def test_the_examples_run(code, example, monkeypatch):
+    if example == "see":
+        monkeypatch.setattr("pcea.visualization.show", lambda *_: None)
+        try:
+            check_rendering()
+        except (OSError, ImportError) as error:
+            pytest.skip(str(error))
     scope: dict = {}
     exec(code, scope)
     name, shape = EXAMPLES[example]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.meshes import Points, normalize_points, read_h5
+from pcea.file_formats import read_h5
+from pcea.meshes import Points, normalize_points
 
 Arrays = dict[str, np.ndarray]
 

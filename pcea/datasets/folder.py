@@ -12,7 +12,7 @@ import torch
 
 from pcea.datasets.cache import as_clouds, cache_path, cached, read_files, summarize
 from pcea.datasets.clouds import PointClouds
-from pcea.meshes import orient, read_points
+from pcea.meshes import load_points, orient
 
 _SPLITS = ("train", "test")
 # What lies beside meshes without being one. Any other unknown file is reported as unreadable.
@@ -70,7 +70,8 @@ class FolderClouds(PointClouds):
             raise ValueError(
                 f"The {split} split of {root} is empty. Add files or change test_fraction={test_fraction}."
             )
-        read = partial(read_points, num_points=num_points, seed=seed, up=up, with_normals=with_normals)
+        normals: Literal["none", "required"] = "required" if with_normals else "none"
+        read = partial(load_points, num_points=num_points, seed=seed, up=up, normals=normals)
         path = cache_path(root, split, files, names, num_points, with_normals, up, seed, skip_unreadable)
         arrays = cached(
             path if cache else None,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.cache import Arrays, summarize
-from pcea.meshes import as_points, normalize_points, read_h5, read_numpy, read_table
+from pcea.file_formats import NORMAL_NAMES, POINT_NAMES, as_table, read_h5, read_numpy, read_table
+from pcea.meshes import as_points, normalize_points
+from pcea.ply import read_ply
 
 LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
 # What `read_all` makes, beside `normal`.
@@ -22,7 +24,7 @@ class LabelledCloud(NamedTuple):
     """One cloud with a label a point.
 
     Attributes:
-        points: Coordinates, (N, 3), float32.
+        points: Coordinates, (N, 3), float32 or float64 as in `Points`.
         normals: Unit normals, (N, 3), or None.
         label: As the file has them, (N,) int64.
     """
@@ -71,7 +73,7 @@ def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) ->
         raise ValueError(f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {columns}.")
     if with_normals and table.shape[1] == 4:
         raise ValueError(f"{path} has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed.")
-    cloud = as_points(table[:, :-1], path=path, with_normals=with_normals)
+    cloud = as_points(table[:, :-1], path=path, normals="required" if with_normals else "none")
     return LabelledCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
 
 
@@ -176,45 +178,26 @@ def _read_numpy(path: Path) -> np.ndarray:
 
 
 def _read_h5(path: Path) -> np.ndarray:
-    try:
-        arrays = read_h5(path, required=(), optional=("points", "data", "normals", "normal", *LABEL_NAMES))
-    except TypeError as error:  # a group instead of an array
-        raise ValueError(f"{path} must hold arrays ({error}).") from error
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return _join({name: a[0] if a.ndim == 3 and len(a) == 1 else a for name, a in arrays.items()}, path)
+    return _join(read_h5(path, required=(), optional=(*POINT_NAMES, *NORMAL_NAMES, *LABEL_NAMES)), path)
 
 
 def _read_ply(path: Path) -> np.ndarray:
-    import trimesh
-
-    try:
-        raw = trimesh.load(path, process=False).metadata["_ply_raw"]["vertex"]["data"]
-        names = raw if isinstance(raw, dict) else raw.dtype.names  # of text and of binary files
-        columns = {name: np.asarray(raw[name]).reshape(-1) for name in names}
-    except Exception as error:  # trimesh raises whatever its parsers raise
-        raise ValueError(f"{path} could not be read as .ply ({str(error).partition(chr(10))[0]}).") from error
-    arrays = {"points": np.stack([columns[axis] for axis in "xyz"], axis=1)}
-    if {"nx", "ny", "nz"} <= columns.keys():
-        arrays["normals"] = np.stack([columns[f"n{axis}"] for axis in "xyz"], axis=1)
-    return _join(arrays | {name: columns[name] for name in LABEL_NAMES if name in columns}, path)
+    arrays = read_ply(path).columns
+    for name, axes in (("points", ("x", "y", "z")), ("normals", ("nx", "ny", "nz"))):
+        if {*axes} <= {*arrays}:
+            arrays[name] = np.stack([arrays[axis] for axis in axes], axis=1)
+    return _join(arrays, path)
 
 
-def _join(arrays: dict[str, Any], path: Path) -> np.ndarray:
+def _join(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     """Rows x y z [nx ny nz] label from named arrays."""
-
-    def first(*names: str) -> np.ndarray | None:
-        return next((np.asarray(arrays[name]) for name in names if name in arrays), None)
-
-    points, normals, label = first("points", "data"), first("normals", "normal"), first(*LABEL_NAMES)
-    if points is None or label is None:
-        missing, names = ("points", ("points", "data")) if points is None else ("labels", LABEL_NAMES)
-        raise ValueError(f"{path} has no {missing}: none of {', '.join(names)} is there.")
-    label = label.reshape(-1)
-    if points.ndim != 2 or points.shape[1] != 3 or len(label) != len(points):
-        raise ValueError(f"{path}: points must be (N, 3) with N labels, got {points.shape} and {label.shape}.")
-    if normals is not None and normals.shape != points.shape:
-        raise ValueError(f"{path}: normals must be {points.shape} like points, got {normals.shape}.")
-    return np.hstack([points, *([] if normals is None else [normals]), label[:, None]])
+    rows = as_table(arrays, path=path)
+    label = next((arrays[name].reshape(-1) for name in LABEL_NAMES if name in arrays), None)
+    if label is None:
+        raise ValueError(f"{path} has no labels: none of {', '.join(LABEL_NAMES)} is there.")
+    if rows.ndim != 2 or rows.shape[1] not in (3, 6) or len(label) != len(rows):
+        raise ValueError(f"{path}: points must be (N, 3) with N labels, got {rows.shape} and {label.shape}.")
+    return np.hstack([rows, label[:, None]])
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {

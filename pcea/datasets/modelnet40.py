@@ -11,7 +11,8 @@ import torch
 
 from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_clouds, read_files
 from pcea.datasets.clouds import PointClouds
-from pcea.meshes import Points, as_points, read_points, read_table
+from pcea.file_formats import read_table
+from pcea.meshes import Points, as_points, load_points
 
 Split = Literal["train", "test"]
 Layout = Literal["h5", "normals", "off"]
@@ -153,7 +154,7 @@ def _read(
     else:
         names = classes or sorted(path.name for path in folder.iterdir() if (path / split).is_dir())
         files = [file for category in names for file in sorted((folder / category / split).glob("*.off"))]
-        read = partial(read_points, num_points=num_points, seed=seed, up="z", with_normals=True)
+        read = partial(load_points, num_points=num_points, seed=seed, up="z", normals="file")
     label = [names.index(file.relative_to(folder).parts[0]) for file in files]
     path = cache_path(folder, f"{layout}_{split}", files, num_points, seed, names)
     arrays = cached(path if cache else None, lambda: read_files(files, label, read, description=f"Reading {folder}"))
@@ -179,7 +180,7 @@ def _read_h5_layout(
 
 
 def _read_text_cloud(path: Path, *, num_points: int) -> Points:
-    cloud = as_points(read_table(path, max_rows=num_points), path=path, with_normals=True)
+    cloud = as_points(read_table(path, max_rows=num_points), path=path, normals="required")
     if len(cloud.points) < num_points:
         raise ValueError(f"{path} holds {len(cloud.points)} points, fewer than num_points={num_points}.")
     return cloud

@@ -84,11 +84,14 @@ class SegmentationTask(Task):
         self.parts = parts
         self.num_points = getattr(data, "num_points", 0)
         num_classes = self._num_classes
-        self.point_metrics = MetricCollection({"overall_accuracy": MulticlassAccuracy(num_classes, average="micro")})
+        accuracy = MulticlassAccuracy(num_classes, average="micro")
         if parts:
+            self.point_metrics = MetricCollection({"overall_accuracy": accuracy})
             self.part_iou = PartIoU(parts, num_classes)
         else:
-            self.point_metrics["miou"] = MulticlassJaccardIndex(num_classes)
+            # A metric added to a finished collection would be updated by the first batch alone.
+            scenes = {"overall_accuracy": accuracy, "miou": MulticlassJaccardIndex(num_classes)}
+            self.point_metrics = MetricCollection(scenes)
 
     @property
     def _num_classes(self) -> int:
@@ -109,7 +112,7 @@ class SegmentationTask(Task):
 
     def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:
         """Count one batch."""
-        self._count(self._probabilities(batch, torch.Generator().manual_seed(batch_idx)), batch)
+        self._count(self.probabilities(batch, torch.Generator().manual_seed(batch_idx)), batch)
 
     def test_step(self, batch: CloudBatch, batch_idx: int) -> None:
         """Count one batch, averaged over scales and votes."""
@@ -122,7 +125,7 @@ class SegmentationTask(Task):
             scaled = batch._replace(points=scale * batch.points)
             passes.append(scaled)
             passes += [random_scale(scaled, generator=generator) for _ in range(self._votes_per_scale - 1)]
-        self._count(torch.stack([self._probabilities(each, subsets) for each in passes]).mean(0), batch)
+        self._count(torch.stack([self.probabilities(each, subsets) for each in passes]).mean(0), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all batches."""
@@ -148,8 +151,8 @@ class SegmentationTask(Task):
     def _category(self, batch: CloudBatch) -> Tensor | None:
         return batch.category if getattr(self.network, "num_categories", 0) else None
 
-    def _probabilities(self, batch: CloudBatch, generator: torch.Generator) -> Tensor:
-        """Probabilities (B, N, P) of all points of a batch."""
+    def probabilities(self, batch: CloudBatch, generator: torch.Generator) -> Tensor:
+        """Probabilities (B, N, num_classes) of all points of a batch; the generator decides the subsets."""
         if not 0 < self.num_points < batch.points.shape[1]:
             return self(batch).float().softmax(-1)
         out = batch.points.new_zeros(*batch.points.shape[:2], self._num_classes, dtype=torch.float32)

@@ -42,6 +42,17 @@ def test_classes_are_divided_in_proportion(root):
     assert half.label.bincount().tolist() == [2, 5]
 
 
+def test_surveys_far_from_the_origin_keep_their_shape(tmp_path):
+    table = np.random.default_rng(0).random((9, 3))
+    for name, place in (("near", 0), ("far", (500000, 5400000, 300))):
+        for number in range(2):
+            (tmp_path / name / "tree").mkdir(parents=True, exist_ok=True)
+            np.savetxt(tmp_path / name / "tree" / f"{number}.xyz", table + place)
+    near, far = (FolderClouds(tmp_path / name, "train", num_points=9) for name in ("near", "far"))
+    assert far.points.dtype == torch.float32
+    torch.testing.assert_close(far.points, near.points, atol=1e-6, rtol=0)
+
+
 def files(root, split, seed=0):
     by_class = folder_module.list_files(root, split, test_fraction=0.2, seed=seed)
     return {path.relative_to(root).as_posix() for paths in by_class.values() for path in paths}

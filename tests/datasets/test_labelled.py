@@ -128,7 +128,7 @@ def test_bad_files(tmp_path, name, text, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"label": np.zeros(7)}, "has no points: none of points, data is there"),
+        ({"label": np.zeros(7)}, "has no points: none of the arrays points, pos, xyz, data is there"),
         ({"points": np.zeros((7, 3))}, "has no labels: none of label, part_label, "),
         ({"points": np.zeros((7, 2)), "label": np.zeros(7)}, r"points must be \(N, 3\) .* got \(7, 2\) and \(7,\)"),
         ({"points": np.zeros((7, 3)), "label": np.zeros(5)}, r"with N labels, got \(7, 3\) and \(5,\)"),
@@ -202,6 +202,16 @@ def test_clouds_are_normalised_and_lie_one_behind_the_other():
     assert len(arrays["skipped"]) == 0
     assert {arrays[name].dtype for name in ("label", "sizes", "category")} == {np.dtype(np.int64)}
     assert "normal" not in read_three(lambda path: clouds()[path.name])
+
+
+def test_clouds_far_from_the_origin_keep_their_shape(tmp_path):
+    rows = table(False)
+    arrays = []
+    for place in (0, 5e6):
+        path = save(tmp_path / f"{place}.txt", rows + np.array([place, place, place, 0]))
+        arrays.append(read_all([path], [0], {"mug": LABELS}, read_labelled, description="Reading"))
+    assert arrays[1]["data"].dtype == np.float32
+    np.testing.assert_allclose(arrays[1]["data"], arrays[0]["data"], atol=1e-6)
 
 
 def test_labels_may_count_the_parts_of_a_category():

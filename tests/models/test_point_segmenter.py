@@ -339,18 +339,18 @@ def test_record_attention_of_eat(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pcea.blocks, "_CPU_BLOCK", 16)  # weights are recorded of all points at once, whatever the block
     with torch.no_grad(), record_attention(model) as maps:
         model(points, category=CATEGORY)
-    assert {key: tuple(weights.shape) for key, weights in maps.items()} == {
+    assert {key: tuple(recorded.weights.shape) for key, recorded in maps.items()} == {
         f"encoder.blocks.{i}.attention": (B, N, 6) for i in range(4)
     }
-    for weights in maps.values():
-        torch.testing.assert_close(weights.sum(-1), torch.ones(B, N))
+    for recorded in maps.values():
+        torch.testing.assert_close(recorded.weights.sum(-1), torch.ones(B, N))
 
 
 def test_record_attention_of_pct() -> None:
     model = trained(VARIANTS["pct pointwise"]())
     with record_attention(model) as maps:
         model(torch.randn(B, N, 3), category=CATEGORY)
-    assert [tuple(weights.shape) for weights in maps.values()] == [(B, N, N)] * 4
+    assert [tuple(recorded.weights.shape) for recorded in maps.values()] == [(B, N, N)] * 4
 
 
 # Errors

@@ -22,6 +22,7 @@ from pcea.models.point_transformer import (
     naive_pct_classifier,
     pct_classifier,
 )
+from pcea.ops import farthest_point_sample, gather_points
 
 ATTENTIONS = {
     "external": partial(OffsetAttention, attention=partial(ExternalAttention, memory_units=5)),
@@ -202,13 +203,16 @@ def test_encoder_returns_its_centres() -> None:
 
 def test_record_attention_of_eat() -> None:
     model = eat_classifier(7, dim=32, num_centers=(16, 8), num_neighbors=5, memory_units=11)
+    points = torch.randn(2, 40, 3)
+    centers = gather_points(points, farthest_point_sample(points, 8))
     with record_attention(model) as maps:
-        model(torch.randn(2, 40, 3))
-    assert {name: tuple(weights.shape) for name, weights in maps.items()} == {
+        model(points)
+    assert all(recorded.points.equal(centers) for recorded in maps.values())
+    assert {name: tuple(recorded.weights.shape) for name, recorded in maps.items()} == {
         f"encoder.blocks.{i}.attention": (2, 8, 11) for i in range(4)
     }
-    for weights in maps.values():
-        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8))
+    for recorded in maps.values():
+        torch.testing.assert_close(recorded.weights.sum(-1), torch.ones(2, 8))
 
 
 def test_state_dict_gives_equal_outputs() -> None:

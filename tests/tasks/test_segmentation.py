@@ -106,11 +106,11 @@ def test_a_category_without_test_shapes_is_absent(trainer):
 
 
 def test_scenes_have_one_iou_over_all_points(trainer):
-    data = Data(answers(MUG, [(0, 0), (2, 1)]), num_points=100)
+    data = Data(answers(MUG, [(0, 0), (2, 1)], [(2, 2), (2, 2)]), num_points=100)  # batches of two
     task = SegmentationTask(Given(num_categories=0), SGD)
     [metrics] = trainer.test(task, datamodule=data, verbose=False)
-    # class 0: 2 of 3; class 1: 2 of 4; class 2: 0 of 1; classes that occur nowhere take no part
-    assert metrics == pytest.approx({"test/overall_accuracy": 4 / 6, "test/miou": (2 / 3 + 2 / 4 + 0) / 3})
+    # class 0: 2 of 3; class 1: 2 of 4; class 2: 2 of 3; classes that occur nowhere take no part
+    assert metrics == pytest.approx({"test/overall_accuracy": 6 / 8, "test/miou": (2 / 3 + 2 / 4 + 2 / 3) / 3})
     assert task.by_category == {}
     assert task.convention.startswith("miou: ")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcea.visualization import color_parts, palette
+from pcea.visualization import color_parts, color_values, palette
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB; the first is full colour vision.
 VISION = {
@@ -51,3 +51,19 @@ def test_errors():
         color_parts(torch.tensor([7, 3, 8]), (7, 2))
     with pytest.raises(ValueError, match="500 colours, got count=501"):
         palette(501)
+
+
+def test_values_have_the_colours_of_viridis():
+    dark, middle, bright = [68, 1, 84], [32, 144, 140], [253, 231, 36]  # as Matplotlib draws them
+    values = torch.tensor([[2.0, 3.0, 4.0], [-9.0, 1.99, 100.0]], requires_grad=True)
+    assert color_values(values, low=2, high=4).tolist() == [[dark, middle, bright], [dark, dark, bright]]
+
+
+def test_higher_values_are_brighter():
+    colors = color_values(torch.linspace(-1, 1, 50), low=-1, high=1).double()
+    assert (colors @ torch.tensor([0.2126, 0.7152, 0.0722]).double()).diff().min() > 0
+
+
+def test_equal_values_have_a_colour():
+    assert color_values(torch.zeros(2), low=0, high=0).tolist() == [[68, 1, 84]] * 2
+    assert color_values(torch.ones(2), low=0, high=0).tolist() == [[253, 231, 36]] * 2

@@ -1,4 +1,4 @@
-"""Colours of parts."""
+"""Colours of parts and of values."""
 
 from __future__ import annotations
 
@@ -52,3 +52,22 @@ def color_parts(part_label: Tensor, parts: Sequence[int]) -> Tensor:
     position = torch.zeros(max(parts) + 1, dtype=torch.int64)
     position[list(parts)] = torch.arange(len(parts))
     return palette(len(parts))[position[part_label.cpu()]].to(part_label.device)
+
+
+def color_values(values: Tensor, *, low: float, high: float) -> Tensor:
+    """Colour values by viridis, whose steps look equally large, also without full colour vision.
+
+    Args:
+        values: Any shape.
+        low: The value of the darkest colour; smaller ones get it too.
+        high: The value of the brightest colour; larger ones get it too.
+
+    Returns:
+        Red, green and blue, (..., 3) uint8.
+    """
+    from matplotlib import colormaps
+
+    position = (values.detach().double() - low) / max(high - low, torch.finfo(torch.float64).tiny)
+    index = (position.clamp(0, 1) * 255).round().long()
+    table = torch.from_numpy(colormaps["viridis"](range(256), bytes=True)[:, :3])
+    return table.to(values.device)[index]

@@ -1,0 +1,39 @@
+"""See what a network attends to and predicts: `render` and `show`, and the colours they use."""
+
+from pcea.visualization.colors import color_parts, color_values, palette
+from pcea.visualization.drawing import render, save_gif, save_png
+from pcea.visualization.views import (
+    ColorBar,
+    View,
+    spread,
+    view_class,
+    view_of,
+    view_parts,
+    view_query,
+    view_slot,
+    view_slots,
+    view_values,
+    weights_at,
+)
+from pcea.visualization.window import show
+
+__all__ = [
+    "ColorBar",
+    "View",
+    "color_parts",
+    "color_values",
+    "palette",
+    "render",
+    "save_gif",
+    "save_png",
+    "show",
+    "spread",
+    "view_class",
+    "view_of",
+    "view_parts",
+    "view_query",
+    "view_slot",
+    "view_slots",
+    "view_values",
+    "weights_at",
+]

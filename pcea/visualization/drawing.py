@@ -1,0 +1,475 @@
+"""Pictures of views: points by Open3D, off-screen where there is no display; titles and legends by Matplotlib."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.attention import AttentionMap
+from pcea.file_formats import import_open3d
+from pcea.visualization.views import ColorBar, View, view_of
+
+AZIMUTH, ELEVATION = 35.0, 20.0
+FIELD_OF_VIEW = 30.0
+# Around the outline of a cloud, of the picture's side.
+_BORDER = 0.03
+# Open3D draws points as squares; drawn this many times larger and averaged, their edges are smooth.
+_OVERSAMPLING = 2
+# Open3D ends the process, or fails without a reason, somewhere above 6600.
+_LARGEST = 4096
+_PROBE = "from pcea.visualization.drawing import probe; probe()"
+SYSTEM_PACKAGES = "apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
+# Pixels an inch, of a line of text, and beside a picture.
+_DPI, _LINE, _MARGIN = 100, 30, 10
+# Of all text, in points.
+_FONT_SIZE = 10.0
+
+
+class Camera(NamedTuple):
+    """Where a picture is taken from.
+
+    Attributes:
+        rotation: From the points' coordinates to x right, y down, z forwards, (3, 3).
+        center: The point that is seen in the middle of the picture, (3,).
+        distance: Between camera and center.
+    """
+
+    rotation: np.ndarray
+    center: np.ndarray
+    distance: float
+
+
+def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float = ELEVATION) -> Camera:
+    """A camera that sees all points as large as possible in a square picture, and in the middle.
+
+    Args:
+        points: (N, 3), y up.
+        azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
+        elevation: Degrees above the horizon.
+    """
+    a, e = math.radians(azimuth), math.radians(elevation)
+    backwards = np.array([math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e)])
+    right = np.array([math.cos(a), 0, -math.sin(a)])
+    rotation = np.stack([right, np.cross(right, backwards), -backwards])  # x right, y down, z forwards
+    seen = points.double().cpu().numpy() @ rotation.T
+    across, depth = seen[:, :2], seen[:, 2:]
+    slope = math.tan(math.radians(FIELD_OF_VIEW / 2)) / (1 + 2 * _BORDER)
+    # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows for all points
+    # in both directions, but not in the cloud.
+    right, left = (across - slope * depth).max(0), (-across - slope * depth).max(0)
+    eye, nearest = (right - left) / 2, depth.min() - (0.02 * np.ptp(seen, axis=0).max() or 1)
+    eye_depth = min(-(right + left).max() / 2 / slope, nearest)
+    away = depth[:, 0] - eye_depth
+    # Where there is room left, each step centres the two points at the ends of the outline.
+    for _ in range(5):
+        outline = (across - eye) / away[:, None]
+        low, high = outline.argmin(0), outline.argmax(0)
+        low_end, high_end = across[low, (0, 1)], across[high, (0, 1)]
+        eye = (low_end * away[high] + high_end * away[low]) / (away[low] + away[high])
+    middle = (depth.min() + depth.max()) / 2
+    return Camera(rotation, np.array([*eye, middle]) @ rotation, float(middle - eye_depth))
+
+
+def shade(colors: Tensor, normals: Tensor, camera: Camera) -> Tensor:
+    """Darken colours where a surface is seen from the side, as by a lamp at the camera; hues stay those of the legend.
+
+    Args:
+        colors: (N, 3) uint8.
+        normals: Unit normals of either side, (N, 3). A normal of zero leaves the colour as it is.
+        camera: Where the picture is taken from.
+    """
+    facing = (normals.double().cpu() @ torch.from_numpy(camera.rotation[2])).abs()
+    facing = torch.where(normals.cpu().any(1), facing, 1.0)
+    return (colors.double().cpu() * (0.6 + 0.4 * facing[:, None])).round().to(torch.uint8)
+
+
+def point_size(points: Tensor, camera: Camera, side: int) -> float:
+    """Pixels a point, so that the points of a surface close up: by the area of the cloud's outline.
+
+    Args:
+        points: (N, 3).
+        camera: Where the picture is taken from.
+        side: Of the picture, in pixels.
+    """
+    seen = points.double().cpu().numpy() @ camera.rotation[:2].T
+    cells = 64
+    low, extent = seen.min(0), max(float(np.ptp(seen, axis=0).max()), 1e-9)
+    place = ((seen - low) / extent * (cells - 1)).astype(int)
+    covered = len(np.unique(place[:, 0] * cells + place[:, 1])) / cells**2
+    # About half of the points lie on the far side.
+    return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), _OVERSAMPLING, side / 40))
+
+
+class Renderer:
+    """An Open3D window, hidden, that draws one view after the other. Use it with `with`, or `close` it.
+
+    Args:
+        size: Side of its square pictures, in pixels.
+
+    Raises:
+        OSError: If Open3D cannot draw on this machine.
+    """
+
+    def __init__(self, size: int):
+        check_rendering()
+        self._open3d = import_open3d()
+        self.size = size
+        with _quiet(self._open3d):
+            self._window = self._open3d.visualization.Visualizer()
+            side = size * _OVERSAMPLING
+            if not self._window.create_window(width=side, height=side, visible=False):
+                raise OSError(_cannot_draw("no window could be made"))
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the window back."""
+        self._window.destroy_window()
+
+    def draw(self, view: View, *, azimuth: float = AZIMUTH, elevation: float = ELEVATION) -> np.ndarray:
+        """The points on white, (size, size, 3) uint8, without title and legend; angles as in `place_camera`."""
+        from PIL import Image
+
+        camera = place_camera(view.points, azimuth=azimuth, elevation=elevation)
+        colors = view.colors if view.normals is None else shade(view.colors, view.normals, camera)
+        o3d, window = self._open3d, self._window
+        cloud = o3d.geometry.PointCloud(vectors(o3d, view.points))
+        cloud.colors = vectors(o3d, colors.double() / 255)
+        window.clear_geometries()
+        window.add_geometry(cloud)
+        if view.mark is not None:
+            window.add_geometry(mark(o3d, view))
+        window.get_render_option().point_size = point_size(view.points, camera, self.size * _OVERSAMPLING)
+        self._look(camera)
+        pixels = np.asarray(window.capture_screen_float_buffer(do_render=True))
+        picture = Image.fromarray((pixels * 255).round().astype(np.uint8))
+        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BOX))
+
+    def _look(self, camera: Camera) -> None:
+        o3d = self._open3d
+        side = self.size * _OVERSAMPLING
+        focal = side / 2 / math.tan(math.radians(FIELD_OF_VIEW / 2))
+        parameters = o3d.camera.PinholeCameraParameters()
+        middle = side / 2 - 0.5
+        parameters.intrinsic = o3d.camera.PinholeCameraIntrinsic(side, side, focal, focal, middle, middle)
+        extrinsic = np.eye(4)
+        extrinsic[:3, :3] = camera.rotation
+        extrinsic[:3, 3] = -camera.rotation @ camera.center + (0, 0, camera.distance)
+        parameters.extrinsic = extrinsic
+        self._window.get_view_control().convert_from_pinhole_camera_parameters(parameters, allow_arbitrary=True)
+
+
+def render(
+    points: Tensor,
+    attention: AttentionMap | None = None,
+    *,
+    size: int = 600,
+    azimuth: float = AZIMUTH,
+    elevation: float = ELEVATION,
+    **options: Any,
+) -> np.ndarray:
+    """Draw a cloud: what its points attend to, or in colours of your own. Needs no display.
+
+    Example:
+        with record_attention(model) as attention:
+            model(points)
+        picture = render(points[0], attention["encoder.blocks.3.attention"], slot=5)
+
+    Args:
+        points: As for `view_of`.
+        attention: As for `view_of`.
+        size: Height of the picture in pixels, and its width without the legend.
+        azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
+        elevation: Degrees above the horizon.
+        **options: Those of `view_of`: slot, query, colors, cloud, head, title.
+
+    Returns:
+        Red, green and blue, (H, W, 3) uint8.
+
+    Raises:
+        ValueError: If the arguments do not fit.
+        OSError: If Open3D cannot draw on this machine.
+    """
+    view = view_of(points, attention, **options)
+    return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))
+
+
+def draw_sheet(
+    views: Sequence[View],
+    *,
+    size: int = 600,
+    columns: int | None = None,
+    shared_legend: bool = False,
+    angles: Sequence[float] = (AZIMUTH,),
+    elevation: float = ELEVATION,
+) -> Iterator[np.ndarray]:
+    """Draw views side by side with titles and legends, once for each angle.
+
+    Args:
+        views: What to draw, row by row.
+        size: Side of each view in pixels, at most 4096.
+        columns: Views in a row; None for about as many as rows.
+        shared_legend: All views have the same meaning of colours: one legend for all, of all that occurs.
+        angles: Azimuths, in degrees.
+        elevation: Degrees above the horizon.
+
+    Yields:
+        A picture for each angle, (H, W, 3) uint8, all of one size.
+
+    Raises:
+        ValueError: If the size is too large, or not positive.
+        OSError: If Open3D cannot draw on this machine.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"size must be in 1..{_LARGEST} pixels, got {size}.")
+    columns = columns or math.ceil(math.sqrt(len(views)))
+    rows = math.ceil(len(views) / columns)
+    heading = _LINE if any(view.title for view in views) else 0
+    keys = [_shared_key(views)] if shared_legend else [_key(view) for view in views]
+    panel = max(key.width for key in keys)
+    tile = (size if shared_legend else size + panel, size + heading)
+    width, height = columns * tile[0] + (panel if shared_legend else 0), rows * tile[1]
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    images = []
+    for i, view in enumerate(views):
+        left, top = i % columns * tile[0], i // columns * tile[1]
+        axes = figure.add_axes((left / width, 1 - (top + heading + size) / height, size / width, size / height))
+        axes.set_axis_off()
+        images.append(axes.imshow(np.full((size, size, 3), 255, np.uint8), interpolation="none"))
+        place = (left + size / 2) / width, 1 - (top + 0.6 * heading) / height
+        title = _shorten(view.title, size - _MARGIN)
+        figure.text(*place, title, ha="center", va="center", fontsize=_FONT_SIZE, parse_math=False)
+        if not shared_legend:
+            keys[i].draw(figure, left + size, top + heading, size)
+    if shared_legend:
+        keys[0].draw(figure, columns * tile[0], heading, height - heading)
+    views = [view if view.normals is not None else view._replace(normals=_normals(view.points)) for view in views]
+    with Renderer(size) as renderer:
+        for angle in angles:
+            for image, view in zip(images, views):
+                image.set_data(renderer.draw(view, azimuth=angle, elevation=elevation))
+            canvas.draw()
+            yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _normals(points: Tensor) -> Tensor | None:
+    """Normals of either side for shading; None of too few points."""
+    if len(points) < 4:
+        return None
+    open3d = import_open3d()
+    cloud = open3d.geometry.PointCloud(vectors(open3d, points))
+    cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(12))
+    return torch.from_numpy(np.array(cloud.normals))
+
+
+def draw_key(view: View, *, height: int) -> np.ndarray:
+    """The meaning of a view's colours alone, (height, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    key = _key(view)
+    figure = Figure(figsize=(max(key.width, 1) / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    key.draw(figure, 0, 0, height)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class Key(NamedTuple):
+    """The meaning of the colours, drawn beside a picture."""
+
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+    title: str
+    color_bar: ColorBar | None
+
+    @property
+    def width(self) -> int:
+        """Pixels that it takes."""
+        names = [self.title, *(name for name, _ in self.legend)]
+        legend = math.ceil(max(map(_text_width, names))) + 60 if self.legend else 0
+        return max(legend, 130 if self.color_bar else 0)
+
+    def draw(self, figure: Any, left: int, top: int, height: int) -> None:
+        """Draw it on a Matplotlib figure with its upper left corner at (left, top), in pixels."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.patches import Patch
+
+        W, H = figure.get_size_inches() * _DPI
+        left += _MARGIN
+        if self.legend:
+            # As large as all lines fit.
+            font_size = min(_FONT_SIZE, _FONT_SIZE * height / (24 * (len(self.legend) + 1)))
+            handles = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in self.legend]
+            corner = (left / W, 1 - (top + height / 2) / H)
+            legend = figure.legend(
+                handles=handles,
+                title=self.title,
+                alignment="left",
+                loc="center left",
+                bbox_to_anchor=corner,
+                frameon=False,
+                handlelength=1.2,
+                fontsize=font_size,
+                title_fontsize=font_size,
+            )
+            for text in (legend.get_title(), *legend.get_texts()):
+                text.set_parse_math(False)
+        if self.color_bar is not None:
+            label, low, high = self.color_bar
+            bar = min(height * 0.6, 300)
+            axes = figure.add_axes((left / W, 1 - (top + (height + bar) / 2) / H, 15 / W, bar / H))
+            # A bar needs two ends, also where all values are equal.
+            scale = Normalize(low, high if high > low else low + 1)
+            figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, label=label, format="{x:.3g}")
+
+
+def _key(view: View) -> Key:
+    return Key(view.legend, view.legend_title, view.color_bar)
+
+
+def _shared_key(views: Sequence[View]) -> Key:
+    legend = dict.fromkeys(entry for view in views for entry in view.legend)
+    return Key(tuple(legend), views[0].legend_title, views[0].color_bar)
+
+
+def _shorten(text: str, width: int) -> str:
+    """Leave out letters before the last seven until the text is so many pixels wide."""
+    shortened, kept = text, len(text) - 11
+    while _text_width(shortened) > width and kept > 0:
+        shortened, kept = f"{text[:kept]}...{text[-7:]}", kept - 1
+    return shortened
+
+
+def _text_width(text: str) -> float:
+    """Pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=_FONT_SIZE)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * _DPI / 72
+
+
+@contextmanager
+def _quiet(open3d: Any) -> Iterator[None]:
+    """Keep Open3D, and the libraries that look for a display, from printing that there is none."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def vectors(open3d: Any, values: Tensor) -> Any:
+    """Rows (N, 3) as Open3D wants them."""
+    return open3d.utility.Vector3dVector(values.double().cpu().numpy())
+
+
+def mark(open3d: Any, view: View) -> Any:
+    """A red ball at the marked point of a view."""
+    assert view.mark is not None
+    radius = 0.02 * float((view.points.amax(0) - view.points.amin(0)).max())
+    ball = open3d.geometry.TriangleMesh.create_sphere(radius)
+    ball.translate(view.mark.double().cpu().numpy())
+    ball.paint_uniform_color((1, 0, 0.1))
+    return ball
+
+
+@cache
+def check_rendering() -> None:
+    """Try to draw in a child process, as Open3D may end the process where a library is missing.
+
+    Raises:
+        OSError: If it cannot draw; with the packages that are missing, probably.
+        ImportError: If Open3D cannot be imported.
+    """
+    import_open3d()
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise OSError(_cannot_draw("it took more than two minutes")) from None
+    if done.returncode:
+        words = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr + done.stdout)  # Open3D's warnings are coloured
+        lines = [line.strip().rstrip(".") for line in words.splitlines() if line.strip()]
+        raise OSError(_cannot_draw(lines[-1] if lines else f"it ended with {done.returncode}"))
+
+
+def probe() -> None:
+    """Draw a red point and look whether it is red; ends the process with 1 if not."""
+    open3d = import_open3d()
+    window = open3d.visualization.Visualizer()
+    if not window.create_window(width=64, height=64, visible=False):
+        sys.exit("no window could be made")
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.eye(3)))
+    cloud.paint_uniform_color((1, 0, 0))
+    window.add_geometry(cloud)
+    window.get_render_option().point_size = 20
+    picture = np.asarray(window.capture_screen_float_buffer(do_render=True))
+    if not (picture == (1, 0, 0)).all(-1).any():
+        sys.exit("what it draws does not arrive in the picture")
+
+
+def _cannot_draw(reason: str) -> str:
+    return f"Open3D cannot draw on this machine: {reason}. On Debian or Ubuntu: {SYSTEM_PACKAGES}"
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write a picture, (H, W, 3) uint8; nothing is left half-written.
+
+    Raises:
+        OSError: If the folder is not there or cannot be written to.
+    """
+    from PIL import Image
+
+    with complete_file(Path(path)) as part:
+        Image.fromarray(picture).save(part, format="PNG", optimize=True)
+
+
+def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+    """Write pictures of one size, (H, W, 3) uint8, as an animation without end that takes so long a round.
+
+    Raises:
+        OSError: If the folder is not there or cannot be written to.
+    """
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(picture).quantize(128) for picture in pictures]
+    with complete_file(Path(path)) as part:
+        duration = round(1000 * seconds / len(pictures))
+        first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Write a file beside `path`; it takes its place at the end if nothing failed, and is deleted otherwise."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

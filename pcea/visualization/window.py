@@ -1,0 +1,243 @@
+"""The interactive window: a `Browser` drawn by Open3D's graphical interface."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pcea.attention import AttentionMap
+from pcea.file_formats import import_open3d
+from pcea.visualization.browser import Browser, Subject
+from pcea.visualization.drawing import FIELD_OF_VIEW, draw_key, mark, place_camera, point_size, shade, vectors
+
+_SIZE = 1100, 800
+_KEY_HEIGHT = 400
+_INSTEAD = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
+_PROBE = "from pcea.visualization.window import probe; probe()"
+
+
+def show(
+    points: Tensor,
+    attention: AttentionMap | Mapping[str, AttentionMap],
+    *,
+    slot: int | None = None,
+    query: int | None = None,
+    cloud: int = 0,
+) -> None:
+    """Look at what the points of a cloud attend to, in a window; its keys are listed in it. Returns when it is closed.
+
+    Example:
+        with record_attention(model) as attention:
+            model(points)
+        show(points[0], attention)                                    # all layers
+        show(points[0], attention["encoder.blocks.3.attention"], slot=5)
+
+    Args:
+        points: One cloud, (N, 3), y up, in the coordinates that the model was given; any points, not only the tokens.
+        attention: What `record_attention` recorded: all layers, or one.
+        slot: Begin with the weights for this slot.
+        query: Begin with what the point of this number has to do with each other point.
+        cloud: Which cloud of the recorded batch these points are.
+
+    Raises:
+        ValueError: If the arguments do not fit.
+        OSError: If there is no display, or Open3D cannot open a window on it. `render` needs none.
+    """
+    layers = {"": attention} if isinstance(attention, AttentionMap) else attention
+    subject = Subject(points, layers, cloud=cloud)
+    mode = "query" if query is not None else "slot" if slot is not None else subject.modes[0]
+    open_window(Browser([subject], mode=mode, slot=slot, query=query))
+
+
+def open_window(browser: Browser) -> None:
+    """Show a browser in a window until it is closed.
+
+    Raises:
+        OSError: If there is no display, or Open3D cannot open a window on it.
+    """
+    check_display()
+    Window(browser, import_open3d()).run()
+
+
+def check_display() -> None:
+    """Try to open a window in a child process, as Open3D may end the process, or wait for ever, where it cannot.
+
+    Raises:
+        OSError: If there is no display, or no window opens.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise OSError(f"There is no display to open a window on. {_INSTEAD}")
+    import_open3d()
+    try:
+        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode:
+        raise OSError(
+            "Open3D cannot open a window on this display; it needs Vulkan. On Debian or Ubuntu: apt-get install "
+            f"libvulkan1 mesa-vulkan-drivers libegl1 libgl1. {_INSTEAD}"
+        )
+
+
+def probe() -> None:
+    """Open a window and close it."""
+    app = import_open3d().visualization.gui.Application.instance
+    app.initialize()
+    window = app.create_window("pcea", 64, 64)
+    window.post_redraw()
+    app.run_one_tick()
+    window.close()
+
+
+class Window:
+    """The cloud on the left, the meaning of its colours and the keys on the right.
+
+    Args:
+        browser: What is shown.
+        open3d: The module.
+    """
+
+    def __init__(self, browser: Browser, open3d: Any):
+        self._browser, self._open3d = browser, open3d
+        self._gui, self._rendering = open3d.visualization.gui, open3d.visualization.rendering
+        gui = self._gui
+        self._app = gui.Application.instance
+        self._app.initialize()
+        self._window = self._app.create_window("pcea", *_SIZE)
+        self._scene = gui.SceneWidget()
+        self._scene.scene = self._rendering.Open3DScene(self._window.renderer)
+        self._scene.scene.set_background((1, 1, 1, 1))
+        # With it, colours would not be those of the legend.
+        self._scene.scene.view.set_post_processing(False)
+        self._scene.set_on_mouse(self._on_mouse)
+        margin = round(self._window.theme.font_size)
+        self._title, self._key, self._help = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
+        for word in chain.from_iterable(browser.KEYS.items()):
+            self._help.add_child(self._label(word))
+        self._panel = gui.Vert(margin, gui.Margins(margin))
+        self._panel.background_color = gui.Color(1, 1, 1)
+        for widget in (self._title, self._key, self._help):
+            self._panel.add_child(widget)
+        self._window.add_child(self._scene)
+        self._window.add_child(self._panel)
+        self._window.set_on_layout(self._layout)
+        self._window.set_on_key(self._on_key)
+        self._has_shift = False
+        self._zoom = 1.0
+        self._update(reset_camera=True)
+
+    def run(self) -> None:
+        """Show the window until it is closed."""
+        try:
+            self._app.run()
+        except BaseException:
+            # An error in a callback leaves the window open, and with it the process could not end.
+            self._window.close()
+            self._app.run_one_tick()
+            raise
+
+    def _update(self, *, reset_camera: bool = False) -> None:
+        """Draw the browser's present view."""
+        view = self._browser.view()
+        camera = place_camera(view.points)
+        colors = view.colors if view.normals is None else shade(view.colors, view.normals, camera)
+        cloud = self._open3d.geometry.PointCloud(vectors(self._open3d, view.points))
+        cloud.colors = vectors(self._open3d, colors.double() / 255)
+        material = self._rendering.MaterialRecord()
+        material.shader = "defaultUnlit"
+        material.point_size = self._zoom * point_size(view.points, camera, _SIZE[1])
+        self._scene.scene.clear_geometry()
+        self._scene.scene.add_geometry("cloud", cloud, material)
+        if view.mark is not None:
+            self._scene.scene.add_geometry("mark", mark(self._open3d, view), material)
+        if reset_camera:
+            bounds = self._scene.scene.bounding_box
+            center = camera.center.astype(np.float32)
+            eye = camera.center - camera.distance * camera.rotation[2]
+            self._scene.setup_camera(FIELD_OF_VIEW, bounds, center)
+            self._scene.look_at(center, eye.astype(np.float32), -camera.rotation[1].astype(np.float32))
+        browser = self._browser
+        last = len(browser.subject.layers) - 1
+        self._title.text = "\n".join([view.title, f"mode: {browser.mode}", f"layer: {browser.layer} of 0..{last}"])
+        picture = self._open3d.geometry.Image(draw_key(view, height=_KEY_HEIGHT))
+        self._key.set_widget(self._gui.ImageWidget(picture))
+        self._window.set_needs_layout()
+        self._window.post_redraw()
+
+    def _label(self, text: str) -> Any:
+        label = self._gui.Label(text)
+        label.text_color = self._gui.Color(0, 0, 0)
+        return label
+
+    def _layout(self, context: Any) -> None:
+        area = self._window.content_rect
+        panel = self._panel.calc_preferred_size(context, self._gui.Widget.Constraints()).width
+        self._scene.frame = self._gui.Rect(area.x, area.y, area.width - panel, area.height)
+        self._panel.frame = self._gui.Rect(area.get_right() - panel, area.y, panel, area.height)
+
+    def _on_key(self, event: Any) -> bool:
+        names = self._gui.KeyName
+        is_down = event.type == self._gui.KeyEvent.Type.DOWN
+        if event.key in (names.LEFT_SHIFT, names.RIGHT_SHIFT):
+            self._has_shift = is_down
+            return False
+        if not is_down:
+            return False
+        if event.key in (names.Q, names.ESCAPE):
+            self._window.close()
+        elif event.key == names.R:
+            self._update(reset_camera=True)
+        elif event.key == names.H:
+            self._help.visible = not self._help.visible
+            self._window.set_needs_layout()
+        elif event.key in (names.PLUS, names.EQUALS, names.MINUS):
+            self._zoom *= 1 / 1.25 if event.key == names.MINUS else 1.25
+            self._update()
+        elif event.key < 128 and self._browser.press(chr(event.key), back=self._has_shift):
+            self._update(reset_camera=chr(event.key) == "f")
+        else:
+            return False
+        return True
+
+    def _on_mouse(self, event: Any) -> Any:
+        results = self._gui.Widget.EventCallbackResult
+        is_click = event.type == self._gui.MouseEvent.Type.BUTTON_DOWN
+        if not (is_click and event.is_modifier_down(self._gui.KeyModifier.SHIFT)):
+            return results.IGNORED
+        points = self._browser.subject.points
+        frame, camera = self._scene.frame, self._scene.scene.camera
+        matrix = camera.get_projection_matrix() @ camera.get_view_matrix()
+        cursor = (event.x - frame.x) / frame.width, (event.y - frame.y) / frame.height
+        found = pick_point(points, matrix, cursor, aspect=frame.width / frame.height)
+        if found is not None:
+            self._browser.pick(points[found])
+            self._update()
+        return results.CONSUMED
+
+
+def pick_point(points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float) -> int | None:
+    """The nearest to the camera of the points under the cursor.
+
+    Args:
+        points: (N, 3).
+        matrix: From the points to clip space, (4, 4).
+        cursor: From the left and from the top of the picture, in 0..1.
+        aspect: The picture's width by its height.
+
+    Returns:
+        Number of the point, or None if none lies within 2 % of the picture's height around the cursor.
+    """
+    clip = np.c_[points.double().cpu().numpy(), np.ones(len(points))] @ np.asarray(matrix, dtype=np.float64).T
+    before = np.flatnonzero(clip[:, 3] > 0)
+    depth = clip[before, 3]
+    x, y = (clip[before, :2] / depth[:, None]).T  # in -1..1, y up
+    distance = np.hypot((x - (2 * cursor[0] - 1)) * aspect, y - (1 - 2 * cursor[1])) / 2
+    near = np.flatnonzero(distance < 0.02)
+    return None if not len(near) else int(before[near[depth[near].argmin()]])

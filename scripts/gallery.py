@@ -1,0 +1,56 @@
+"""Draw the pictures of the README's gallery into data/pictures/, with the weights that come with pcea.
+
+Needs data/psb_meshes (meshes of the Princeton Shape Benchmark) and data/modelnet40_ply_hdf5_2048; see data/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from pcea.datasets.modelnet40 import ModelNet40
+from pcea.visualize import visualize
+
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
+
+
+def main() -> None:
+    """Draw all pictures, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="Pictures to draw, such as slots; all by default.")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="Folder of the data.")
+    options = parser.parse_args()
+    psb = options.root / "psb_meshes"
+    chair, airplane = psb / "chair_114.off", psb / "airplane_74.off"
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = {
+            "layers": {"files": [chair], "grid": True, "size": 250},
+            "airplane": {"files": [airplane], "mode": "query", "up": "z", "azimuth": -20, "elevation": 40, "size": 500},
+            "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 160},
+            "chairs": {"files": _test_clouds(options.root, "chair", 8, Path(folder)), "grid": True, "size": 220},
+            "parts": {
+                "files": sorted(psb.glob("chair*.off")), "mode": "parts", "checkpoint": "labeled_psb_eat",
+                "category": "Chair", "size": 500,
+            },
+        }  # fmt: skip
+        for name in options.names or pictures:
+            visualize(**pictures[name], output=PICTURES / f"{name}.png")
+            print(f"{name}.png: {(PICTURES / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+def _test_clouds(root: Path, name: str, count: int, folder: Path) -> list[Path]:
+    """Test shapes of a class of ModelNet40 as files."""
+    clouds = ModelNet40(root, "test", num_points=1024)
+    label = clouds.class_names.index(name)
+    paths = []
+    for i in (clouds.label == label).nonzero().squeeze(1)[:count].tolist():
+        paths.append(folder / f"{name}_{i}.npy")
+        np.save(paths[-1], clouds.points[i].numpy())
+    return paths
+
+
+if __name__ == "__main__":
+    main()

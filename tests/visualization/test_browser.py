@@ -1,0 +1,227 @@
+import pytest
+import torch
+
+from pcea.attention import AttentionMap
+from pcea.visualization import ColorBar, palette, view_query, view_slots, weights_at
+from pcea.visualization.browser import Browser, Subject, shared_views
+
+MIDDLE, BRIGHT = [32, 144, 140], [253, 231, 36]
+
+
+def one_hot(slots, count):
+    return torch.nn.functional.one_hot(torch.tensor([slots]), count).float()
+
+
+# In layer a slot 2 is the strongest of most points, in layer b slot 1.
+SLOTS = {"a": [2, 2, 0, 2, 1], "b": [1, 1, 1, 0, 0]}
+
+
+def subject(*, name="", points=None, slots=SLOTS, **options):
+    points = torch.randn(5, 3) if points is None else points
+    return Subject(points, {key: AttentionMap(one_hot(row, 3)) for key, row in slots.items()}, name=name, **options)
+
+
+def self_attention():
+    return Subject(torch.randn(5, 3), {"": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True)})
+
+
+def test_a_subject_is_coloured_in_each_mode():
+    points, attention = torch.randn(7, 3), AttentionMap(torch.rand(2, 5, 3), points=torch.randn(2, 5, 3))
+    normals = torch.randn(7, 3)
+    layers = {"a": AttentionMap(torch.rand(2, 7, 3)), "b": attention}
+    seen = Subject(points, layers, name="n", normals=normals, cloud=1)
+    weights = weights_at(points, attention, cloud=1)
+    expected = view_slots(points, weights)
+    view = seen.view("slots", layer=1)
+    assert view.colors.equal(expected.colors)
+    assert (view.title, view.legend_title) == ("n", "strongest slot, layer 1")
+    assert view.normals is normals
+    view = seen.view("slot", layer=1, slot=2)
+    assert view.values.equal(weights[:, 2])
+    assert view.color_bar.label == "weight of slot 2, layer 1"
+    assert (view.title, view.legend_title) == ("n", "")
+    view = seen.view("query", layer=1, query=4)
+    assert view.values.equal(view_query(points, attention, 4, cloud=1).values)
+    assert view.color_bar.label == "likeness to the query, layer 1"
+    assert view.mark.equal(points[4])
+
+
+def test_what_a_subject_shows_of_its_own():
+    points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
+    seen = subject(points=points)
+    assert seen.farthest_point() == 3
+    assert seen.view("query", layer=0).mark.equal(points[3])
+    assert seen.view("slot", layer=0).color_bar.label.startswith("weight of slot 2")
+    assert seen.view("slot", layer=1).color_bar.label.startswith("weight of slot 1")
+
+
+def test_weights_are_those_of_the_layer_asked_for():
+    seen = subject()
+    for layer, slots in ((0, "a"), (1, "b"), (0, "a")):
+        assert seen.weights(layer).argmax(1).tolist() == SLOTS[slots]
+    assert seen.weights(0) is seen.weights(0)
+
+
+def test_modes():
+    assert subject().modes == ("slots", "slot", "query")
+    assert self_attention().modes == ("query",)
+    mixed = {
+        "a": AttentionMap(torch.rand(1, 5, 3)),
+        "b": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True),
+    }
+    assert Subject(torch.randn(5, 3), mixed).modes == ("query",)
+
+
+def test_errors_of_a_subject():
+    with pytest.raises(ValueError, match=r"points must be one cloud, \(N, 3\), got \(1, 5, 3\)"):
+        Subject(torch.randn(1, 5, 3), {})
+    with pytest.raises(ValueError, match="No attention was recorded: run the model inside"):
+        Subject(torch.randn(5, 3), {})
+    with pytest.raises(ValueError, match="Layer b: The attention is of 4 tokens, there are 5 points"):
+        subject(slots={"a": [0] * 5, "b": [0] * 4})
+    seen = subject()
+    for layer in (2, -1):
+        with pytest.raises(ValueError, match=rf"layer must be one of 0 \(a\), 1 \(b\), got {layer}"):
+            seen.view("slots", layer=layer)
+    with pytest.raises(ValueError, match="has the modes slots, slot, query, not 'parts'"):
+        seen.view("parts", layer=0)
+    with pytest.raises(ValueError, match="has the modes query, not 'slot'"):
+        self_attention().view("slot", layer=0)
+
+
+def state(browser):
+    return browser.number, browser.mode, browser.layer, browser.slot, browser.query
+
+
+def test_a_browser_begins_with_the_last_layer():
+    assert state(Browser([subject()])) == (0, "slots", 1, None, None)
+    assert state(Browser([subject()], mode="query", layer=0, slot=2, query=3)) == (0, "query", 0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mode": "parts"}, {"layer": 2}, {"mode": "slot", "slot": 3}, {"mode": "query", "query": 5}],
+)
+def test_a_wrong_argument_is_noticed_at_once(wrong):
+    (name,) = list(wrong)[-1:]
+    with pytest.raises(ValueError, match=name):
+        Browser([subject()], **wrong)
+
+
+def pressed(browser, key, name, *, times, back=False):
+    found = []
+    for _ in range(times):
+        assert browser.press(key, back=back)
+        browser.view()
+        found.append(getattr(browser, name))
+    return found
+
+
+def test_m_steps_through_the_modes():
+    browser = Browser([subject()])
+    assert pressed(browser, "m", "mode", times=4) == ["slot", "query", "slots", "slot"]
+    assert pressed(browser, "m", "mode", times=3, back=True) == ["slots", "query", "slot"]
+
+
+def test_l_steps_through_the_layers():
+    browser = Browser([subject(slots={"a": [0] * 5, "b": [1] * 5, "c": [2] * 5})], mode="slot")
+    assert pressed(browser, "l", "layer", times=4) == [0, 1, 2, 0]
+    assert pressed(browser, "l", "layer", times=3, back=True) == [2, 1, 0]
+    assert browser.view().values.tolist() == [1] * 5
+
+
+def test_s_steps_through_the_slots():
+    browser = Browser([subject()], layer=0)
+    # The first press goes to the slot mode, with the slot that it shows of its own: 2 of 0..2.
+    assert pressed(browser, "s", "slot", times=4) == [2, 0, 1, 2]
+    assert browser.mode == "slot"
+    assert pressed(browser, "s", "slot", times=4, back=True) == [1, 0, 2, 1]
+    # Back from another mode, the slot is still the same.
+    browser.press("m")
+    assert pressed(browser, "s", "slot", times=2) == [1, 2]
+
+
+def test_s_steps_from_the_slot_that_is_shown():
+    assert pressed(Browser([subject()], mode="slot", layer=0), "s", "slot", times=2) == [0, 1]
+    assert pressed(Browser([subject()], mode="slot", layer=0), "s", "slot", times=1, back=True) == [1]
+
+
+def test_f_steps_through_the_files():
+    browser = Browser([subject(name="x"), subject(name="y"), subject(name="z")], mode="query", query=3)
+    assert pressed(browser, "f", "number", times=4) == [1, 2, 0, 1]
+    assert browser.view().title == "y"
+    assert browser.query is None  # a point of another cloud
+    assert pressed(browser, "f", "number", times=3, back=True) == [0, 2, 1]
+
+
+def test_a_slot_that_the_next_layer_lacks_is_forgotten():
+    maps = {"wide": AttentionMap(torch.rand(1, 5, 7)), "narrow": AttentionMap(one_hot([1] * 5, 3))}
+    browser = Browser([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=3)
+    assert browser.press("l")
+    assert browser.view().color_bar.label == "weight of slot 1, layer 1"
+    browser = Browser([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=2)
+    browser.press("l")
+    assert browser.slot == 2
+
+
+def test_keys_without_effect():
+    browser = Browser([self_attention()], mode="query")
+    before = state(browser)
+    assert not [key for key in "mlsfxq" for back in (False, True) if browser.press(key, back=back)]
+    assert state(browser) == before
+
+
+def test_every_key_of_the_list_is_explained_once():
+    keys = [key.lower() for key in Browser.KEYS]
+    assert len(set(keys)) == len(keys)
+    assert {"m", "l", "s", "f", "r", "h", "q", "+ -"} <= set(keys)
+
+
+def test_pick():
+    points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
+    browser = Browser([subject(points=points)])
+    browser.pick(torch.tensor([0.2, 0.9, 0.1], dtype=torch.float64))
+    assert state(browser) == (0, "query", 1, None, 2)
+    assert browser.view().mark.equal(points[2])
+
+
+# Several clouds in one picture
+
+
+def color_of_slot(view):
+    """The colour of the points of each slot."""
+    return {slot: view.colors[view.values == slot].unique(dim=0).tolist() for slot in view.values.unique().tolist()}
+
+
+def test_a_slot_has_the_same_colour_in_all_clouds():
+    # Alone, slot 1 would be the first of the left cloud, and slot 2 of the right one. Together slot 2 leads.
+    left, right = subject(slots={"a": [1, 1, 1, 2, 2]}), subject(slots={"a": [2, 2, 2, 0, 0]})
+    colors = palette(3).tolist()
+    first, second = (color_of_slot(view) for view in shared_views([left, right], "slots", layer=0))
+    assert first == {1: [colors[1]], 2: [colors[0]]}
+    assert second == {0: [colors[2]], 2: [colors[0]]}
+
+
+def test_a_slot_has_one_scale_in_all_clouds():
+    maps = [AttentionMap(torch.tensor([[[0.25, 0.75], [high, 1 - high]]])) for high in (0.5, 1.0)]
+    subjects = [Subject(torch.randn(2, 3), {"a": attention}) for attention in maps]
+    low, high = shared_views(subjects, "slot", layer=0, slot=0)
+    assert low.color_bar == high.color_bar == ColorBar("weight of slot 0, layer 0", 0.0, 1.0)
+    assert low.colors[1].tolist() == MIDDLE
+    assert high.colors[1].tolist() == BRIGHT
+    # Of its own: slot 1 is the strongest of two points, slot 0 of one, and equal ones go to the first.
+    assert shared_views(subjects, "slot", layer=0)[0].color_bar.label.startswith("weight of slot 0")
+    with pytest.raises(ValueError, match=r"slot must be in 0\.\.1, got 2"):
+        shared_views(subjects, "slot", layer=0, slot=2)
+
+
+def test_queries_have_one_scale_in_all_clouds():
+    maps = [AttentionMap(torch.tensor([[[1 - high, high]] * 2]), slots_are_tokens=True) for high in (0.5, 1.0)]
+    subjects = [Subject(torch.randn(2, 3), {"a": attention}) for attention in maps]
+    low, high = shared_views(subjects, "query", layer=0, queries=[0, 1])
+    assert low.color_bar == high.color_bar == ColorBar("weight of the query, layer 0", 0.0, 1.0)
+    assert low.colors.tolist() == [MIDDLE, MIDDLE]
+    assert low.mark.equal(subjects[0].points[0])
+    assert high.mark.equal(subjects[1].points[1])
+    farthest = shared_views(subjects, "query", layer=0)
+    assert farthest[1].mark.equal(subjects[1].points[subjects[1].farthest_point()])
