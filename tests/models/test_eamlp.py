@@ -311,7 +311,7 @@ def test_attention_of_every_layer_can_be_recorded() -> None:
         expected = model(images)
         with record_attention(model) as maps:
             torch.testing.assert_close(model(images), expected)
-        assert {name: tuple(weights.shape) for name, weights in maps.items()} == shapes | {
+        assert {name: tuple(recorded.weights.shape) for name, recorded in maps.items()} == shapes | {
             "blocks.0.attention": shape,
             "blocks.1.attention": shape,
         }

@@ -104,8 +104,8 @@ def test_every_pixel_sees_every_other_by_the_attention() -> None:
     assert difference[0] > 1e-5
     model.attention.forward = lambda x: x  # type: ignore[method-assign]
     assert not (model(changed) - model(images))[..., 0].any()
-    assert maps["attention.attention"].shape == (1, 80, 5)
-    torch.testing.assert_close(maps["attention.attention"].sum(2), torch.ones(1, 80))
+    assert maps["attention.attention"].weights.shape == (1, 80, 5)
+    torch.testing.assert_close(maps["attention.attention"].weights.sum(2), torch.ones(1, 80))
 
 
 @pytest.mark.parametrize("tied", [True, False])
