@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +109,16 @@ class AttentionMap(NamedTuple):
         points: Where the tokens are, (B, N, 3), in the coordinates that the model was given; None if the model does not
             say. Networks of pcea do. Any module does whose output has an attribute `centers`.
         slots_are_tokens: S is N: the layer is self-attention.
+        grid: Images: rows and columns (H, W) of the last H W tokens, row by row; those before, such as a class token,
+            are at no place. None if the model does not say. Networks of pcea do. Any module does that has a method
+            `token_grids`, which maps its input to the grids of the attention layers in it, by their names.
     """
 
     weights: Tensor
     mask: Tensor | None = None
     points: Tensor | None = None
     slots_are_tokens: bool = False
+    grid: tuple[int, int] | None = None
 
 
 class _Attention(nn.Module):
@@ -151,7 +155,13 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
         raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.attention, nothing to record.")
     maps: dict[str, AttentionMap] = {}
 
-    def locate(prefix: str, _module: nn.Module, _inputs: tuple, output: object) -> None:
+    def locate(prefix: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        token_grids: Any = getattr(module, "token_grids", None)
+        if token_grids is not None and inputs:
+            for part, grid in token_grids(*inputs).items():
+                within = ".".join(filter(None, (prefix, part)))
+                inside = [name for name in maps if f"{name}.".startswith(f"{within}.")]
+                maps.update({name: maps[name]._replace(grid=grid) for name in inside})
         centers = getattr(output, "centers", None)
         if isinstance(centers, Tensor):
             inside = [name for name in maps if name.startswith(prefix)]

@@ -18,7 +18,7 @@ usage: pcea COMMAND [OPTIONS]
   fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
   validate   Measure a checkpoint on the validation split.
   test       Measure a checkpoint on the test split, print a table and write a JSON record.
-  predict    Name the class of mesh or cloud files, or the part of each point: `pcea predict FILE...`
+  predict    Name the class of mesh, cloud or picture files, or that of each point or pixel: `pcea predict FILE...`
   download   Fetch a dataset: `pcea download modelnet40 --root data`
   visualize  Draw what a network attends to, in a window or a picture: `pcea visualize FILE... --output picture.png`
   export     Turn a checkpoint into a small weights file for `predict` and Python.
@@ -140,7 +140,7 @@ def _call(function: Callable[..., Any], options: list[str], *, files: str = "", 
     parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False)
     if files:
         # Left to itself, jsonargparse reads a list from the file that is given.
-        parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh or cloud files.")
+        parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh, cloud or picture files.")
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=_help(function, flag))
     parser.add_function_arguments(function, as_positional=True, skip={files, *flags})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 IGNORE = 255
@@ -20,3 +22,9 @@ class ImageBatch(NamedTuple):
 
     images: Tensor
     label: Tensor
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes (B, 3, H, W) as float32 with `mean` subtracted and divided by `std`, which are of colours in 0..1."""
+    shift, scale = (255 * torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images.float() - shift) / scale

@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from pcea.datamodules import batch_seed, global_seed, stratified_sample
 from pcea.datasets.image_folder import Split, has_splits, read_cifar10, read_image_folder
 from pcea.datasets.images import LabelledImages, TransformedImages
-from pcea.image_batch import ImageBatch
+from pcea.image_batch import ImageBatch, normalize
 from pcea.image_transforms import ImageTransform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -225,12 +225,6 @@ class _EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * len(self.dataset)  # type: ignore[arg-type]
         return iter([start + index for index in super().__iter__()])
-
-
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes (B, 3, H, W) as float32 with `mean` subtracted and divided by `std`, which are of colours in 0..1."""
-    shift, scale = (255 * torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
-    return (images.float() - shift) / scale
 
 
 def divide(images: LabelledImages, split: Split, *, test_fraction: float) -> LabelledImages | None:

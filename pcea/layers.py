@@ -94,3 +94,7 @@ class ExternalAttention2d(nn.Module):
         tokens = self.conv_in(image).flatten(2).transpose(1, 2)  # (B, H W, C)
         attended = self.attention(tokens).transpose(1, 2).unflatten(2, image.shape[2:])
         return F.relu(image + self.norm(self.conv_out(attended)))
+
+    def token_grids(self, image: Tensor) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the tokens, for `record_attention`."""
+        return {"attention": (image.shape[2], image.shape[3])}

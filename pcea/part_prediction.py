@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,44 +158,6 @@ def predict_parts(
     return PartPrediction(
         cloud.points, cloud.normals, part_label, best.values / total, trained.class_names, category or "", parts
     )
-
-
-def check_output(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse an output folder in which results would overwrite one another or an input.
-
-    Raises:
-        ValueError: If they would, or `folder` is a file or has the name of a CSV file.
-    """
-    if folder.is_file() or folder.suffix.lower() == ".csv":
-        raise ValueError(f"--output {folder}: a network that labels points writes a folder, with two files for each.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        if file.stem in stems:
-            raise ValueError(
-                f"{stems[file.stem]} and {file} would both be written to {folder / file.stem}.ply. "
-                "Rename one, or predict them into two folders."
-            )
-        stems[file.stem] = file
-        for extension in (".ply", ".npz"):
-            if file.suffix == extension and (folder / file.name).resolve() == file.resolve():
-                raise ValueError(f"The result would overwrite {file}. Give another --output folder.")
-
-
-@contextmanager
-def all_or_nothing(folder: Path) -> Iterator[Path]:
-    """Make a folder, and in it a temporary one; its files move to `folder` at the end if nothing failed.
-
-    Raises:
-        OSError: If the folder cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".pcea_", dir=folder) as temporary:
-            yield Path(temporary)
-            for file in sorted(Path(temporary).iterdir()):
-                file.replace(folder / file.name)
-    except OSError as error:
-        raise OSError(f"Cannot write to {folder}: {error.strerror or error}.") from error
 
 
 def write_parts(folder: Path, stem: str, prediction: PartPrediction) -> None:

@@ -1,4 +1,4 @@
-"""Name the class of mesh and cloud files, or the part of each of their points."""
+"""Name the class of mesh, cloud and picture files, or that of each of their points or pixels."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
+from pcea.datasets.images import read_image
 from pcea.file_formats import import_open3d
+from pcea.image_prediction import (
+    ENDINGS,
+    LONGEST_SIDE,
+    PixelPrediction,
+    check_pictures,
+    classify_picture,
+    is_picture,
+    label_pixels,
+    write_pixels,
+)
 from pcea.meshes import Points, estimate_normals, load_points, normalize_points, orient
 from pcea.models.point_segmenter import PointTransformerSegmenter
 from pcea.models.point_transformer import PointTransformerClassifier
-from pcea.part_prediction import (
-    PartPrediction,
-    all_or_nothing,
-    check_output,
-    find_category,
-    predict_parts,
-    read_clouds,
-    write_parts,
-)
-from pcea.trained_network import TrainedNetwork, load_network
+from pcea.output_folder import all_or_nothing, check_output
+from pcea.part_prediction import PartPrediction, find_category, predict_parts, read_clouds, write_parts
+from pcea.trained_network import TrainedImageNetwork, TrainedNetwork, load_network
 
 DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
 
@@ -56,13 +61,15 @@ def predict(
     category: str | None = None,
     num_points: int | None = None,
     points_per_pass: int | None = None,
+    longest_side: int | None = None,
     seed: int = 0,
     output: Path | None = None,
 ) -> None:
-    """Print the class of each file, or, with a network for parts, the share of each part.
+    """Print the class of each file, or, with a network for points or pixels, the share of each part or class.
 
     Args:
-        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...).
+        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); with a network for
+            images pictures (JPG, PNG, ...).
         weights: A weights file, or the name of weights that come with pcea.
         config: Take the newest checkpoint of this configuration instead.
         ckpt_path: Take this checkpoint of `pcea fit` instead.
@@ -74,14 +81,31 @@ def predict(
         points_per_pass: Parts only: points that the network sees at once; larger clouds go through in random subsets.
             By default as many as it was trained for. 0 for all points in one pass, which is worse where a cloud is much
             denser than those of the training.
+        longest_side: Pixels only: a larger picture is shown to the network scaled down to so many pixels along its
+            longer side, 1024 by default. The result has the size of the picture.
         seed: Decides which points are sampled, and the subsets.
         output: Also write the result. Classes: to this CSV file. Parts: into this folder, for each file a coloured
-            NAME.ply and a NAME.npz with the label and confidence of every point.
+            NAME.ply and a NAME.npz with the label and confidence of every point. Pixels: into this folder, for each
+            picture a NAME.png, whose pixels are numbers of classes, and a NAME_overlay.jpg to look at.
     """
     files = check_files(files, up=up)
     trained = load_network(ckpt_path or newest_checkpoint_of(config) or weights)
+    if isinstance(trained, TrainedImageNetwork):
+        of_points = {"category": category, "num_points": num_points, "points_per_pass": points_per_pass}
+        refuse("is for pictures", up=None if up == "y" else up, **of_points)
+        if trained.labels_pixels:
+            refuse("names the class of every pixel", top=top)
+            longest_side = LONGEST_SIDE if longest_side is None else longest_side
+            _print_pixels(files, trained, longest_side=longest_side, output=output)
+        else:
+            refuse("names the class of a picture", longest_side=longest_side)
+            check_classes_output(output)
+            _print_classes(classify_pictures(files, trained, top=3 if top is None else top), output)
+        return
+    refuse_pictures(files)
+    refuse("is for meshes and clouds", longest_side=longest_side)
     if isinstance(trained.network, PointTransformerSegmenter):
-        _refuse("names the parts of points", top=top)
+        refuse("names the parts of points", top=top)
         _print_parts(
             files,
             trained,
@@ -93,8 +117,9 @@ def predict(
             output=output,
         )
     else:
-        _refuse("names the class of a file", category=category, num_points=num_points, points_per_pass=points_per_pass)
-        _print_classes(files, trained, up=up, top=3 if top is None else top, seed=seed, output=output)
+        refuse("names the class of a file", category=category, num_points=num_points, points_per_pass=points_per_pass)
+        check_classes_output(output)
+        _print_classes(classify_files(files, trained, up=up, top=3 if top is None else top, seed=seed), output)
 
 
 def check_files(files: Sequence[str | Path], *, up: str) -> list[Path]:
@@ -112,6 +137,20 @@ def check_files(files: Sequence[str | Path], *, up: str) -> list[Path]:
     return paths
 
 
+def refuse_pictures(files: Sequence[Path]) -> None:
+    """For networks of points.
+
+    Raises:
+        ValueError: If a file is a picture.
+    """
+    pictures = [file for file in files if is_picture(file)]
+    if pictures:
+        raise ValueError(
+            f"{pictures[0]} is a picture, and the network is for meshes and clouds. Give the checkpoint of one for "
+            "images."
+        )
+
+
 def newest_checkpoint_of(config: str | None) -> str | None:
     """The last checkpoint of the newest run of a configuration; None without one."""
     if config is None:
@@ -121,19 +160,33 @@ def newest_checkpoint_of(config: str | None) -> str | None:
     return str(newest_checkpoint(runs_folder(config)))
 
 
-def _refuse(what: str, **options: object) -> None:
+def refuse(what: str, **options: object) -> None:
+    """Refuse options that a network has no use for.
+
+    Args:
+        what: What the network does, or is for.
+        **options: The options; None for those that were not given.
+
+    Raises:
+        ValueError: If one was given.
+    """
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"This network {what}: --{name} is not for it.")
 
 
-def _print_classes(
-    files: list[Path], trained: TrainedNetwork, *, up: str, top: int, seed: int, output: Path | None
-) -> None:
+def check_classes_output(output: Path | None) -> None:
+    """Refuse a folder for what is a table.
+
+    Raises:
+        ValueError: If it is one.
+    """
     if output is not None and output.is_dir():
         raise ValueError(f"--output {output} is a folder: a network that names the class of a file writes a CSV file.")
-    predictions = classify_files(files, trained, up=up, top=top, seed=seed)
-    width = max(len(str(file)) for file in files)
+
+
+def _print_classes(predictions: list[Prediction], output: Path | None) -> None:
+    width = max(len(str(prediction.file)) for prediction in predictions)
     for prediction in predictions:
         ranked = zip(prediction.class_names, prediction.probabilities)
         print(f"{prediction.file!s:{width}}  " + "  ".join(f"{n} {100 * p:.1f}%" for n, p in ranked))
@@ -159,7 +212,7 @@ def _print_parts(
 ) -> None:
     category = find_category(trained.parts, category)
     if output is not None:
-        check_output(output, files)
+        check_output(output, files, endings=(".ply", ".npz"))
     clouds = read_clouds(files, num_points=num_points, seed=seed)
     if trained.has_normals:
         clouds = with_normals(clouds, files)
@@ -174,6 +227,21 @@ def _print_parts(
                 write_parts(folder, file.stem, prediction)
     if output is not None:
         print(f"Labels of every point: {output / '<name>'}.ply and .npz")
+
+
+def _print_pixels(files: list[Path], trained: TrainedImageNetwork, *, longest_side: int, output: Path | None) -> None:
+    if output is not None:
+        check_output(output, files, endings=ENDINGS)
+    check_pictures(files)
+    width = max(len(str(file)) for file in files)
+    with nullcontext() if output is None else all_or_nothing(output) as folder:
+        for file in files:
+            prediction = label_pixels(read_image(file), trained, longest_side=longest_side)
+            print(f"{file!s:{width}}  {_describe_pixels(prediction)}", flush=True)
+            if folder is not None:
+                write_pixels(folder, file.stem, prediction)
+    if output is not None:
+        print(f"Class of every pixel: {output / '<name>'}{ENDINGS[0]}, and to look at: <name>{ENDINGS[1]}")
 
 
 def with_normals(clouds: list[Points], files: list[Path]) -> list[Points]:
@@ -202,6 +270,14 @@ def _describe(prediction: PartPrediction) -> str:
     return "  ".join(columns)
 
 
+def _describe_pixels(prediction: PixelPrediction) -> str:
+    H, W = prediction.label.shape
+    seen = "" if prediction.shown == (H, W) else f", seen as {prediction.shown[1]} x {prediction.shown[0]}"
+    shares = [f"{prediction.class_names[c]} {100 * share:.1f} %" for c, share in prediction.shares.items()]
+    confidence = f"mean confidence {100 * float(prediction.confidence.mean()):.1f} %"
+    return "  ".join([f"{W} x {H} pixels{seen}", *shares, confidence])
+
+
 @torch.inference_mode()
 def classify_files(
     files: list[Path], trained: TrainedNetwork, *, up: str = "y", top: int = 3, seed: int = 0
@@ -214,8 +290,7 @@ def classify_files(
     network = trained.network
     if not isinstance(network, PointTransformerClassifier):
         raise ValueError(f"The network is a {type(network).__name__}, not a classifier.")
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}.")
+    _check_top(top)
     fewest = max((count for count in network.encoder.num_centers if count is not None), default=1)
     clouds, unreadable = [], []
     for file in files:
@@ -238,7 +313,33 @@ def classify_files(
     for file, cloud in zip(files, clouds):
         features = None if cloud.normals is None else cloud.normals[None]
         probabilities = network(normalize_points(cloud.points)[None], features).softmax(-1)[0]
-        best = probabilities.topk(min(top, len(trained.class_names)))
-        names = tuple(trained.class_names[i] for i in best.indices)
-        predictions.append(Prediction(Path(file), names, tuple(best.values.tolist())))
+        predictions.append(_rank(Path(file), probabilities, trained.class_names, top))
     return predictions
+
+
+def classify_pictures(files: list[Path], trained: TrainedImageNetwork, *, top: int = 3) -> list[Prediction]:
+    """Find the `top` most probable classes of each picture with a trained classifier of images.
+
+    Raises:
+        ValueError: If pictures cannot be read; they are counted and named, and none is classified.
+    """
+    _check_top(top)
+    check_pictures(files)
+    predictions = []
+    for file in files:
+        try:
+            probabilities = classify_picture(read_image(file), trained)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        predictions.append(_rank(Path(file), probabilities, trained.class_names, top))
+    return predictions
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}.")
+
+
+def _rank(file: Path, probabilities: Tensor, class_names: Sequence[str], top: int) -> Prediction:
+    best = probabilities.topk(min(top, len(class_names)))
+    return Prediction(file, tuple(class_names[i] for i in best.indices), tuple(best.values.tolist()))

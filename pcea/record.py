@@ -20,14 +20,15 @@ class Record(NamedTuple):
         selection: `last` epoch, or `best_val`: the best one by validation.
         dataset: Name of the dataset.
         split: Name of the split.
-        num_points: Points of a cloud that the network saw.
+        num_points: Points of a cloud that the network saw; 0 for images.
         votes: Passes averaged; 1 is no voting.
         device: What the test ran on.
         minutes: Training time.
         commit: Version of the code.
         metrics: In percent.
         convention: How the metrics are to be read, where there is more than one way.
-        categories: Number of shapes and instance mIoU in percent of each category; None where there are no shapes.
+        categories: Number of shapes and instance mIoU in percent of each category; of images with a class a pixel
+            number of pixels and IoU of each class. None where there are none.
     """
 
     config: str
@@ -65,32 +66,45 @@ PARTS = {
     "instance mIoU, all parts": "instance_miou_all_parts",
     "accuracy of points": "overall_accuracy",
 }
+IMAGES = {"overall acc.": "overall_accuracy", "top-5 acc.": "top5_accuracy"}
+SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
 
 
 def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
-    """A markdown table of the records that have these metrics (their names by heading), a row a record."""
-    head = f"| config | dataset | {' | '.join(metrics)} | points | votes | epoch | training | device |"
+    """A markdown table of the records that have these metrics (their names by heading), a row a record.
+
+    Tables of images have no column of points.
+    """
+    chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
+    of_clouds = any(r.num_points for r in chosen)
+    head = f"| config | dataset | {' | '.join(metrics)} |{' points |' * of_clouds} votes | epoch | training | device |"
     rows = [head, "|---" * (head.count("|") - 1) + "|"]
-    for r in records:
-        if set(metrics.values()) <= r.metrics.keys():
-            rows.append(
-                f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | "
-                f"{' | '.join(f'{r.metrics[name]:.2f}' for name in metrics.values())} | {r.num_points} | {r.votes} | "
-                f"{r.epoch}, {r.selection} | {r.minutes:.0f} min | {r.device} |"
-            )
+    for r in chosen:
+        rows.append(
+            f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | "
+            f"{' | '.join(f'{r.metrics[name]:.2f}' for name in metrics.values())} |"
+            f"{f' {r.num_points} |' * of_clouds} {r.votes} | "
+            f"{r.epoch}, {r.selection} | {r.minutes:.0f} min | {r.device} |"
+        )
     return "\n".join(rows)
 
 
 def category_table(records: Sequence[Record]) -> str:
-    """A markdown table of the instance mIoU by category, a column a record of one dataset."""
+    """A markdown table of the instance mIoU by category, or of the IoU by class, a column a record of one dataset."""
+    name, counted, _ = category_headings(records[0])
     rows = [
-        f"| category | shapes | {' | '.join(f'`{r.config}`' for r in records)} |",
+        f"| {name} | {counted} | {' | '.join(f'`{r.config}`' for r in records)} |",
         "|---" * (len(records) + 2) + "|",
     ]
     for name, (shapes, _) in records[0].categories.items():
         values = (r.categories[name][1] for r in records)
         rows.append(f"| {name} | {shapes} | {' | '.join('-' if v is None else f'{v:.1f}' for v in values)} |")
     return "\n".join(rows)
+
+
+def category_headings(record: Record) -> tuple[str, str, str]:
+    """What the three columns of a record's categories are: their names, what is counted, what is measured."""
+    return ("category", "shapes", "instance mIoU") if record.num_points else ("class", "pixels", "IoU")
 
 
 def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pcea.record import Record, commit, to_percent, write_record
+from pcea.record import Record, category_headings, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
+from pcea.tasks.image_classification import ImageClassificationTask  # noqa: F401
 from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
+from pcea.tasks.semantic_segmentation import SemanticSegmentationTask  # noqa: F401
+from pcea.trained_network import build_network
 from pcea.weights import Weights, save_weights
-
-EXPORTED = ("eat_classifier", "eat_part_segmenter")
 
 
 class PceaCLI(LightningCLI):
@@ -110,7 +111,7 @@ class PceaCLI(LightningCLI):
         config = self.config.test
         record = self._record(to_percent(self.trainer.callback_metrics))
         print_metrics(record.metrics)
-        print_categories(record.categories)
+        print_categories(record)
         path = Path(config.ckpt_path).parent / f"{Path(config.ckpt_path).stem}.test.json"
         write_record(path, record)
         print(f"Record: {path}")
@@ -153,6 +154,8 @@ def run(command: str, options: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    # The averaged weights are those that a checkpoint holds as its own.
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading a checkpoint outside.*")
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*in this directory will be deleted when the new ones are saved.*")
@@ -227,26 +230,25 @@ def export(checkpoint: Path, output: Path) -> None:
         checkpoint: The checkpoint (.ckpt).
         output: The weights file to write (.safetensors).
     """
-    task = load_task(checkpoint)
+    task: Any = load_task(checkpoint)
     stored = read_checkpoint(checkpoint)
     network = stored["hyper_parameters"]["network"]
-    builder = network["class_path"].rpartition(".")[2]
-    if builder not in EXPORTED:
-        names = " or ".join(EXPORTED)
-        raise ValueError(f"Only networks made by {names} can be exported, the checkpoint has {builder}.")
-    arguments = {name: value for name, value in network["init_args"].items() if name != "weights"}
-    save_weights(
-        output,
-        Weights(
-            builder,
-            arguments,
-            task.network.state_dict(),
-            task.class_names,
-            task.num_points,
-            {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
-            getattr(task, "parts", {}),
-        ),
+    package, _, builder = network["class_path"].rpartition(".")
+    if package.partition(".")[0] != "pcea":
+        raise ValueError(f"Only networks of pcea can be exported, {checkpoint} has {network['class_path']}.")
+    weights = Weights(
+        builder,
+        # Trained weights take the place of those that the network started from.
+        {name: value for name, value in network["init_args"].items() if name not in ("weights", "pretrained")},
+        task.network.state_dict(),
+        task.class_names,
+        task.num_points,
+        {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
+        getattr(task, "parts", {}),
+        *(getattr(task, name, ()) for name in ("mean", "std", "image_size")),
     )
+    build_network(weights, str(checkpoint))  # refuses what could not be loaded
+    save_weights(output, weights)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 
@@ -257,12 +259,13 @@ def print_metrics(metrics: dict[str, float]) -> None:
         print(f"{name.replace('_', ' '):24}{value:6.2f} %")
 
 
-def print_categories(categories: Mapping[str, tuple[int, float | None]]) -> None:
-    """Print the mean IoU of each category in percent, a line each."""
-    if categories:
-        print(f"\n{'category':24}instance mIoU  shapes")
-    for name, (shapes, miou) in categories.items():
-        print(f"{name:24}{'absent' if miou is None else f'{miou:.2f} %':>13}{shapes:8}")
+def print_categories(record: Record) -> None:
+    """Print the mean IoU of each category, or the IoU of each class, in percent, a line each."""
+    if record.categories:
+        name, counted, measured = category_headings(record)
+        print(f"\n{name:24}{measured:>13}{counted:>14}")
+    for name, (count, iou) in record.categories.items():
+        print(f"{name:24}{'absent' if iou is None else f'{iou:.2f} %':>13}{count:14}")
 
 
 def _cpu_name() -> str:

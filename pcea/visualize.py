@@ -1,4 +1,4 @@
-"""Draw what a trained network attends to and predicts in mesh and cloud files."""
+"""Draw what a trained network attends to and predicts in mesh, cloud and picture files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.datasets.images import read_image
+from pcea.image_prediction import check_pictures
 from pcea.meshes import Points
 from pcea.part_prediction import find_category, read_clouds
 from pcea.ply import write_ply
-from pcea.predict import DEFAULT_WEIGHTS, check_files, newest_checkpoint_of, with_normals
+from pcea.predict import DEFAULT_WEIGHTS, check_files, newest_checkpoint_of, refuse, refuse_pictures, with_normals
 from pcea.studied_file import StudiedFile
-from pcea.trained_network import load_network
-from pcea.visualization.browser import LAYER_MODES, Browser, shared_views
-from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, draw_sheet, save_gif, save_png
+from pcea.studied_picture import StudiedPicture
+from pcea.trained_network import TrainedImageNetwork, load_network
+from pcea.visualization.browser import LAYER_MODES, Browser, Subject, shared_views
+from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, check_size, draw_sheet, save_gif, save_png
 from pcea.visualization.views import View
 from pcea.visualization.window import check_display, open_window
 
@@ -33,6 +36,7 @@ def visualize(
     layer: int | None = None,
     slot: int | None = None,
     query: str | None = None,
+    head: int | None = None,
     grid: bool = False,
     output: Path | None = None,
     animate: Path | None = None,
@@ -48,17 +52,21 @@ def visualize(
     """Show what a network attends to and predicts: in a window, or with --output or --animate in a file.
 
     Args:
-        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...).
+        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); with a network for
+            images pictures (JPG, PNG, ...), which are drawn with --output only.
         checkpoint: A checkpoint of `pcea fit`, a weights file, or the name of weights that come with pcea.
         config: Take the newest checkpoint of this configuration instead.
         mode: slots: the strongest memory slot of each point. slot: the weights for one slot. query: what a point has to
             do with each other point. critical: how many channels of the pooled feature each point decides. prediction:
             the class, or how sure the network is of each point's part. parts: the part of each point. By default query
-            or slot where one is given, else slots.
+            or slot where one is given, else slots. Pictures have the same for their pixels, without critical and parts;
+            prediction is then the class, or that of each pixel.
         layer: Attention layer, counted from 0; by default the last one.
         slot: Memory slot, counted from 0; by default the strongest one of most points.
         query: Number of a point, counted from 0, or x,y,z in the file's coordinates for the point nearest to it; by
             default the point farthest from the middle. With an equals sign where it begins with a minus: --query=-1,0,2
+            For pictures a pixel x,y, by default the one in the middle.
+        head: Pictures only: attention head, counted from 0; by default the mean over all.
         grid: One file: a sheet of all layers and modes. Several files: a sheet of all files.
         output: Picture (.png), or the coloured points in the file's coordinates (.ply).
         animate: Write a turntable, .gif.
@@ -67,7 +75,7 @@ def visualize(
         num_points: Points sampled on each mesh. Clouds are shown whole.
         points_per_pass: Points that the network sees at once, a random subset; attention is interpolated to the others.
             By default as many as it was trained for; 0 for all.
-        size: Side of each view in pixels; by default 800, and 300 in a grid.
+        size: Side of each view in pixels, of a picture the longer one; by default 800, and 300 in a grid.
         azimuth: Degrees around the upward axis from which it is seen.
         elevation: Degrees above the horizon.
         seed: Decides which points are sampled, and the subset.
@@ -76,6 +84,15 @@ def visualize(
     mode = mode or ("query" if query is not None else "slot" if slot is not None else "slots")
     _check_outputs(output, animate, grid=grid, files=files)
     trained = load_network(newest_checkpoint_of(config) or checkpoint)
+    if isinstance(trained, TrainedImageNetwork):
+        refuse("is for pictures", animate=animate, category=category, points_per_pass=points_per_pass)
+        size = (300 if grid else 800) if size is None else size
+        _draw_pictures(
+            files, trained, output, mode=mode, layer=layer, slot=slot, query=query, head=head, grid=grid, size=size
+        )
+        return
+    refuse_pictures(files)
+    refuse("is for meshes and clouds", head=head)
     category = find_category(trained.parts, category)
     if output is None and animate is None:
         check_display()
@@ -119,6 +136,36 @@ def visualize(
         print(f"{animate}: {_FRAMES} pictures")
 
 
+def _draw_pictures(
+    files: list[Path],
+    trained: TrainedImageNetwork,
+    output: Path | None,
+    *,
+    mode: str,
+    layer: int | None,
+    slot: int | None,
+    query: str | None,
+    head: int | None,
+    grid: bool,
+    size: int,
+) -> None:
+    if output is None or output.suffix.lower() != ".png":
+        raise ValueError("Pictures are drawn into a picture: add --output drawn.png.")
+    check_size(size)
+    place = _find_pixel(query)
+    check_pictures(files)
+    subjects = [StudiedPicture(file, read_image(file), trained, size=size, head=head) for file in files]
+    queries = [subject.find_pixel(place) for subject in subjects]
+    layer = len(subjects[0].layers) - 1 if layer is None else layer
+    if grid and len(files) == 1:
+        views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
+    else:
+        views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
+    drawn = next(draw_sheet(views, columns=columns, shared_legend=len(files) > 1 and mode != "prediction"))
+    save_png(output, drawn)
+    print(f"{output}: {drawn.shape[1]} x {drawn.shape[0]} pixels")
+
+
 def _check_outputs(output: Path | None, animate: Path | None, *, grid: bool, files: list[Path]) -> None:
     """Refuse what could not be written, before anything is computed."""
     if output is not None and output.suffix.lower() not in (".png", ".ply"):
@@ -158,7 +205,18 @@ def _find_query(query: str | None, points: Tensor) -> int | None:
     return int((points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin())
 
 
-def _all_views(subject: StudiedFile, *, slot: int | None, query: int | None) -> tuple[list[View], int]:
+def _find_pixel(query: str | None) -> tuple[int, int] | None:
+    """The pixel x, y that is meant."""
+    if query is None:
+        return None
+    try:
+        x, y = (int(word) for word in query.split(","))
+    except ValueError:
+        raise ValueError(f"--query must be a pixel x,y, got {query!r}.") from None
+    return x, y
+
+
+def _all_views(subject: Subject, *, slot: int | None, query: int | None) -> tuple[list[View], int]:
     """Every layer in every mode, a mode a row; then what does not depend on the layer."""
     columns = len(subject.layers)
     by_layer = [mode for mode in LAYER_MODES if mode in subject.modes]

@@ -23,10 +23,13 @@ class Weights(NamedTuple):
         arguments: Keyword arguments of the builder.
         state: Parameters and buffers by name, float32.
         class_names: Name of each class.
-        num_points: Points of a cloud that the network was trained for.
+        num_points: Points of a cloud that the network was trained for; 0 for images.
         source: Which configuration, commit and accuracy it came from.
         parts: The classes of each category, by its name, in the order of the categories' numbers; empty for networks
             without categories.
+        mean: Images: the mean of red, green and blue, in 0..1, that is subtracted.
+        std: Images: their standard deviation, by which is divided then.
+        image_size: Images: height and width of those that the network was trained on.
     """
 
     builder: str
@@ -36,6 +39,9 @@ class Weights(NamedTuple):
     num_points: int
     source: dict[str, Any]
     parts: Mapping[str, Sequence[int]] = MappingProxyType({})
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    image_size: Sequence[int] = ()
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
@@ -53,6 +59,9 @@ def save_weights(path: str | Path, weights: Weights) -> None:
         "num_points": weights.num_points,
         "source": weights.source,
         "parts": {name: list(classes) for name, classes in weights.parts.items()},
+        "mean": list(weights.mean),
+        "std": list(weights.std),
+        "image_size": list(weights.image_size),
     }
     save_file(
         {name: value.contiguous() for name, value in state.items()},
@@ -97,6 +106,7 @@ def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Wei
         tuple(about["class_names"]),
         about["num_points"],
         about["source"],
-        # Absent from the files of networks without parts before there were such networks.
+        # These are absent from older files, of networks that do not have them.
         {name: tuple(classes) for name, classes in about.get("parts", {}).items()},
+        *(tuple(about.get(name, ())) for name in ("mean", "std", "image_size")),
     )

@@ -449,3 +449,109 @@ class _ExternalHeads(nn.Module):
         heads = self.trans_dims(tokens).split(self.linear_0.in_features, dim=-1)
         attended = [self.linear_1(two_step_double_normalize(self.linear_0(head))) for head in heads]
         return self.proj(torch.cat(attended, dim=-1))
+
+
+class NonLocalAttention2d(nn.Module):
+    """The non-local block, embedded Gaussian, with its N x N map: self-attention among the pixels of (B, C, H, W).
+
+    x + W_z softmax(theta(x) phi(x)^T) g(x), not scaled. All maps keep C channels and have no bias, where the paper
+    halves them: with this the block has the parameters and operations that external attention is compared with.
+
+    Args:
+        channels: Channels C.
+
+    Source:
+        Wang et al., 2018, section 3.2 and figure 2.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Conv2d(channels, channels, 1, bias=False) for _ in range(4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        query, key, value = (conv(image).flatten(2).transpose(1, 2) for conv in (self.query, self.key, self.value))
+        attended = self.attend(query, key, value)  # (B, N, C)
+        return image + self.out(attended.transpose(1, 2).unflatten(2, image.shape[2:]))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.transpose(1, 2)).softmax(dim=-1) @ value
+
+
+class FusedNonLocalAttention2d(NonLocalAttention2d):
+    """The same numbers by torch's fused kernel, which never holds the whole map."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # One head; contiguous, as otherwise torch silently takes the path with the map.
+        query, key, value = (tokens.unsqueeze(1).contiguous() for tokens in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
+
+
+class DoubleAttention2d(nn.Module):
+    """The double attention block: gather C descriptors from all pixels, then distribute them; on (B, C, H, W).
+
+    x + W ([phi(x) softmax(theta(x))^T] softmax(rho(x))): the first softmax runs over the pixels, the second over the
+    descriptors. All maps keep C channels and have no bias.
+
+    Args:
+        channels: Channels C.
+
+    Source:
+        "A^2-Nets: Double Attention Networks" (Chen et al., 2018), section 3.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.feature, self.gather, self.distribute, self.out = (
+            nn.Conv2d(channels, channels, 1, bias=False) for _ in range(4)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        feature = self.feature(image).flatten(2)  # (B, C, N)
+        gather = self.gather(image).flatten(2).softmax(dim=2)
+        distribute = self.distribute(image).flatten(2).softmax(dim=1)
+        descriptors = feature @ gather.transpose(1, 2)  # (B, C, C)
+        return image + self.out((descriptors @ distribute).unflatten(2, image.shape[2:]))
+
+
+class Hamburger2d(nn.Module):
+    """Hamburger with non-negative matrix factorization: a low-rank rebuilding of (B, C, H, W) between two 1x1 convs.
+
+    x + BN(W_u (D H)) with relu(W_l x) = D H approximately: D (C, R) and H (R, N) by multiplicative updates from random
+    D. Gradients flow through the last update of H alone ("one-step gradient").
+
+    Args:
+        channels: Channels C, of the factorized matrix too.
+        rank: Columns R of D.
+        iterations: Updates of both factors.
+
+    Source:
+        "Is Attention Better Than Matrix Decomposition?" (Geng et al., 2021), section 2; the updates are those of Lee
+        and Seung, 2001.
+    """
+
+    def __init__(self, channels: int, *, rank: int = 64, iterations: int = 6):
+        super().__init__()
+        self.rank, self.iterations = rank, iterations
+        self.lower = nn.Conv2d(channels, channels, 1, bias=False)
+        self.upper = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        bases, coefficients = self.factorize(F.relu(self.lower(image)).flatten(2))
+        return image + self.norm(self.upper((bases @ coefficients).unflatten(2, image.shape[2:])))
+
+    def factorize(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Non-negative factors (B, C, R) and (B, R, N) of a non-negative matrix (B, C, N)."""
+        with torch.no_grad():
+            bases = torch.rand(len(matrix), matrix.shape[1], self.rank, device=matrix.device)
+            coefficients = (bases.transpose(1, 2) @ matrix).softmax(dim=1)
+            for _ in range(self.iterations):
+                coefficients = self._update_coefficients(matrix, bases, coefficients)
+                gram = coefficients @ coefficients.transpose(1, 2)
+                bases = bases * (matrix @ coefficients.transpose(1, 2)) / (bases @ gram + 1e-6)
+        return bases, self._update_coefficients(matrix, bases, coefficients)
+
+    @staticmethod
+    def _update_coefficients(matrix: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
+        gram = bases.transpose(1, 2) @ bases
+        return coefficients * (bases.transpose(1, 2) @ matrix) / (gram @ coefficients + 1e-6)

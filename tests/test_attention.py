@@ -407,6 +407,28 @@ def test_record_attention_takes_positions_from_the_module_around() -> None:
     assert maps["bare"].points is None
 
 
+class Gridded(nn.ModuleList):
+    """A network of images whose layer 1 is at half the resolution of the eleven others."""
+
+    def forward(self, image: torch.Tensor) -> None:
+        for i, layer in enumerate(self):
+            layer((image[..., ::2, ::2] if i == 1 else image).flatten(2).transpose(1, 2))
+
+    def token_grids(self, image: torch.Tensor) -> dict[str, tuple[int, int]]:
+        rows, columns = image.shape[2:]
+        return {f"{i}": (rows, columns) for i in range(12) if i != 1} | {"1": (rows // 2, columns // 2)}
+
+
+def test_record_attention_takes_grids_from_the_module_around() -> None:
+    layers = [nn.Sequential(ExternalAttention(C)) for _ in range(12)]
+    model = nn.Sequential(nn.Identity(), Gridded(layers))
+    with record_attention(model) as maps:
+        model(torch.randn(B, C, 4, 6))
+        layers[0](torch.randn(B, N, C))  # on its own it is at no place
+    expected = {f"1.{i}.0": (4, 6) for i in range(12)} | {"1.0.0": None, "1.1.0": (2, 3)}
+    assert {name: recorded.grid for name, recorded in maps.items()} == expected  # 10 and 11 are not in 1
+
+
 def test_record_attention_ends_with_the_block() -> None:
     layer, tokens = ExternalAttention(C), torch.randn(B, N, C)
     with record_attention(layer) as maps:

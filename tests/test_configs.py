@@ -13,8 +13,8 @@ from pcea.configuration import config_names, config_path
 from pcea.datasets.images import ImageTensors, TransformedImages
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
 from pcea.datasets.shapes import PARTS
-from pcea.image_batch import ImageBatch
-from pcea.image_datamodules import ImageDataModule, normalize
+from pcea.image_batch import ImageBatch, normalize
+from pcea.image_datamodules import ImageDataModule
 from pcea.mask_datamodules import MaskDataModule
 from pcea.part_datamodules import PartDataModule
 from pcea.tasks.base import Task

@@ -9,13 +9,12 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pcea.datasets.images import ImageFiles, ImageTensors
-from pcea.image_batch import ImageBatch
+from pcea.image_batch import ImageBatch, normalize
 from pcea.image_datamodules import (
     CIFAR10DataModule,
     ImageDataModule,
     ImageFolderDataModule,
     ImageNetDataModule,
-    normalize,
 )
 from pcea.image_transforms import RandomErase, RandomFlip
 

@@ -109,3 +109,10 @@ def test_dropout_is_seeded_and_off_in_evaluation() -> None:
     assert torch.equal(layer.eval()(tokens), tokens)
     assert torch.equal(Dropout(0.0)(tokens), tokens)
     assert not Dropout(1.0)(tokens).any()
+
+
+def test_the_attention_of_a_feature_map_knows_its_rows_and_columns() -> None:
+    block = ExternalAttention2d(5, memory_units=3)
+    with record_attention(block) as maps:
+        block(torch.randn(2, 5, 7, 11))
+    assert maps["attention"].grid == (7, 11)

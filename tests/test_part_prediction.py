@@ -12,8 +12,6 @@ from pcea.datasets.labelled import read_labelled
 from pcea.meshes import Points, load_points, normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
 from pcea.part_prediction import (
-    all_or_nothing,
-    check_output,
     find_category,
     predict_parts,
     read_clouds,
@@ -229,54 +227,6 @@ def test_without_normals_there_are_none_in_the_files(tmp_path, generator):
     write_parts(tmp_path, "scan", predict_parts(Points(cube(70, generator)), trained(), category="bar"))
     assert "normals" not in np.load(tmp_path / "scan.npz")
     assert b"property float nx" not in (tmp_path / "scan.ply").read_bytes()
-
-
-def test_results_that_would_overwrite_something(tmp_path):
-    files = [tmp_path / "a" / "scan.off", tmp_path / "b" / "scan.npy"]
-    with pytest.raises(ValueError, match=r"scan\.off and .*scan\.npy would both be written to .*out/scan\.ply"):
-        check_output(tmp_path / "out", files)
-    check_output(tmp_path / "out", files[:1])
-    check_output(tmp_path / "a", files[:1])
-    with pytest.raises(ValueError, match=r"would overwrite .*scan\.ply"):
-        check_output(tmp_path / "b" / ".." / "a", [tmp_path / "a" / "scan.ply"])
-    (tmp_path / "file").touch()
-    for output in ("file", "parts.csv"):
-        with pytest.raises(ValueError, match="writes a folder"):
-            check_output(tmp_path / output, files[:1])
-
-
-def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
-    folder = tmp_path / "new" / "out"
-    with all_or_nothing(folder) as temporary:
-        (temporary / "a.ply").write_text("first")
-        assert not (folder / "a.ply").exists()
-
-    def fail():
-        with all_or_nothing(folder) as temporary:
-            (temporary / "a.ply").write_text("second")
-            (temporary / "b.ply").write_text("second")
-            raise ValueError("stop")
-
-    with pytest.raises(ValueError, match="stop"):
-        fail()
-    assert [path.name for path in folder.iterdir()] == ["a.ply"]
-    assert (folder / "a.ply").read_text() == "first"
-
-
-def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(OSError, match=r"^Cannot write to .*file/out: Not a directory\.$"),
-        all_or_nothing(tmp_path / "file" / "out"),
-    ):
-        pass
-
-    def read_only(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pcea.part_prediction.TemporaryDirectory", read_only)
-    with pytest.raises(OSError, match=r"^Cannot write to .*: Permission denied\.$"), all_or_nothing(tmp_path):
-        pass
 
 
 def test_errors(generator):

@@ -225,5 +225,7 @@ def test_the_shipped_weights_know_40_classes():
 
 def test_weights_of_another_builder(tmp_path):
     save_weights(tmp_path / "other", Weights("resnet", {}, {"x": torch.zeros(1)}, (), 0, {}))
-    with pytest.raises(ValueError, match="weights of resnet, not of eat_classifier or eat_part_segmenter"):
+    with pytest.raises(
+        ValueError, match="other has the weights of resnet, not of one of the networks eat_classifier, eat"
+    ):
         load_network(tmp_path / "other")

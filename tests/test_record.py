@@ -6,7 +6,9 @@ import pytest
 from pcea import record as module
 from pcea.record import (
     CLASSIFICATION,
+    IMAGES,
     PARTS,
+    SEMANTIC,
     Record,
     category_table,
     commit,
@@ -76,6 +78,28 @@ def test_the_table_of_categories(tmp_path, record):
     ]
     write_record(tmp_path / "a.json", first)
     assert category_table(read_records(tmp_path)) == category_table([first])
+
+
+def test_tables_of_images_have_no_points(record):
+    metrics = {"overall_accuracy": 70.0, "mean_class_accuracy": 70.0, "top5_accuracy": 98.76}
+    images = record._replace(config="cifar10_eamlp", dataset="CIFAR10", num_points=0, metrics=metrics)
+    head, rule, row = results_table([images, record], IMAGES).splitlines()
+    assert head == "| config | dataset | overall acc. | top-5 acc. | votes | epoch | training | device |"
+    assert rule.count("|") == head.count("|")
+    assert row == "| `cifar10_eamlp` (seed 2) | CIFAR10 test | 70.00 | 98.76 | 1 | 250, last | 62 min | a device |"
+    masks = images._replace(metrics={"miou": 55.5, "pixel_accuracy": 90.0})
+    assert results_table([masks, images], SEMANTIC).splitlines()[2:] == [
+        "| `cifar10_eamlp` (seed 2) | CIFAR10 test | 55.50 | 90.00 | 1 | 250, last | 62 min | a device |"
+    ]
+
+
+def test_the_categories_of_images_are_classes_of_pixels(record):
+    masks = record._replace(num_points=0, categories={"sky": (123456, 91.04)})
+    assert category_table([masks]).splitlines() == [
+        "| class | pixels | `modelnet40_eat` |",
+        "|---|---|---|",
+        "| sky | 123456 | 91.0 |",
+    ]
 
 
 def test_metrics_in_percent():

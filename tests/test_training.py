@@ -55,15 +55,21 @@ def test_a_checkpoint_that_does_not_say_its_network(fitted, tmp_path):
         load_task(tmp_path / "bare.ckpt")
 
 
-def test_only_eat_is_exported(fitted, tmp_path, monkeypatch):
-    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
-    monkeypatch.setattr("pcea.training.load_task", lambda _: None)
-    checkpoint["hyper_parameters"]["network"]["class_path"] = "pcea.models.point_transformer.pct_classifier"
-    torch.save(checkpoint, tmp_path / "pct.ckpt")
-    with pytest.raises(
-        ValueError, match=r"made by eat_classifier or eat_part_segmenter can be exported.* pct_classifier"
-    ):
-        export(tmp_path / "pct.ckpt", tmp_path / "out.safetensors")
+@pytest.mark.parametrize(
+    ("class_path", "message"),
+    [
+        ("pcea.models.point_transformer.pct_classifier", r"weights of pct_classifier, not of one of the networks eat"),
+        ("mine.eat_classifier", r"Only networks of pcea can be exported, .*\.ckpt has mine\.eat_classifier"),
+    ],
+)
+def test_only_known_networks_are_exported(fitted, tmp_path, monkeypatch, class_path, message):
+    last = newest_checkpoint(fitted / "runs")
+    checkpoint, task = read_checkpoint(last), load_task(last)
+    monkeypatch.setattr("pcea.training.load_task", lambda _: task)
+    checkpoint["hyper_parameters"]["network"]["class_path"] = class_path
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "other.ckpt", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

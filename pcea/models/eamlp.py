@@ -34,10 +34,13 @@ def soft_split(image: Tensor, *, kernel_size: int, stride: int) -> Tensor:
     Returns:
         Patches, (B, H', W', C K K), channel by channel and each row by row, as `torch.nn.Unfold` orders them.
     """
-    padding = _padding(kernel_size, stride)
-    patches = F.unfold(image, kernel_size, padding=padding, stride=stride)  # (B, C K K, H' W')
-    rows = (image.shape[2] + 2 * padding - kernel_size) // stride + 1
-    return patches.transpose(1, 2).unflatten(1, (rows, -1))
+    patches = F.unfold(image, kernel_size, padding=_padding(kernel_size, stride), stride=stride)  # (B, C K K, H' W')
+    return patches.transpose(1, 2).unflatten(1, (_count(image.shape[2], kernel_size, stride), -1))
+
+
+def _count(length: int, kernel_size: int, stride: int) -> int:
+    """Patches along a side."""
+    return (length + 2 * _padding(kernel_size, stride) - kernel_size) // stride + 1
 
 
 def _padding(kernel_size: int, stride: int) -> int:
@@ -129,6 +132,15 @@ class TokensToToken(nn.Module):
             tokens = layer(patches.flatten(1, 2))  # (B, H' W', token_dim)
             image = tokens.transpose(1, 2).unflatten(2, patches.shape[1:3])
         return self.project(image).flatten(2).transpose(1, 2)
+
+    def token_grids(self, image: Tensor) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the tokens after each soft split, the last one's as `project`; for `record_attention`."""
+        names = [*(f"layers.{i}" for i in range(len(self.layers))), "project"]
+        grids, (rows, columns) = {}, image.shape[2:]
+        for name, kernel_size, stride in zip(names, self.kernel_sizes, self.strides):
+            rows, columns = (_count(length, kernel_size, stride) for length in (rows, columns))
+            grids[name] = rows, columns
+        return grids
 
 
 class TransformerBlock(nn.Module):
@@ -281,6 +293,10 @@ class ImageTransformer(nn.Module):
         if self.class_token is not None:
             return self.head(self.norm(tokens[:, 0]))
         return self.head(self.norm(tokens).mean(1))
+
+    def token_grids(self, images: Tensor) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the tokens in the blocks, for `record_attention`."""
+        return {"blocks": self.tokenizer.token_grids(images)["project"]}
 
     def _position(self, count: int) -> Tensor:
         position: Tensor = self.position  # type: ignore[assignment]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pcea.image_batch import ImageBatch
 from pcea.tasks.base import Task
 
 
@@ -13,10 +14,14 @@ class ImageTask(Task):
     Attributes:
         mean: Mean of red, green and blue that the data subtracts from images, in 0..1.
         std: Their standard deviation, by which it divides.
+        image_size: Height and width of the images of the last training batch.
+        labels_pixels: Whether every pixel has a class, or every image.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    image_size: tuple[int, ...] = ()
+    labels_pixels = False
 
     def setup(self, stage: str) -> None:
         """Take class names and normalization from the data, and refuse data with another number of classes."""
@@ -24,12 +29,19 @@ class ImageTask(Task):
         data = getattr(self.trainer, "datamodule", None)
         self.mean, self.std = getattr(data, "mean", ()), getattr(data, "std", ())
 
+    def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Note the size of the images."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.image_size = tuple(batch.images.shape[-2:])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["mean"], checkpoint["std"] = list(self.mean), list(self.std)
+        checkpoint["image_size"] = list(self.image_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what prediction needs, and refuse another architecture."""
         super().on_load_checkpoint(checkpoint)
         self.mean, self.std = tuple(checkpoint.get("mean", ())), tuple(checkpoint.get("std", ()))
+        self.image_size = tuple(checkpoint.get("image_size", ()))

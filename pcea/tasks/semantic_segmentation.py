@@ -34,6 +34,8 @@ class SemanticSegmentationTask(ImageTask):
         flip: Whether the mirrored image is also tested, at each scale.
     """
 
+    labels_pixels = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -1,7 +1,8 @@
 """See what a network attends to and predicts: `render` and `show`, and the colours they use."""
 
 from pcea.visualization.colors import color_parts, color_values, palette
-from pcea.visualization.drawing import render, save_gif, save_png
+from pcea.visualization.drawing import render, render_picture, save_gif, save_png
+from pcea.visualization.overlay import view_picture
 from pcea.visualization.views import (
     ColorBar,
     View,
@@ -24,6 +25,7 @@ __all__ = [
     "color_values",
     "palette",
     "render",
+    "render_picture",
     "save_gif",
     "save_png",
     "show",
@@ -31,6 +33,7 @@ __all__ = [
     "view_class",
     "view_of",
     "view_parts",
+    "view_picture",
     "view_query",
     "view_slot",
     "view_slots",

@@ -31,6 +31,7 @@ class Subject:
         name: Of the file, or "".
         normals: Unit normals for shading, (N, 3), or None.
         cloud: Which cloud of the recorded batch it is.
+        head: Which attention head is shown; None for the mean over all.
 
     Raises:
         ValueError: If the points are not one cloud, or nobody knows where the tokens of a layer are.
@@ -44,6 +45,7 @@ class Subject:
         name: str = "",
         normals: Tensor | None = None,
         cloud: int = 0,
+        head: int | None = None,
     ):
         if points.ndim != 2 or points.shape[1] != 3 or not len(points):
             raise ValueError(f"points must be one cloud, (N, 3), got {tuple(points.shape)}.")
@@ -54,7 +56,7 @@ class Subject:
                 tokens_of(points, attention, cloud=cloud)
             except ValueError as error:
                 raise ValueError(f"Layer {key}: {error}" if key else str(error)) from None
-        self.points, self.name, self.normals, self.cloud = points, name, normals, cloud
+        self.points, self.name, self.normals, self.cloud, self.head = points, name, normals, cloud, head
         self._layers = layers
         self._weights: tuple[int, Tensor] | None = None
 
@@ -83,7 +85,7 @@ class Subject:
     def weights(self, layer: int) -> Tensor:
         """The weights of every point for every slot of a layer, (N, S); those of the last layer asked for are kept."""
         if self._weights is None or self._weights[0] != layer:
-            self._weights = layer, weights_at(self.points, self.attention(layer), cloud=self.cloud)
+            self._weights = layer, weights_at(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
         return self._weights[1]
 
     def farthest_point(self) -> int:
@@ -122,7 +124,7 @@ class Subject:
             view = view_slot(self.points, weights, rank_slots([weights])[0] if slot is None else slot, high=high)
         else:
             query = self.farthest_point() if query is None else query
-            view = view_query(self.points, self.attention(layer), query, cloud=self.cloud)
+            view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
         if view.color_bar is not None:
             view = view._replace(color_bar=view.color_bar._replace(label=f"{view.color_bar.label}, layer {layer}"))
         else:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pcea.attention import AttentionMap
 from pcea.file_formats import import_open3d
+from pcea.visualization.overlay import lay_over, view_picture
 from pcea.visualization.views import ColorBar, View, view_of
 
 AZIMUTH, ELEVATION = 35.0, 20.0
@@ -210,6 +211,37 @@ def render(
     return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))
 
 
+def render_picture(
+    picture: Tensor,
+    attention: AttentionMap,
+    *,
+    query: tuple[int, int] | None = None,
+    size: int = 600,
+    **options: Any,
+) -> np.ndarray:
+    """Draw what the tokens of an image attend to over a picture of it.
+
+    Example:
+        with record_attention(model) as attention:
+            model(images)
+        drawn = render_picture(picture, attention["attention.attention"], slot=5)
+
+    Args:
+        picture: Colours of what the model was given, (3, H, W) uint8, of any size.
+        attention: What `record_attention` recorded of one layer.
+        query: Colour by what the pixel x, y of the picture has to do with each other one.
+        size: Longest side of the picture as it is drawn, in pixels.
+        **options: Those of `view_of`: slot, head, title, and as cloud the number of the image in the recorded batch.
+
+    Returns:
+        Red, green and blue, (H', W', 3) uint8.
+
+    Raises:
+        ValueError: If the arguments do not fit.
+    """
+    return next(draw_sheet([view_picture(picture, attention, query=query, size=size, **options)]))
+
+
 def draw_sheet(
     views: Sequence[View],
     *,
@@ -222,8 +254,8 @@ def draw_sheet(
     """Draw views side by side with titles and legends, once for each angle.
 
     Args:
-        views: What to draw, row by row.
-        size: Side of each view in pixels, at most 4096.
+        views: What to draw, row by row: clouds, or pictures.
+        size: Side of each view in pixels, at most 4096. Pictures are drawn as large as they are.
         columns: Views in a row; None for about as many as rows.
         shared_legend: All views have the same meaning of colours: one legend for all, of all that occurs.
         angles: Azimuths, in degrees.
@@ -239,37 +271,69 @@ def draw_sheet(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not 1 <= size <= _LARGEST:
-        raise ValueError(f"size must be in 1..{_LARGEST} pixels, got {size}.")
+    check_size(size)
     columns = columns or math.ceil(math.sqrt(len(views)))
     rows = math.ceil(len(views) / columns)
+    pictures = [lay_over(view) for view in views if view.picture is not None]
+    down, across = size, size
+    if pictures:
+        # Clouds have a border; pictures must not touch.
+        down, across = (max(picture.shape[axis] for picture in pictures) + _MARGIN for axis in (0, 1))
     heading = _LINE if any(view.title for view in views) else 0
     keys = [_shared_key(views)] if shared_legend else [_key(view) for view in views]
     panel = max(key.width for key in keys)
-    tile = (size if shared_legend else size + panel, size + heading)
+    tile = (across if shared_legend else across + panel, down + heading)
     width, height = columns * tile[0] + (panel if shared_legend else 0), rows * tile[1]
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     images = []
     for i, view in enumerate(views):
         left, top = i % columns * tile[0], i // columns * tile[1]
-        axes = figure.add_axes((left / width, 1 - (top + heading + size) / height, size / width, size / height))
+        axes = figure.add_axes((left / width, 1 - (top + heading + down) / height, across / width, down / height))
         axes.set_axis_off()
-        images.append(axes.imshow(np.full((size, size, 3), 255, np.uint8), interpolation="none"))
-        place = (left + size / 2) / width, 1 - (top + 0.6 * heading) / height
-        title = _shorten(view.title, size - _MARGIN)
+        images.append(axes.imshow(np.full((down, across, 3), 255, np.uint8), interpolation="none"))
+        place = (left + across / 2) / width, 1 - (top + 0.6 * heading) / height
+        title = _shorten(view.title, across - _MARGIN)
         figure.text(*place, title, ha="center", va="center", fontsize=_FONT_SIZE, parse_math=False)
         if not shared_legend:
-            keys[i].draw(figure, left + size, top + heading, size)
+            keys[i].draw(figure, left + across, top + heading, down)
     if shared_legend:
         keys[0].draw(figure, columns * tile[0], heading, height - heading)
+    if pictures:
+        for image, picture in zip(images, pictures):
+            image.set_data(_center(picture, down, across))
+        yield _pixels(canvas)
+        return
     views = [view if view.normals is not None else view._replace(normals=_normals(view.points)) for view in views]
     with Renderer(size) as renderer:
         for angle in angles:
             for image, view in zip(images, views):
                 image.set_data(renderer.draw(view, azimuth=angle, elevation=elevation))
-            canvas.draw()
-            yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+            yield _pixels(canvas)
+
+
+def check_size(size: int) -> None:
+    """Refuse views that would be too large.
+
+    Raises:
+        ValueError: If the side is larger than what can be drawn, or not positive.
+    """
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"size must be in 1..{_LARGEST} pixels, got {size}.")
+
+
+def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture in the middle of a white one."""
+    centered = np.full((height, width, 3), 255, np.uint8)
+    top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+    centered[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return centered
+
+
+def _pixels(canvas: Any) -> np.ndarray:
+    """What was drawn on a Matplotlib canvas, (H, W, 3) uint8."""
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _normals(points: Tensor) -> Tensor | None:
@@ -291,8 +355,7 @@ def draw_key(view: View, *, height: int) -> np.ndarray:
     figure = Figure(figsize=(max(key.width, 1) / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     key.draw(figure, 0, 0, height)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _pixels(canvas)
 
 
 class Key(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.attention import AttentionMap
@@ -46,6 +47,8 @@ class View(NamedTuple):
         values: What is coloured: a slot, a part or a value for each point, (N,), or None.
         mark: A point to be marked, (3,), or None.
         normals: Unit normals, (N, 3), for shading; of either side. None: estimated when it is drawn.
+        picture: Where the points are the pixels of a picture, row by row: what the colours are laid over, (H, W, 3)
+            uint8. None for clouds.
     """
 
     points: Tensor
@@ -57,6 +60,7 @@ class View(NamedTuple):
     values: Tensor | None = None
     mark: Tensor | None = None
     normals: Tensor | None = None
+    picture: Tensor | None = None
 
 
 def view_of(
@@ -127,14 +131,44 @@ def spread(features: Tensor, positions: Tensor, points: Tensor, *, k: int = 3) -
     return torch.cat(blocks)
 
 
+def pixel_points(height: int, width: int) -> Tensor:
+    """The centres of an image's pixels, row by row, (H W, 3): x and y in -1..1, y up, z 0."""
+    y, x = (1 - (2 * torch.arange(count) + 1) / count for count in (height, width))
+    y, x = torch.meshgrid(y, -x, indexing="ij")
+    return torch.stack([x, y, torch.zeros_like(x)], dim=-1).flatten(0, 1)
+
+
+def spread_grid(features: Tensor, grid: tuple[int, int], points: Tensor) -> Tensor:
+    """Carry what the tokens of an image have to points of it, bilinearly.
+
+    Args:
+        features: One row per token, row by row of the grid, (H W, C).
+        grid: Rows and columns (H, W) of the tokens.
+        points: Where in the image, (N, 3): x from -1 (left) to 1 (right), y from -1 (bottom) to 1 (top).
+
+    Returns:
+        (N, C), fp32. Between an outermost token and the image's border everything is as at the token.
+    """
+    image = features.float().T.unflatten(1, grid)[None]  # (1, C, H, W)
+    place = (points[:, :2] * torch.tensor([1, -1], device=points.device)).to(image)  # y down
+    return F.grid_sample(image, place[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
+
+
+def _carry(attention: AttentionMap, features: Tensor, positions: Tensor, points: Tensor) -> Tensor:
+    """Carry what the tokens of a layer have to points, as is right for a cloud or an image."""
+    if attention.grid is None:
+        return spread(features, positions, points)
+    return spread_grid(features, attention.grid, points)
+
+
 def tokens_of(
     points: Tensor, attention: AttentionMap, *, cloud: int = 0, head: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weights (M, S) and positions (M, 3) of the real tokens of one cloud of a batch.
 
     Args:
-        points: The cloud, (N, 3), in the coordinates that the model was given. Where the map does not know the tokens'
-            positions, the tokens are these points.
+        points: The cloud, (N, 3), in the coordinates that the model was given; pixels as for `spread_grid`. Where the
+            map does not know the tokens' positions, the tokens are these points.
         attention: What `record_attention` recorded.
         cloud: Which cloud of the batch.
         head: Which head; None for the mean over all.
@@ -153,6 +187,11 @@ def tokens_of(
         raise ValueError(f"head must be in 0..{heads - 1}, got {head}.")
     if weights.ndim == 3:
         weights = weights.mean(0) if head is None else weights[head]
+    if attention.grid is not None:
+        rows, columns = attention.grid
+        at_places = slice(len(weights) - rows * columns, None)
+        weights = weights[at_places, at_places] if attention.slots_are_tokens else weights[at_places]
+        return weights, pixel_points(rows, columns).to(weights)
     positions = None if attention.points is None else attention.points[cloud]
     if attention.mask is not None:
         real = attention.mask[cloud]
@@ -178,7 +217,7 @@ def weights_at(points: Tensor, attention: AttentionMap, *, cloud: int = 0, head:
     if attention.slots_are_tokens:
         raise ValueError("The layer is self-attention, which has no slots: give a query point instead.")
     weights, positions = tokens_of(points, attention, cloud=cloud, head=head)
-    return spread(weights, positions, points)
+    return _carry(attention, weights, positions, points)
 
 
 def rank_slots(weights: Sequence[Tensor]) -> list[int]:
@@ -260,10 +299,9 @@ def view_query(
         raise ValueError(f"query must be the number of a point, 0..{len(points) - 1}, got {query}.")
     if attention.slots_are_tokens:
         weights, positions = tokens_of(points, attention, cloud=cloud, head=head)
-        row = spread(weights, positions, points[query : query + 1])[0]
-        view = view_values(
-            points, spread(row[:, None], positions, points)[:, 0], label="weight of the query", title=title
-        )
+        row = _carry(attention, weights, positions, points[query : query + 1])[0]
+        values = _carry(attention, row[:, None], positions, points)[:, 0]
+        view = view_values(points, values, label="weight of the query", title=title)
     else:
         weights = weights_at(points, attention, cloud=cloud, head=head)
         apart = weights - weights.mean(0)

@@ -317,6 +317,26 @@ def test_attention_of_every_layer_can_be_recorded() -> None:
         }
 
 
+@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("size", [(32, 48), (37, 30)])
+def test_attention_knows_the_grid_of_its_tokens(size: tuple[int, int], pool: str) -> None:
+    model = ImageTransformer(ExternalAttention, num_classes=5, dim=8, depth=2, token_dim=4, pool=pool)
+    images = torch.randn(2, 3, *size)
+    with record_attention(model) as maps:
+        model(images)
+    image, expected = images, {}
+    for name, kernel_size, stride in (("tokenizer.layers.0", 7, 4), ("tokenizer.layers.1", 3, 2), ("blocks", 3, 2)):
+        patches = image_patches(image, kernel_size, stride, padding=2 if stride == 4 else 1)
+        expected[name] = tuple(patches.shape[1:3])
+        image = patches[..., :3].permute(0, 3, 1, 2)
+    for name, recorded in maps.items():
+        rows, columns = recorded.grid
+        assert (rows, columns) == expected[name.partition(".")[0] if "blocks" in name else name.rpartition(".")[0]]
+        others = int(pool == "class" and "blocks" in name)
+        assert recorded.weights.shape[-2] == rows * columns + others
+    assert len(maps) == 4
+
+
 @pytest.mark.parametrize(
     ("attention", "options"),
     [
