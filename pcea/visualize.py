@@ -100,7 +100,6 @@ def visualize(
     if output is not None and output.suffix.lower() == ".ply":
         _write_cloud(output, clouds[0], views[0], mode)
         print(f"{output}: {len(clouds[0].points)} points")
-        return
     pictures = draw_sheet(
         views,
         size=size or (300 if grid else 800),
@@ -109,7 +108,7 @@ def visualize(
         angles=[azimuth + 360 * i / _FRAMES for i in range(_FRAMES if animate else 1)],
         elevation=elevation,
     )
-    if output is not None:
+    if output is not None and output.suffix.lower() == ".png":
         first = next(pictures)
         save_png(output, first)
         print(f"{output}: {first.shape[1]} x {first.shape[0]} pixels")

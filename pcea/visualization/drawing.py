@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +66,8 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
     seen = points.double().cpu().numpy() @ rotation.T
     across, depth = seen[:, :2], seen[:, 2:]
     slope = math.tan(math.radians(FIELD_OF_VIEW / 2)) / (1 + 2 * _BORDER)
-    # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows for all points
-    # in both directions, but not in the cloud.
+    # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows
+    # for all points in both directions, but not in the cloud.
     right, left = (across - slope * depth).max(0), (-across - slope * depth).max(0)
     eye, nearest = (right - left) / 2, depth.min() - (0.02 * np.ptp(seen, axis=0).max() or 1)
     eye_depth = min(-(right + left).max() / 2 / slope, nearest)
@@ -124,6 +124,7 @@ class Renderer:
 
     def __init__(self, size: int):
         check_rendering()
+        load_triton()
         self._open3d = import_open3d()
         self.size = size
         with _quiet(self._open3d):
@@ -368,6 +369,15 @@ def _text_width(text: str) -> float:
 
     font = FontProperties(size=_FONT_SIZE)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * _DPI / 72
+
+
+def load_triton() -> None:
+    """Import Triton, if it is there, before drawing: to load its LLVM beside that of Mesa's driver ends the process.
+
+    PyTorch imports it late, at the first step of an optimizer for example.
+    """
+    with suppress(ImportError):
+        import triton  # noqa: F401
 
 
 @contextmanager

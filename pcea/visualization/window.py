@@ -15,7 +15,7 @@ from torch import Tensor
 from pcea.attention import AttentionMap
 from pcea.file_formats import import_open3d
 from pcea.visualization.browser import Browser, Subject
-from pcea.visualization.drawing import FIELD_OF_VIEW, draw_key, mark, place_camera, point_size, shade, vectors
+from pcea.visualization.drawing import FIELD_OF_VIEW, draw_key, load_triton, mark, place_camera, point_size, shade, vectors
 
 _SIZE = 1100, 800
 _KEY_HEIGHT = 400
@@ -63,6 +63,7 @@ def open_window(browser: Browser) -> None:
         OSError: If there is no display, or Open3D cannot open a window on it.
     """
     check_display()
+    load_triton()
     Window(browser, import_open3d()).run()
 
 

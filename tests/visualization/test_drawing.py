@@ -517,3 +517,20 @@ def test_a_million_points_fit_in_memory(can_draw):
     """Measured: 2.6 GB, of which torch and Open3D take 0.7."""
     done = subprocess.run([sys.executable, "-c", MILLION], capture_output=True, text=True, check=True, timeout=900)
     assert int(done.stdout.split()[-1]) < 4e6  # kB
+
+
+AFTERWARDS = """
+import torch
+from pcea.visualization import render
+render(torch.rand(50, 3), size=40)
+parameter = torch.nn.Parameter(torch.ones(1))
+parameter.sum().backward()
+torch.optim.SGD([parameter], lr=0.1).step()
+import torch._dynamo
+"""
+
+
+def test_torch_can_be_used_after_drawing(can_draw):
+    """It loads Triton late, whose LLVM must not meet that of Mesa's driver."""
+    done = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
