@@ -198,7 +198,7 @@ def newest_checkpoint(root: Path) -> Path:
     """
     found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or give --ckpt_path FILE.")
+        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or name a checkpoint.")
     return found[-1]
 
 

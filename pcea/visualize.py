@@ -17,7 +17,7 @@ from pcea.predict import DEFAULT_WEIGHTS, check_files, newest_checkpoint_of, wit
 from pcea.studied_file import StudiedFile
 from pcea.trained_network import load_network
 from pcea.visualization.browser import LAYER_MODES, Browser, shared_views
-from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, draw_sheet, save_gif, save_png
+from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, check_size, draw_sheet, save_gif, save_png
 from pcea.visualization.views import View
 from pcea.visualization.window import check_display, open_window
 
@@ -52,7 +52,8 @@ def visualize(
         checkpoint: A checkpoint of `pcea fit`, a weights file, or the name of weights that come with pcea.
         config: Take the newest checkpoint of this configuration instead.
         mode: slots: the strongest memory slot of each point. slot: the weights for one slot. query: what a point has to
-            do with each other point. critical: how many channels of the pooled feature each point decides. prediction:
+            do with each other point. critical: how many channels of the pooled feature the
+            centre nearest to each point decides. prediction:
             the class, or how sure the network is of each point's part. parts: the part of each point. By default query
             or slot where one is given, else slots.
         layer: Attention layer, counted from 0; by default the last one.
@@ -74,7 +75,12 @@ def visualize(
     """
     files = check_files(files, up=up)
     mode = mode or ("query" if query is not None else "slot" if slot is not None else "slots")
-    _check_outputs(output, animate, grid=grid, files=files)
+    has_all_modes = grid and len(files) == 1
+    for name, value in (("slot", slot), ("query", query)):
+        if value is not None and mode != name and not has_all_modes:
+            raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
+    size = (300 if grid else 800) if size is None else size
+    _check_outputs(output, animate, size, grid=grid, files=files)
     trained = load_network(newest_checkpoint_of(config) or checkpoint)
     category = find_category(trained.parts, category)
     if output is None and animate is None:
@@ -93,7 +99,7 @@ def visualize(
     if output is None and animate is None:
         open_window(Browser(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
         return
-    if grid and len(files) == 1:
+    if has_all_modes:
         views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
     else:
         views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
@@ -102,7 +108,7 @@ def visualize(
         print(f"{output}: {len(clouds[0].points)} points")
     pictures = draw_sheet(
         views,
-        size=size or (300 if grid else 800),
+        size=size,
         columns=columns,
         shared_legend=len(files) > 1 and mode != "prediction",
         angles=[azimuth + 360 * i / _FRAMES for i in range(_FRAMES if animate else 1)],
@@ -118,12 +124,13 @@ def visualize(
         print(f"{animate}: {_FRAMES} pictures")
 
 
-def _check_outputs(output: Path | None, animate: Path | None, *, grid: bool, files: list[Path]) -> None:
+def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
     """Refuse what could not be written, before anything is computed."""
     if output is not None and output.suffix.lower() not in (".png", ".ply"):
         raise ValueError(f"--output must end in .png or .ply, got {output}.")
     if animate is not None and animate.suffix.lower() != ".gif":
         raise ValueError(f"--animate must end in .gif, got {animate}.")
+    check_size(size)
     is_cloud = output is not None and output.suffix.lower() == ".ply"
     if is_cloud and (grid or len(files) > 1):
         raise ValueError(f"--output {output} holds the points of one file in one view: give one file, without --grid.")

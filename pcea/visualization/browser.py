@@ -10,6 +10,7 @@ from torch import Tensor
 from pcea.attention import AttentionMap
 from pcea.visualization.views import (
     View,
+    check_cloud,
     rank_slots,
     share_scale,
     tokens_of,
@@ -30,7 +31,7 @@ class Subject:
         layers: What `record_attention` recorded, by the name of the layer.
         name: Of the file, or "".
         normals: Unit normals for shading, (N, 3), or None.
-        cloud: Which cloud of the recorded batch it is.
+        cloud: Which cloud of the recorded batch it is; needed if there are several.
 
     Raises:
         ValueError: If the points are not one cloud, or nobody knows where the tokens of a layer are.
@@ -43,10 +44,9 @@ class Subject:
         *,
         name: str = "",
         normals: Tensor | None = None,
-        cloud: int = 0,
+        cloud: int | None = None,
     ):
-        if points.ndim != 2 or points.shape[1] != 3 or not len(points):
-            raise ValueError(f"points must be one cloud, (N, 3), got {tuple(points.shape)}.")
+        points = check_cloud(points)
         if not layers:
             raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
         for key, attention in layers.items():
@@ -54,14 +54,8 @@ class Subject:
                 tokens_of(points, attention, cloud=cloud)
             except ValueError as error:
                 raise ValueError(f"Layer {key}: {error}" if key else str(error)) from None
-        self.points, self.name, self.normals, self.cloud = points, name, normals, cloud
-        self._layers = layers
+        self.points, self.layers, self.name, self.normals, self.cloud = points, layers, name, normals, cloud
         self._weights: tuple[int, Tensor] | None = None
-
-    @property
-    def layers(self) -> Mapping[str, AttentionMap]:
-        """The recorded layers, by name."""
-        return self._layers
 
     @property
     def modes(self) -> tuple[str, ...]:
