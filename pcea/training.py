@@ -267,7 +267,9 @@ def print_categories(categories: Mapping[str, tuple[int, float | None]]) -> None
 
 def _cpu_name() -> str:
     names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    return f"{torch.get_num_threads()} CPU cores ({names[0] if names else platform.processor() or platform.machine()})"
+    threads = torch.get_num_threads()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{threads} CPU core{'s' if threads > 1 else ''} ({name})"
 
 
 def _cpu_info() -> list[str]:
