@@ -16,6 +16,8 @@ import numpy as np
 from pcea.ply import read_ply
 
 # What arrays of .npz and .h5 files are called; the first that is there counts.
+# What Open3D needs to be imported and to draw.
+SYSTEM_PACKAGES = "apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
 POINT_NAMES = ("points", "pos", "xyz", "data")
 NORMAL_NAMES = ("normals", "normal")
 
@@ -152,8 +154,7 @@ def import_open3d() -> ModuleType:
         if ".so" not in str(error):
             raise
         raise ImportError(
-            f"Open3D needs a system library that is missing ({error}). "
-            "On Debian: apt-get install libusb-1.0-0 libegl1 libgl1 libgomp1 libx11-6"
+            f"Open3D needs a system library that is missing ({error}). On Debian or Ubuntu: {SYSTEM_PACKAGES}"
         ) from error
     return open3d
 

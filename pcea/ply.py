@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from pcea.complete_file import complete_file
 
 # The first name of each type is the one that is written.
 _TYPES = {
@@ -179,12 +179,5 @@ def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[
     header += [f"element vertex {len(rows)}"]
     header += [f"property {_NAMES[column.dtype.str[1:]]} {name}" for name, column in columns.items()]
     text = "\n".join([*header, "end_header", ""])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with complete_file(path) as temporary:
         temporary.write_bytes(text.encode("ascii", "backslashreplace") + rows.tobytes())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # and not the temporary file's name
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -130,6 +130,9 @@ def check_files(files: Sequence[str | Path], *, up: str) -> list[Path]:
         ValueError: If `up` is no axis, which is not the files' fault.
     """
     paths = [Path(file) for file in files]
+    folders = [str(path) for path in paths if path.is_dir()]
+    if folders:
+        raise ValueError(f"Files are expected, got the folder {', '.join(folders)}.")
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"No such file: {', '.join(missing)}.")

@@ -102,7 +102,7 @@ class StudiedFile(Subject):
             return super().view(mode, layer=layer, slot=slot, query=query, ranking=ranking, high=high)
         self.attention(layer)  # a wrong layer is an error in every mode
         if mode == "critical":
-            view = view_values(self.points, self._decided_channels, label="channels decided by a point")
+            view = view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
         elif not self._is_segmenter:
             best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
             names = [self._trained.class_names[i] for i in best.indices]

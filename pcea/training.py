@@ -201,7 +201,7 @@ def newest_checkpoint(root: Path) -> Path:
     """
     found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or give --ckpt_path FILE.")
+        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or name a checkpoint.")
     return found[-1]
 
 
@@ -270,7 +270,9 @@ def print_categories(record: Record) -> None:
 
 def _cpu_name() -> str:
     names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    return f"{torch.get_num_threads()} CPU cores ({names[0] if names else platform.processor() or platform.machine()})"
+    threads = torch.get_num_threads()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{threads} CPU core{'s' if threads > 1 else ''} ({name})"
 
 
 def _cpu_info() -> list[str]:

@@ -57,7 +57,8 @@ def visualize(
         checkpoint: A checkpoint of `pcea fit`, a weights file, or the name of weights that come with pcea.
         config: Take the newest checkpoint of this configuration instead.
         mode: slots: the strongest memory slot of each point. slot: the weights for one slot. query: what a point has to
-            do with each other point. critical: how many channels of the pooled feature each point decides. prediction:
+            do with each other point. critical: how many channels of the pooled feature the
+            centre nearest to each point decides. prediction:
             the class, or how sure the network is of each point's part. parts: the part of each point. By default query
             or slot where one is given, else slots. Pictures have the same for their pixels, without critical and parts;
             prediction is then the class, or that of each pixel.
@@ -82,11 +83,15 @@ def visualize(
     """
     files = check_files(files, up=up)
     mode = mode or ("query" if query is not None else "slot" if slot is not None else "slots")
-    _check_outputs(output, animate, grid=grid, files=files)
+    has_all_modes = grid and len(files) == 1
+    for name, value in (("slot", slot), ("query", query)):
+        if value is not None and mode != name and not has_all_modes:
+            raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
+    size = (300 if grid else 800) if size is None else size
+    _check_outputs(output, animate, size, grid=grid, files=files)
     trained = load_network(newest_checkpoint_of(config) or checkpoint)
     if isinstance(trained, TrainedImageNetwork):
         refuse("is for pictures", animate=animate, category=category, points_per_pass=points_per_pass)
-        size = (300 if grid else 800) if size is None else size
         _draw_pictures(
             files, trained, output, mode=mode, layer=layer, slot=slot, query=query, head=head, grid=grid, size=size
         )
@@ -110,23 +115,22 @@ def visualize(
     if output is None and animate is None:
         open_window(Browser(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
         return
-    if grid and len(files) == 1:
+    if has_all_modes:
         views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
     else:
         views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
     if output is not None and output.suffix.lower() == ".ply":
         _write_cloud(output, clouds[0], views[0], mode)
         print(f"{output}: {len(clouds[0].points)} points")
-        return
     pictures = draw_sheet(
         views,
-        size=size or (300 if grid else 800),
+        size=size,
         columns=columns,
         shared_legend=len(files) > 1 and mode != "prediction",
         angles=[azimuth + 360 * i / _FRAMES for i in range(_FRAMES if animate else 1)],
         elevation=elevation,
     )
-    if output is not None:
+    if output is not None and output.suffix.lower() == ".png":
         first = next(pictures)
         save_png(output, first)
         print(f"{output}: {first.shape[1]} x {first.shape[0]} pixels")
@@ -151,7 +155,6 @@ def _draw_pictures(
 ) -> None:
     if output is None or output.suffix.lower() != ".png":
         raise ValueError("Pictures are drawn into a picture: add --output drawn.png.")
-    check_size(size)
     place = _find_pixel(query)
     check_pictures(files)
     subjects = [StudiedPicture(file, read_image(file), trained, size=size, head=head) for file in files]
@@ -166,12 +169,13 @@ def _draw_pictures(
     print(f"{output}: {drawn.shape[1]} x {drawn.shape[0]} pixels")
 
 
-def _check_outputs(output: Path | None, animate: Path | None, *, grid: bool, files: list[Path]) -> None:
+def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
     """Refuse what could not be written, before anything is computed."""
     if output is not None and output.suffix.lower() not in (".png", ".ply"):
         raise ValueError(f"--output must end in .png or .ply, got {output}.")
     if animate is not None and animate.suffix.lower() != ".gif":
         raise ValueError(f"--animate must end in .gif, got {animate}.")
+    check_size(size)
     is_cloud = output is not None and output.suffix.lower() == ".ply"
     if is_cloud and (grid or len(files) > 1):
         raise ValueError(f"--output {output} holds the points of one file in one view: give one file, without --grid.")

@@ -14,6 +14,7 @@ LAYERS = (
     (
         "pcea.batch",
         "pcea.blocks",
+        "pcea.complete_file",
         "pcea.configuration",
         "pcea.cpu",
         "pcea.file_formats",

@@ -169,6 +169,10 @@ BAD = [
     (("cloud.npy", "fake.off", "nan.npy", "--grid", "--output", "o.png"), "2 of 3 files cannot be read"),
     (("few.npy", "--output", "o.ply"), "few.npy: points must be at least num_centers=16, got N=10"),
     (("shape.xyzq", "--output", "o.ply"), "unknown extension '.xyzq'"),
+    (("cloud.npy", "--size", "0", "--output", "o.png"), "size must be in 1..4096 pixels, got 0"),
+    (("cloud.npy", "--slot", "1", "--query", "2", "--output", "o.png"), "--slot is for --mode slot, got --mode query"),
+    (("cloud.npy", "--slot", "1", "--mode", "critical", "--output", "o.png"), "--slot is for --mode slot"),
+    ((".", "--output", "o.png"), "Files are expected, got the folder ."),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pcea.batch import CloudBatch
@@ -84,14 +84,15 @@ class SegmentationTask(Task):
         self.parts = parts
         self.num_points = getattr(data, "num_points", 0)
         num_classes = self._num_classes
-        accuracy = MulticlassAccuracy(num_classes, average="micro")
+        metrics: dict[str, Metric | MetricCollection] = {
+            "overall_accuracy": MulticlassAccuracy(num_classes, average="micro")
+        }
         if parts:
-            self.point_metrics = MetricCollection({"overall_accuracy": accuracy})
             self.part_iou = PartIoU(parts, num_classes)
         else:
-            # A metric added to a finished collection would be updated by the first batch alone.
-            scenes = {"overall_accuracy": accuracy, "miou": MulticlassJaccardIndex(num_classes)}
-            self.point_metrics = MetricCollection(scenes)
+            metrics["miou"] = MulticlassJaccardIndex(num_classes)
+        # A metric added to a finished collection would be updated by the first batch alone.
+        self.point_metrics = MetricCollection(metrics)
 
     @property
     def _num_classes(self) -> int:

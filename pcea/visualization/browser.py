@@ -10,6 +10,7 @@ from torch import Tensor
 from pcea.attention import AttentionMap
 from pcea.visualization.views import (
     View,
+    check_cloud,
     rank_slots,
     share_scale,
     tokens_of,
@@ -30,7 +31,7 @@ class Subject:
         layers: What `record_attention` recorded, by the name of the layer.
         name: Of the file, or "".
         normals: Unit normals for shading, (N, 3), or None.
-        cloud: Which cloud of the recorded batch it is.
+        cloud: Which cloud of the recorded batch it is; needed if there are several.
         head: Which attention head is shown; None for the mean over all.
 
     Raises:
@@ -44,11 +45,10 @@ class Subject:
         *,
         name: str = "",
         normals: Tensor | None = None,
-        cloud: int = 0,
+        cloud: int | None = None,
         head: int | None = None,
     ):
-        if points.ndim != 2 or points.shape[1] != 3 or not len(points):
-            raise ValueError(f"points must be one cloud, (N, 3), got {tuple(points.shape)}.")
+        points = check_cloud(points)
         if not layers:
             raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
         for key, attention in layers.items():
@@ -56,14 +56,9 @@ class Subject:
                 tokens_of(points, attention, cloud=cloud)
             except ValueError as error:
                 raise ValueError(f"Layer {key}: {error}" if key else str(error)) from None
-        self.points, self.name, self.normals, self.cloud, self.head = points, name, normals, cloud, head
-        self._layers = layers
+        self.points, self.layers, self.name, self.normals = points, layers, name, normals
+        self.cloud, self.head = cloud, head
         self._weights: tuple[int, Tensor] | None = None
-
-    @property
-    def layers(self) -> Mapping[str, AttentionMap]:
-        """The recorded layers, by name."""
-        return self._layers
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -8,19 +8,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pcea.attention import AttentionMap
-from pcea.file_formats import import_open3d
+from pcea.complete_file import complete_file
+from pcea.file_formats import SYSTEM_PACKAGES, import_open3d
 from pcea.visualization.overlay import lay_over, view_picture
-from pcea.visualization.views import ColorBar, View, view_of
+from pcea.visualization.views import GREY, ColorBar, View, view_of
 
 AZIMUTH, ELEVATION = 35.0, 20.0
 FIELD_OF_VIEW = 30.0
@@ -30,12 +31,10 @@ _BORDER = 0.03
 _OVERSAMPLING = 2
 # Open3D ends the process, or fails without a reason, somewhere above 6600.
 _LARGEST = 4096
-_PROBE = "from pcea.visualization.drawing import probe; probe()"
-SYSTEM_PACKAGES = "apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
 # Pixels an inch, of a line of text, and beside a picture.
 _DPI, _LINE, _MARGIN = 100, 30, 10
-# Of all text, in points.
-_FONT_SIZE = 10.0
+# Of all text, in points, up to pictures of so many pixels.
+_FONT_SIZE, _PLAIN = 10.0, 800
 
 
 class Camera(NamedTuple):
@@ -59,7 +58,14 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
         points: (N, 3), y up.
         azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
         elevation: Degrees above the horizon.
+
+    Raises:
+        ValueError: If all points are equal, so that there is nothing to see, or an angle is not a number.
     """
+    if not (math.isfinite(azimuth) and math.isfinite(elevation)):
+        raise ValueError(f"azimuth and elevation must be degrees, got {azimuth} and {elevation}.")
+    if (points == points[0]).all():
+        raise ValueError(f"There is nothing to see: all {len(points)} points of the cloud are equal.")
     a, e = math.radians(azimuth), math.radians(elevation)
     backwards = np.array([math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e)])
     right = np.array([math.cos(a), 0, -math.sin(a)])
@@ -67,8 +73,8 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
     seen = points.double().cpu().numpy() @ rotation.T
     across, depth = seen[:, :2], seen[:, 2:]
     slope = math.tan(math.radians(FIELD_OF_VIEW / 2)) / (1 + 2 * _BORDER)
-    # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows for all points
-    # in both directions, but not in the cloud.
+    # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows
+    # for all points in both directions, but not in the cloud.
     right, left = (across - slope * depth).max(0), (-across - slope * depth).max(0)
     eye, nearest = (right - left) / 2, depth.min() - (0.02 * np.ptp(seen, axis=0).max() or 1)
     eye_depth = min(-(right + left).max() / 2 / slope, nearest)
@@ -83,17 +89,19 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
     return Camera(rotation, np.array([*eye, middle]) @ rotation, float(middle - eye_depth))
 
 
-def shade(colors: Tensor, normals: Tensor, camera: Camera) -> Tensor:
-    """Darken colours where a surface is seen from the side, as by a lamp at the camera; hues stay those of the legend.
+def shade(view: View, camera: Camera) -> Tensor:
+    """The colours of a view, (N, 3) uint8, darker where a surface is seen from the side, as by a lamp at the camera.
 
-    Args:
-        colors: (N, 3) uint8.
-        normals: Unit normals of either side, (N, 3). A normal of zero leaves the colour as it is.
-        camera: Where the picture is taken from.
+    Hues stay those of the legend. Values are told by lightness too: their colours are hardly darkened. Points without a
+    normal, or with one of zero, keep their colour.
     """
-    facing = (normals.double().cpu() @ torch.from_numpy(camera.rotation[2])).abs()
-    facing = torch.where(normals.cpu().any(1), facing, 1.0)
-    return (colors.double().cpu() * (0.6 + 0.4 * facing[:, None])).round().to(torch.uint8)
+    if view.normals is None:
+        return view.colors.cpu()
+    normals = view.normals.double().cpu()
+    facing = (normals @ torch.from_numpy(camera.rotation[2])).abs()
+    darkest = 0.7 if view.color_bar is None else 0.9
+    light = torch.where(normals.any(1), darkest + (1 - darkest) * facing, 1.0)
+    return (view.colors.double().cpu() * light[:, None]).round().to(torch.uint8)
 
 
 def point_size(points: Tensor, camera: Camera, side: int) -> float:
@@ -114,7 +122,7 @@ def point_size(points: Tensor, camera: Camera, side: int) -> float:
 
 
 class Renderer:
-    """An Open3D window, hidden, that draws one view after the other. Use it with `with`, or `close` it.
+    """An Open3D window, hidden, that draws one view after the other. Use it with `with`.
 
     Args:
         size: Side of its square pictures, in pixels.
@@ -125,6 +133,7 @@ class Renderer:
 
     def __init__(self, size: int):
         check_rendering()
+        load_triton()
         self._open3d = import_open3d()
         self.size = size
         with _quiet(self._open3d):
@@ -137,10 +146,6 @@ class Renderer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the window back."""
         self._window.destroy_window()
 
     def draw(self, view: View, *, azimuth: float = AZIMUTH, elevation: float = ELEVATION) -> np.ndarray:
@@ -148,7 +153,7 @@ class Renderer:
         from PIL import Image
 
         camera = place_camera(view.points, azimuth=azimuth, elevation=elevation)
-        colors = view.colors if view.normals is None else shade(view.colors, view.normals, camera)
+        colors = shade(view, camera)
         o3d, window = self._open3d, self._window
         cloud = o3d.geometry.PointCloud(vectors(o3d, view.points))
         cloud.colors = vectors(o3d, colors.double() / 255)
@@ -282,21 +287,24 @@ def draw_sheet(
     heading = _LINE if any(view.title for view in views) else 0
     keys = [_shared_key(views)] if shared_legend else [_key(view) for view in views]
     panel = max(key.width for key in keys)
-    tile = (across if shared_legend else across + panel, down + heading)
+    # Text grows with large views. From here on lengths are those of a sheet so many times smaller.
+    scale = 1.0 if pictures else max(1.0, size / _PLAIN)
+    high, wide = down / scale, across / scale
+    tile = (wide if shared_legend else wide + panel, high + heading)
     width, height = columns * tile[0] + (panel if shared_legend else 0), rows * tile[1]
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI * scale, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     images = []
     for i, view in enumerate(views):
         left, top = i % columns * tile[0], i // columns * tile[1]
-        axes = figure.add_axes((left / width, 1 - (top + heading + down) / height, across / width, down / height))
+        axes = figure.add_axes((left / width, 1 - (top + heading + high) / height, wide / width, high / height))
         axes.set_axis_off()
         images.append(axes.imshow(np.full((down, across, 3), 255, np.uint8), interpolation="none"))
-        place = (left + across / 2) / width, 1 - (top + 0.6 * heading) / height
-        title = _shorten(view.title, across - _MARGIN)
+        place = (left + wide / 2) / width, 1 - (top + 0.6 * heading) / height
+        title = _shorten(view.title, wide - _MARGIN)
         figure.text(*place, title, ha="center", va="center", fontsize=_FONT_SIZE, parse_math=False)
         if not shared_legend:
-            keys[i].draw(figure, left + across, top + heading, down)
+            keys[i].draw(figure, left + wide, top + heading, high)
     if shared_legend:
         keys[0].draw(figure, columns * tile[0], heading, height - heading)
     if pictures:
@@ -312,16 +320,6 @@ def draw_sheet(
             yield _pixels(canvas)
 
 
-def check_size(size: int) -> None:
-    """Refuse views that would be too large.
-
-    Raises:
-        ValueError: If the side is larger than what can be drawn, or not positive.
-    """
-    if not 1 <= size <= _LARGEST:
-        raise ValueError(f"size must be in 1..{_LARGEST} pixels, got {size}.")
-
-
 def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """A picture in the middle of a white one."""
     centered = np.full((height, width, 3), 255, np.uint8)
@@ -334,6 +332,12 @@ def _pixels(canvas: Any) -> np.ndarray:
     """What was drawn on a Matplotlib canvas, (H, W, 3) uint8."""
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def check_size(size: int) -> None:
+    """Refuse a picture that is too large, or has no size."""
+    if not 1 <= size <= _LARGEST:
+        raise ValueError(f"size must be in 1..{_LARGEST} pixels, got {size}.")
 
 
 def _normals(points: Tensor) -> Tensor | None:
@@ -372,7 +376,7 @@ class Key(NamedTuple):
         legend = math.ceil(max(map(_text_width, names))) + 60 if self.legend else 0
         return max(legend, 130 if self.color_bar else 0)
 
-    def draw(self, figure: Any, left: int, top: int, height: int) -> None:
+    def draw(self, figure: Any, left: float, top: float, height: float) -> None:
         """Draw it on a Matplotlib figure with its upper left corner at (left, top), in pixels."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
@@ -404,7 +408,10 @@ class Key(NamedTuple):
             axes = figure.add_axes((left / W, 1 - (top + (height + bar) / 2) / H, 15 / W, bar / H))
             # A bar needs two ends, also where all values are equal.
             scale = Normalize(low, high if high > low else low + 1)
-            figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, label=label, format="{x:.3g}")
+            font_size = min(_FONT_SIZE, _FONT_SIZE * height / (_text_width(label) + _MARGIN))
+            color_bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, format="{x:.3g}")
+            color_bar.set_label(label, fontsize=font_size)
+            color_bar.ax.tick_params(labelsize=font_size)
 
 
 def _key(view: View) -> Key:
@@ -412,11 +419,12 @@ def _key(view: View) -> Key:
 
 
 def _shared_key(views: Sequence[View]) -> Key:
-    legend = dict.fromkeys(entry for view in views for entry in view.legend)
+    entries = dict.fromkeys(entry for view in views for entry in view.legend)
+    legend = sorted(entries, key=lambda entry: entry[1] == GREY)  # what has no colour of its own comes last
     return Key(tuple(legend), views[0].legend_title, views[0].color_bar)
 
 
-def _shorten(text: str, width: int) -> str:
+def _shorten(text: str, width: float) -> str:
     """Leave out letters before the last seven until the text is so many pixels wide."""
     shortened, kept = text, len(text) - 11
     while _text_width(shortened) > width and kept > 0:
@@ -431,6 +439,15 @@ def _text_width(text: str) -> float:
 
     font = FontProperties(size=_FONT_SIZE)
     return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * _DPI / 72
+
+
+def load_triton() -> None:
+    """Import Triton, if it is there, before drawing: to load its LLVM beside that of Mesa's driver ends the process.
+
+    PyTorch imports it late, at the first step of an optimizer for example.
+    """
+    with suppress(ImportError):
+        import triton  # noqa: F401
 
 
 @contextmanager
@@ -469,32 +486,30 @@ def check_rendering() -> None:
 
     Raises:
         OSError: If it cannot draw; with the packages that are missing, probably.
-        ImportError: If Open3D cannot be imported.
     """
-    import_open3d()
+    reason = try_in_child("picture", seconds=120)
+    if reason:
+        raise OSError(_cannot_draw(reason))
+
+
+def try_in_child(what: Literal["picture", "window"], *, seconds: float) -> str:
+    """Run `probe.py` in a process of its own.
+
+    Args:
+        what: What to try.
+        seconds: How long it may take.
+
+    Returns:
+        Why it failed, or "".
+    """
+    probe = Path(__file__).with_name("probe.py").read_text(encoding="utf-8")
     try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", probe, what], capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise OSError(_cannot_draw("it took more than two minutes")) from None
-    if done.returncode:
-        words = re.sub(r"\x1b\[[0-9;]*m", "", done.stderr + done.stdout)  # Open3D's warnings are coloured
-        lines = [line.strip().rstrip(".") for line in words.splitlines() if line.strip()]
-        raise OSError(_cannot_draw(lines[-1] if lines else f"it ended with {done.returncode}"))
-
-
-def probe() -> None:
-    """Draw a red point and look whether it is red; ends the process with 1 if not."""
-    open3d = import_open3d()
-    window = open3d.visualization.Visualizer()
-    if not window.create_window(width=64, height=64, visible=False):
-        sys.exit("no window could be made")
-    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.eye(3)))
-    cloud.paint_uniform_color((1, 0, 0))
-    window.add_geometry(cloud)
-    window.get_render_option().point_size = 20
-    picture = np.asarray(window.capture_screen_float_buffer(do_render=True))
-    if not (picture == (1, 0, 0)).all(-1).any():
-        sys.exit("what it draws does not arrive in the picture")
+        return f"it took more than {seconds:.0f} s"
+    words = re.sub(r"\x1b\[[0-9;]*m|\[Open3D \w+\]", "", done.stderr + done.stdout)
+    lines = [line.strip().rstrip(".") for line in words.splitlines() if line.strip()]
+    return "" if done.returncode == 0 else lines[-1] if lines else f"it ended with {done.returncode}"
 
 
 def _cannot_draw(reason: str) -> str:
@@ -521,18 +536,19 @@ def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float
     """
     from PIL import Image
 
-    first, *rest = [Image.fromarray(picture).quantize(128) for picture in pictures]
+    palette = _palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
+    first, *rest = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     with complete_file(Path(path)) as part:
         duration = round(1000 * seconds / len(pictures))
         first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
 
 
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """Write a file beside `path`; it takes its place at the end if nothing failed, and is deleted otherwise."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _palette(picture: np.ndarray) -> Any:
+    """256 colours for an animation: the 64 most frequent, those of the legend among them, as they are."""
+    from PIL import Image
+
+    colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    others = Image.fromarray(picture).quantize(256 - 64).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*colors[counts.argsort()[::-1][:64]].ravel().tolist(), *others])
+    return palette

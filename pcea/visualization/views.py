@@ -70,7 +70,7 @@ def view_of(
     slot: int | None = None,
     query: int | None = None,
     colors: Tensor | None = None,
-    cloud: int = 0,
+    cloud: int | None = None,
     head: int | None = None,
     title: str = "",
 ) -> View:
@@ -82,7 +82,7 @@ def view_of(
         slot: Colour by the weights for this slot.
         query: Colour by what the point of this number has to do with each other point; see `view_query`.
         colors: Red, green and blue, (N, 3) uint8, instead of attention. With neither: by height.
-        cloud: Which cloud of the recorded batch these points are.
+        cloud: Which cloud of the recorded batch these points are; needed if there are several.
         head: Which head; None for the mean over all.
         title: A line of text.
 
@@ -90,8 +90,7 @@ def view_of(
         ValueError: If the arguments do not fit each other or the attention.
         TypeError: If `attention` is not one layer's map, but those of all layers for example.
     """
-    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
-        raise ValueError(f"points must be one cloud, (N, 3), got {tuple(points.shape)}.")
+    points = check_cloud(points)
     if sum(given is not None for given in (slot, query, colors)) > 1:
         raise ValueError("Give one of slot, query and colors.")
     if colors is not None:
@@ -108,6 +107,23 @@ def view_of(
         return view_query(points, attention, query, cloud=cloud, head=head, title=title)
     weights = weights_at(points, attention, cloud=cloud, head=head)
     return view_slots(points, weights, title=title) if slot is None else view_slot(points, weights, slot, title=title)
+
+
+def check_cloud(points: Tensor) -> Tensor:
+    """One cloud as it was given, without its gradient.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it is not one cloud, (N, 3), of finite coordinates.
+    """
+    if not isinstance(points, Tensor):
+        raise TypeError(f"points must be a torch.Tensor, got {type(points).__name__}.")
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise ValueError(f"points must be one cloud, (N, 3), got {tuple(points.shape)}.")
+    bad = int((~points.isfinite()).any(1).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(points)} points have NaN or infinite coordinates.")
+    return points.detach()
 
 
 def spread(features: Tensor, positions: Tensor, points: Tensor, *, k: int = 3) -> Tensor:
@@ -162,7 +178,7 @@ def _carry(attention: AttentionMap, features: Tensor, positions: Tensor, points:
 
 
 def tokens_of(
-    points: Tensor, attention: AttentionMap, *, cloud: int = 0, head: int | None = None
+    points: Tensor, attention: AttentionMap, *, cloud: int | None = None, head: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weights (M, S) and positions (M, 3) of the real tokens of one cloud of a batch.
 
@@ -170,7 +186,7 @@ def tokens_of(
         points: The cloud, (N, 3), in the coordinates that the model was given; pixels as for `spread_grid`. Where the
             map does not know the tokens' positions, the tokens are these points.
         attention: What `record_attention` recorded.
-        cloud: Which cloud of the batch.
+        cloud: Which cloud of the batch; needed if there are several.
         head: Which head; None for the mean over all.
 
     Raises:
@@ -179,6 +195,11 @@ def tokens_of(
     weights = attention.weights
     if weights.ndim < 3:
         raise ValueError("Attention of packed clouds (N, S) is not of one cloud: give `weights` as (1, N, S).")
+    if cloud is None and len(weights) > 1:
+        raise ValueError(
+            f"The attention is of {len(weights)} clouds: say which one it is by cloud=0..{len(weights) - 1}."
+        )
+    cloud = cloud or 0
     if not 0 <= cloud < len(weights):
         raise ValueError(f"cloud must be in 0..{len(weights) - 1}, got {cloud}.")
     weights = weights[cloud].float()
@@ -199,6 +220,8 @@ def tokens_of(
         if attention.slots_are_tokens:
             weights = weights[:, real]
     if positions is None:
+        if attention.mask is not None and len(weights) != len(points) == attention.mask.shape[1]:
+            raise ValueError("The cloud is padded: give its real points, points[cloud][mask[cloud]].")
         if len(weights) != len(points):
             raise ValueError(
                 f"The attention is of {len(weights)} tokens, there are {len(points)} points, and the model does not "
@@ -208,7 +231,7 @@ def tokens_of(
     return weights, positions
 
 
-def weights_at(points: Tensor, attention: AttentionMap, *, cloud: int = 0, head: int | None = None) -> Tensor:
+def weights_at(points: Tensor, attention: AttentionMap, *, cloud: int | None = None, head: int | None = None) -> Tensor:
     """The weights of every point of a cloud for every slot, (N, S); the arguments are those of `tokens_of`.
 
     Raises:
@@ -273,7 +296,7 @@ def view_query(
     attention: AttentionMap,
     query: int,
     *,
-    cloud: int = 0,
+    cloud: int | None = None,
     head: int | None = None,
     title: str = "",
 ) -> View:
@@ -288,7 +311,7 @@ def view_query(
         points: (N, 3).
         attention: What `record_attention` recorded.
         query: The position of the query point in `points`.
-        cloud: Which cloud of the batch was recorded of these points.
+        cloud: Which cloud of the batch was recorded of these points; needed if there are several.
         head: Which head; None for the mean over all.
         title: A line of text.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from itertools import chain
@@ -13,14 +12,23 @@ import numpy as np
 from torch import Tensor
 
 from pcea.attention import AttentionMap
-from pcea.file_formats import import_open3d
+from pcea.file_formats import SYSTEM_PACKAGES, import_open3d
 from pcea.visualization.browser import Browser, Subject
-from pcea.visualization.drawing import FIELD_OF_VIEW, draw_key, mark, place_camera, point_size, shade, vectors
+from pcea.visualization.drawing import (
+    FIELD_OF_VIEW,
+    draw_key,
+    load_triton,
+    mark,
+    place_camera,
+    point_size,
+    shade,
+    try_in_child,
+    vectors,
+)
 
 _SIZE = 1100, 800
 _KEY_HEIGHT = 400
 _INSTEAD = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
-_PROBE = "from pcea.visualization.window import probe; probe()"
 
 
 def show(
@@ -29,7 +37,7 @@ def show(
     *,
     slot: int | None = None,
     query: int | None = None,
-    cloud: int = 0,
+    cloud: int | None = None,
 ) -> None:
     """Look at what the points of a cloud attend to, in a window; its keys are listed in it. Returns when it is closed.
 
@@ -44,7 +52,7 @@ def show(
         attention: What `record_attention` recorded: all layers, or one.
         slot: Begin with the weights for this slot.
         query: Begin with what the point of this number has to do with each other point.
-        cloud: Which cloud of the recorded batch these points are.
+        cloud: Which cloud of the recorded batch these points are; needed if there are several.
 
     Raises:
         ValueError: If the arguments do not fit.
@@ -63,6 +71,7 @@ def open_window(browser: Browser) -> None:
         OSError: If there is no display, or Open3D cannot open a window on it.
     """
     check_display()
+    load_triton()
     Window(browser, import_open3d()).run()
 
 
@@ -74,26 +83,12 @@ def check_display() -> None:
     """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise OSError(f"There is no display to open a window on. {_INSTEAD}")
-    import_open3d()
-    try:
-        done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
+    reason = try_in_child("window", seconds=60)
+    if reason:
         raise OSError(
-            "Open3D cannot open a window on this display; it needs Vulkan. On Debian or Ubuntu: apt-get install "
-            f"libvulkan1 mesa-vulkan-drivers libegl1 libgl1. {_INSTEAD}"
+            f"Open3D cannot open a window on this display ({reason}); it needs Vulkan. On Debian or Ubuntu: "
+            f"{SYSTEM_PACKAGES} libvulkan1 mesa-vulkan-drivers. {_INSTEAD}"
         )
-
-
-def probe() -> None:
-    """Open a window and close it."""
-    app = import_open3d().visualization.gui.Application.instance
-    app.initialize()
-    window = app.create_window("pcea", 64, 64)
-    window.post_redraw()
-    app.run_one_tick()
-    window.close()
 
 
 class Window:
@@ -147,7 +142,7 @@ class Window:
         """Draw the browser's present view."""
         view = self._browser.view()
         camera = place_camera(view.points)
-        colors = view.colors if view.normals is None else shade(view.colors, view.normals, camera)
+        colors = shade(view, camera)
         cloud = self._open3d.geometry.PointCloud(vectors(self._open3d, view.points))
         cloud.colors = vectors(self._open3d, colors.double() / 255)
         material = self._rendering.MaterialRecord()

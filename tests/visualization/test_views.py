@@ -21,7 +21,7 @@ from pcea.visualization import (
     views,
     weights_at,
 )
-from pcea.visualization.drawing import check_rendering
+from pcea.visualization.drawing import _shared_key, check_rendering
 from pcea.visualization.views import GREY, rank_slots, share_scale, tokens_of
 
 ORANGE, SKY_BLUE, GREEN = (230, 159, 0), (86, 180, 233), (0, 158, 115)
@@ -61,9 +61,7 @@ def test_where_the_tokens_are_the_points_nothing_is_mixed():
 def test_points_keep_their_own_order():
     features, positions, points = torch.randn(7, 5), torch.randn(7, 3), torch.randn(11, 3)
     order = torch.randperm(11)
-    torch.testing.assert_close(
-        spread(features, positions, points[order]), spread(features, positions, points)[order]
-    )
+    torch.testing.assert_close(spread(features, positions, points[order]), spread(features, positions, points)[order])
 
 
 def test_many_points_go_in_blocks(monkeypatch):
@@ -129,13 +127,18 @@ def test_errors_of_tokens():
     for cloud in (2, -1):
         with pytest.raises(ValueError, match=rf"cloud must be in 0\.\.1, got {cloud}"):
             tokens_of(points, AttentionMap(weights), cloud=cloud)
+    with pytest.raises(ValueError, match=r"of 2 clouds: say which one it is by cloud=0\.\.1"):
+        tokens_of(points, AttentionMap(weights))
     with pytest.raises(ValueError, match=r"head must be in 0\.\.0, got 1"):
-        tokens_of(points, AttentionMap(weights), head=1)
+        tokens_of(points, AttentionMap(weights), cloud=0, head=1)
     for head in (3, -1):
         with pytest.raises(ValueError, match=rf"head must be in 0\.\.2, got {head}"):
             tokens_of(points, AttentionMap(torch.rand(1, 3, 5, 7)), head=head)
     with pytest.raises(ValueError, match=r"of 5 tokens, there are 6 points.*attention\._replace\(points=\.\.\.\)"):
-        tokens_of(torch.randn(6, 3), AttentionMap(weights))
+        tokens_of(torch.randn(6, 3), AttentionMap(weights), cloud=0)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    with pytest.raises(ValueError, match="The cloud is padded: give its real points"):
+        tokens_of(points, AttentionMap(weights, mask), cloud=1)
     with pytest.raises(ValueError, match="self-attention, which has no slots: give a query point"):
         weights_at(points, AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True))
 
@@ -397,10 +400,7 @@ def test_attention_drawn_is_attention_computed():
 def test_permuted_points_have_permuted_colours():
     points, order = two_boxes(101, seed=1), torch.randperm(101)
     for options in ({}, {"slot": HalfSpace.SLOT}, {"query": 0}):
-        if "query" in options:
-            moved = {"query": int((order == 0).nonzero())}
-        else:
-            moved = options
+        moved = {"query": int((order == 0).nonzero())} if "query" in options else options
         expected = view_of(points, attention_of(points[None]), **options)
         found = view_of(points[order], attention_of(points[None, order]), **moved)
         assert found.colors.equal(expected.colors[order])
@@ -430,3 +430,28 @@ def test_attention_rendered_is_attention_computed():
     assert dark.max() < 60
     assert bright.min() > 140
     assert 180 < bright.max() < 200
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        (torch.rand(5, 2), ValueError, r"one cloud, \(N, 3\), got \(5, 2\)"),
+        (torch.rand(2, 5, 3), ValueError, r"one cloud, \(N, 3\), got \(2, 5, 3\)"),
+        (torch.zeros(0, 3), ValueError, r"one cloud, \(N, 3\), got \(0, 3\)"),
+        (torch.tensor([[0.0, 1, 2], [0, float("nan"), 2]]), ValueError, "1 of 2 points have NaN or infinite"),
+        (torch.rand(5, 3).numpy(), TypeError, "must be a torch.Tensor, got ndarray"),
+    ],
+)
+def test_what_is_no_cloud(points, error, message):
+    with pytest.raises(error, match=message):
+        view_of(points)
+
+
+def test_points_with_a_gradient_can_be_drawn():
+    assert not view_of(torch.rand(5, 3, requires_grad=True)).points.requires_grad
+
+
+def test_a_shared_legend_names_what_has_no_colour_last():
+    views = [view_slots(torch.rand(3, 3), one_hot(slots, 20), ranking=range(13)) for slots in ([0, 2, 19], [1, 3, 3])]
+    names = [name for name, _ in _shared_key(views).legend]
+    assert names == ["slot 0", "slot 2", "slot 1", "slot 3", "other slots"]

@@ -1,0 +1,37 @@
+"""Try to draw a picture or to open a window with Open3D; the process ends with 0 if it can.
+
+Run as text in a process of its own, so it imports nothing of pcea, and with it torch.
+"""
+
+import sys
+
+import numpy as np
+import open3d
+
+
+def draw_picture() -> None:
+    """Draw a red point and look whether it is red."""
+    window = open3d.visualization.Visualizer()
+    if not window.create_window(width=64, height=64, visible=False):
+        sys.exit("no window could be made")
+    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.eye(3)))
+    cloud.paint_uniform_color((1, 0, 0))
+    window.add_geometry(cloud)
+    window.get_render_option().point_size = 20
+    picture = np.asarray(window.capture_screen_float_buffer(do_render=True))
+    if not (picture == (1, 0, 0)).all(-1).any():
+        sys.exit("what it draws does not arrive in the picture")
+
+
+def open_window() -> None:
+    """Open a window and close it."""
+    app = open3d.visualization.gui.Application.instance
+    app.initialize()
+    window = app.create_window("pcea", 64, 64)
+    window.post_redraw()
+    app.run_one_tick()
+    window.close()
+
+
+if __name__ == "__main__":
+    {"picture": draw_picture, "window": open_window}[sys.argv[1]]()
