@@ -48,6 +48,7 @@ EXAMPLES = {
     "predict": ("logits", (8, 40)),
     "see": ("picture", (600, 730, 3)),
     "layers": ("out", (300, 256)),
+    "see pictures": ("drawn", (250, 460, 3)),
     "any size": ("logits", (1, 100_000, 50)),
 }
 
