@@ -28,6 +28,8 @@ from pcea.visualization.drawing import (
 
 _SIZE = 1100, 800
 _KEY_HEIGHT = 400
+# In letters' heights.
+_PANEL_WIDTH = 17
 _INSTEAD = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
 
 
@@ -173,7 +175,9 @@ class Window:
 
     def _layout(self, context: Any) -> None:
         area = self._window.content_rect
+        # One width for most views, so that the scene stays where it is.
         panel = self._panel.calc_preferred_size(context, self._gui.Widget.Constraints()).width
+        panel = max(panel, round(_PANEL_WIDTH * self._window.theme.font_size))
         self._scene.frame = self._gui.Rect(area.x, area.y, area.width - panel, area.height)
         self._panel.frame = self._gui.Rect(area.get_right() - panel, area.y, panel, area.height)
 
