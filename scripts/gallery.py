@@ -10,10 +10,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pcea.datasets.modelnet40 import ModelNet40
+from pcea.visualization.drawing import reduced_palette
 from pcea.visualize import visualize
 
+LARGEST = 300_000  # bytes of a picture in a README
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
 
@@ -29,7 +32,7 @@ def main() -> None:
         pictures = {
             "layers": {"files": [chair], "grid": True, "size": 250},
             "airplane": {"files": [airplane], "mode": "query", "up": "z", "azimuth": -20, "elevation": 40, "size": 500},
-            "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 160},
+            "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 220},
             "chairs": {"files": _test_clouds(options.root, "chair", 8, Path(folder)), "grid": True, "size": 220},
             "parts": {
                 "files": sorted(psb.glob("chair*.off")), "mode": "parts", "checkpoint": "labeled_psb_eat",
@@ -38,7 +41,7 @@ def main() -> None:
         }  # fmt: skip
         for name in options.names or pictures:
             visualize(**pictures[name], output=PICTURES / f"{name}.png")
-            print(f"{name}.png: {(PICTURES / f'{name}.png').stat().st_size / 1000:.0f} kB")
+            _compress(PICTURES / f"{name}.png")
 
 
 def _test_clouds(root: Path, name: str, count: int, folder: Path) -> list[Path]:
@@ -50,6 +53,15 @@ def _test_clouds(root: Path, name: str, count: int, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}_{i}.npy")
         np.save(paths[-1], clouds.points[i].numpy())
     return paths
+
+
+def _compress(path: Path) -> None:
+    """Keep 256 colours where the file would be large; those of the legend stay as they are."""
+    if path.stat().st_size > LARGEST:
+        picture = Image.open(path).convert("RGB")
+        palette = reduced_palette(np.asarray(picture))
+        picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

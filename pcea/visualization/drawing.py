@@ -536,14 +536,14 @@ def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float
     """
     from PIL import Image
 
-    palette = _palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
+    palette = reduced_palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
     first, *rest = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     with complete_file(Path(path)) as part:
         duration = round(1000 * seconds / len(pictures))
         first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
 
 
-def _palette(picture: np.ndarray) -> Any:
+def reduced_palette(picture: np.ndarray) -> Any:
     """256 colours for an animation: the 64 most frequent, those of the legend among them, as they are."""
     from PIL import Image
 
