@@ -172,6 +172,9 @@ def run(command: str, options: Sequence[str]) -> None:
         args=[command, *options],
         parser_kwargs={"prog": "pcea"},
     )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Left to the end of the process, its threads may end it with an error.
+        torch.distributed.destroy_process_group()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
