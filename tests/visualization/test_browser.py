@@ -62,6 +62,16 @@ def test_weights_are_those_of_the_layer_asked_for():
     assert seen.weights(0) is seen.weights(0)
 
 
+def test_one_head():
+    points, attention = torch.randn(5, 3), AttentionMap(torch.rand(2, 4, 5, 3))
+    seen = Subject(points, {"a": attention}, cloud=1, head=2)
+    assert seen.view("slot", layer=0, slot=1).values.equal(attention.weights[1, 2, :, 1])
+    expected = view_query(points, attention, 3, cloud=1, head=2)
+    assert seen.view("query", layer=0, query=3).values.equal(expected.values)
+    with pytest.raises(ValueError, match=r"Layer b: head must be in 0\.\.0, got 2"):
+        Subject(points, {"a": attention, "b": AttentionMap(torch.rand(2, 5, 3))}, cloud=1, head=2)
+
+
 def test_modes():
     assert subject().modes == ("slots", "slot", "query")
     assert self_attention().modes == ("query",)
@@ -209,8 +219,10 @@ def test_a_slot_has_one_scale_in_all_clouds():
     assert low.color_bar == high.color_bar == ColorBar("weight of slot 0, layer 0", 0.0, 1.0)
     assert low.colors[1].tolist() == MIDDLE
     assert high.colors[1].tolist() == BRIGHT
-    # Of its own: slot 1 is the strongest of two points, slot 0 of one, and equal ones go to the first.
-    assert shared_views(subjects, "slot", layer=0)[0].color_bar.label.startswith("weight of slot 0")
+    # Of its own: alone, slot 1 would be that of the left cloud.
+    left, right = subject(slots={"a": [1, 1, 1, 2, 2]}), subject(slots={"a": [2, 2, 2, 0, 0]})
+    labels = [view.color_bar.label for view in shared_views([left, right], "slot", layer=0)]
+    assert labels == ["weight of slot 2, layer 0"] * 2
     with pytest.raises(ValueError, match=r"slot must be in 0\.\.1, got 2"):
         shared_views(subjects, "slot", layer=0, slot=2)
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -285,6 +286,8 @@ def test_errors_of_rendering(can_draw):
 def test_libraries_do_not_write_to_the_terminal(can_draw, capfd):
     render(torch.rand(5, 3), size=10)
     assert capfd.readouterr() == ("", "")
+    os.write(2, b"of others")
+    assert capfd.readouterr().err == "of others"
 
 
 # Sheets
@@ -408,6 +411,11 @@ def test_colour_bars_fit(high):
     columns = ink(key).any(0)
     label = np.flatnonzero(columns).max()
     assert not columns[label - 30 : label].all()
+
+
+def test_a_bar_of_equal_values_has_two_ends():
+    keys = [draw_key(view_of_legend([], color_bar=ColorBar("a", 0.0, high)), height=300) for high in (0.0, 1.0)]
+    assert (keys[0] == keys[1]).all()
 
 
 def test_no_meaning_is_no_legend():
