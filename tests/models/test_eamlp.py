@@ -184,6 +184,23 @@ def test_any_image_size(attention: str, size: tuple[int, int]) -> None:
     torch.testing.assert_close(logits, torch.cat([model(image[None]) for image in images]))
 
 
+def test_init() -> None:
+    published, xavier = eamlp_7(5), ImageTransformer(ATTENTIONS["external"], dim=192, depth=1, init="xavier")
+    for network in (published, xavier):
+        assert not any(
+            module.bias.any()
+            for module in network.modules()
+            if isinstance(module, nn.Linear)
+            if module.bias is not None
+        )
+        assert network.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for name in ("tokenizer.layers.0.embed", "tokenizer.project", "blocks.0.mlp.0"):
+        assert published.get_submodule(name).weight.std().item() == pytest.approx(0.02, rel=0.1), name
+        weight = xavier.get_submodule(name).weight.flatten(1)
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert 0.99 * bound < weight.abs().max() <= bound, name
+
+
 def test_published_network_takes_any_image_size() -> None:
     model = eamlp_7(5).eval()
     assert model(torch.randn(1, 3, 61, 47)).shape == (1, 5)
@@ -369,6 +386,7 @@ def test_a_small_network_from_yaml(attention: str, options: dict[str, Any]) -> N
         (partial(tiny, strides=(2, 4)), r"no stride above its kernel size, got \[3, 3\] and \[2, 4\]"),
         (partial(tiny, kernel_sizes=(), strides=()), r"got \[\] and \[\]"),
         (partial(tiny, pool="max"), "pool must be class or mean, got 'max'"),
+        (partial(tiny, init="zeros"), "init must be normal or xavier, got 'zeros'"),
         (partial(tiny, drop_path=1.0), r"drop_path must be at least 0 and below 1, got 1\.0"),
     ],
 )
