@@ -211,8 +211,8 @@ class ImageTransformer(nn.Module):
             the position table that is added to them, and it learns slowly.
 
     Raises:
-        ValueError: If `norm`, `pool` or `init` is unknown, `drop_path` no probability, or the soft splits do not fit (see
-            `TokensToToken`).
+        ValueError: If `norm`, `pool` or `init` is unknown, `drop_path` no probability, or the soft splits do not fit
+            (see `TokensToToken`).
     """
 
     def __init__(
@@ -271,14 +271,14 @@ class ImageTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 # The convolution is a linear map of patches, so it counts as one.
-                (normal if init == "normal" else nn.init.xavier_uniform_)(module.weight.data.flatten(1))
+                fill = nn.init.xavier_uniform_ if init == "xavier" and module is not self.head else normal
+                fill(module.weight.data.flatten(1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, ExternalAttention):
                 normal(module.key)
                 if module.value is not None:
                     module.value.data.copy_(module.key.data)
-        normal(self.head.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, in_channels, H, W) of any size; logits (B, num_classes).
