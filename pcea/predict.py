@@ -1,8 +1,9 @@
-"""Name the class of mesh, cloud and picture files, or that of each of their points or pixels."""
+"""Name the class of mesh, cloud and picture files, that of each of their points or pixels, or the objects in them."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,9 +30,18 @@ from pcea.image_prediction import (
 from pcea.meshes import Points, estimate_normals, load_points, normalize_points, orient
 from pcea.models.point_segmenter import PointTransformerSegmenter
 from pcea.models.point_transformer import PointTransformerClassifier
+from pcea.object_prediction import (
+    OBJECT_ENDINGS,
+    OBJECTS_FILE,
+    ObjectPrediction,
+    add_to_coco,
+    coco_dataset,
+    find_objects,
+    write_objects,
+)
 from pcea.output_folder import all_or_nothing, check_output
 from pcea.part_prediction import PartPrediction, find_category, predict_parts, read_clouds, write_parts
-from pcea.trained_network import TrainedImageNetwork, TrainedNetwork, load_network
+from pcea.trained_network import TrainedDetector, TrainedImageNetwork, TrainedNetwork, load_network
 
 DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
 
@@ -62,10 +72,11 @@ def predict(
     num_points: int | None = None,
     points_per_pass: int | None = None,
     longest_side: int | None = None,
+    threshold: float | None = None,
     seed: int = 0,
     output: Path | None = None,
 ) -> None:
-    """Print the class of each file, or, with a network for points or pixels, the share of each part or class.
+    """Print the class of each file, the share of each part or class in it, or its objects, as the network finds them.
 
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); with a network for
@@ -83,16 +94,24 @@ def predict(
             denser than those of the training.
         longest_side: Pixels only: a larger picture is shown to the network scaled down to so many pixels along its
             longer side, 1024 by default. The result has the size of the picture.
+        threshold: Objects only: those with a lower score, in 0..1, are left out; 0.5 by default.
         seed: Decides which points are sampled, and the subsets.
         output: Also write the result. Classes: to this CSV file. Parts: into this folder, for each file a coloured
             NAME.ply and a NAME.npz with the label and confidence of every point. Pixels: into this folder, for each
-            picture a NAME.png, whose pixels are numbers of classes, and a NAME_overlay.jpg to look at.
+            picture a NAME.png, whose pixels are numbers of classes, and a NAME_overlay.jpg to look at. Objects: into
+            this folder, for each picture a NAME_objects.jpg, and for all an objects.json in the format of COCO.
     """
     files = check_files(files, up=up)
     trained = load_network(ckpt_path or newest_checkpoint_of(config) or weights)
-    if isinstance(trained, TrainedImageNetwork):
+    if not isinstance(trained, TrainedNetwork):
         of_points = {"category": category, "num_points": num_points, "points_per_pass": points_per_pass}
         refuse("is for pictures", up=None if up == "y" else up, **of_points)
+    if isinstance(trained, TrainedDetector):
+        refuse("finds objects", top=top, longest_side=longest_side)
+        _print_objects(files, trained, threshold=0.5 if threshold is None else threshold, output=output)
+        return
+    refuse("finds no objects", threshold=threshold)
+    if isinstance(trained, TrainedImageNetwork):
         if trained.labels_pixels:
             refuse("names the class of every pixel", top=top)
             longest_side = LONGEST_SIDE if longest_side is None else longest_side
@@ -247,6 +266,25 @@ def _print_pixels(files: list[Path], trained: TrainedImageNetwork, *, longest_si
         print(f"Class of every pixel: {output / '<name>'}{ENDINGS[0]}, and to look at: <name>{ENDINGS[1]}")
 
 
+def _print_objects(files: list[Path], trained: TrainedDetector, *, threshold: float, output: Path | None) -> None:
+    if output is not None:
+        check_output(output, files, endings=OBJECT_ENDINGS)
+    check_pictures(files)
+    width = max(len(str(file)) for file in files)
+    found = coco_dataset(trained.class_names, trained.category_ids)
+    with nullcontext() if output is None else all_or_nothing(output) as folder:
+        for file in files:
+            prediction = find_objects(read_image(file), trained, threshold=threshold)
+            print(f"{file!s:{width}}  {_describe_objects(prediction)}", flush=True)
+            if folder is not None:
+                write_objects(folder, file.stem, prediction)
+                add_to_coco(found, file.name, prediction)
+        if folder is not None:
+            (folder / OBJECTS_FILE).write_text(json.dumps(found), encoding="utf-8")
+    if output is not None:
+        print(f"Objects: {output / OBJECTS_FILE}, and to look at: <name>{OBJECT_ENDINGS[0]}")
+
+
 def with_normals(clouds: list[Points], files: list[Path]) -> list[Points]:
     """Estimate the normals of the clouds that have none, and say so."""
     bare = [file for file, cloud in zip(files, clouds) if cloud.normals is None]
@@ -279,6 +317,12 @@ def _describe_pixels(prediction: PixelPrediction) -> str:
     shares = [f"{prediction.class_names[c]} {100 * share:.1f} %" for c, share in prediction.shares.items()]
     confidence = f"mean confidence {100 * float(prediction.confidence.mean()):.1f} %"
     return "  ".join([f"{W} x {H} pixels{seen}", *shares, confidence])
+
+
+def _describe_objects(prediction: ObjectPrediction) -> str:
+    H, W = prediction.picture.shape[1:]
+    found = [f"{number} {name}" for name, number in prediction.numbers.items()]
+    return "  ".join([f"{W} x {H} pixels", *(found or ["no objects"])])
 
 
 @torch.inference_mode()

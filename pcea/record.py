@@ -28,7 +28,8 @@ class Record(NamedTuple):
         metrics: In percent.
         convention: How the metrics are to be read, where there is more than one way.
         categories: Number of shapes and instance mIoU in percent of each category; of images with a class a pixel
-            number of pixels and IoU of each class. None where there are none.
+            number of pixels and IoU of each class; of images with objects number of objects and average precision of
+            each class. None where there are none.
     """
 
     config: str
@@ -68,6 +69,8 @@ PARTS = {
 }
 IMAGES = {"overall acc.": "overall_accuracy", "top-5 acc.": "top5_accuracy"}
 SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
+BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
+MASKS = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
 
 
 def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
@@ -104,7 +107,11 @@ def category_table(records: Sequence[Record]) -> str:
 
 def category_headings(record: Record) -> tuple[str, str, str]:
     """What the three columns of a record's categories are: their names, what is counted, what is measured."""
-    return ("category", "shapes", "instance mIoU") if record.num_points else ("class", "pixels", "IoU")
+    if record.num_points:
+        return "category", "shapes", "instance mIoU"
+    if "box_ap" in record.metrics:
+        return "class", "objects", "mask AP" if "mask_ap" in record.metrics else "box AP"
+    return "class", "pixels", "IoU"
 
 
 def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:

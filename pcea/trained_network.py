@@ -70,7 +70,21 @@ class TrainedImageNetwork(NamedTuple):
     labels_pixels: bool
 
 
-def load_network(weights: str) -> TrainedNetwork | TrainedImageNetwork:
+class TrainedDetector(NamedTuple):
+    """A detector of objects in evaluation mode.
+
+    Attributes:
+        network: Maps a list of images (3, H, W) in 0..1 to detections, as torchvision's detectors do.
+        class_names: Name of each class, without the background.
+        category_ids: Number of each class in the files that it learned from; () if nobody noted it.
+    """
+
+    network: nn.Module
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def load_network(weights: str) -> TrainedNetwork | TrainedImageNetwork | TrainedDetector:
     """Build the network of a checkpoint of `pcea fit` (.ckpt), a weights file, or weights that come with pcea.
 
     Raises:
@@ -85,12 +99,14 @@ def load_network(weights: str) -> TrainedNetwork | TrainedImageNetwork:
         network = task.network.eval()
         if isinstance(network, PointTransformerClassifier | PointTransformerSegmenter):
             return TrainedNetwork(network, task.class_names, task.num_points, getattr(task, "parts", {}))
+        names = task.class_names or tuple(f"class {n}" for n in range(getattr(network, "num_classes", 0)))
+        if hasattr(network, "has_masks"):
+            return TrainedDetector(network, names, task.category_ids)
         if not getattr(task, "mean", ()):
             raise ValueError(
                 f"{weights} holds a {type(network).__name__}, which is neither a network of pcea for point clouds nor "
                 "one for images that were normalized by a data module's mean and std."
             )
-        names = task.class_names or tuple(f"class {number}" for number in range(network.num_classes))
         return TrainedImageNetwork(
             network, names, task.mean, task.std, task.image_size, labels_pixels=task.labels_pixels
         )

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from pcea.record import Record, category_headings, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
+from pcea.tasks.detection import DetectionTask  # noqa: F401
 from pcea.tasks.image_classification import ImageClassificationTask  # noqa: F401
 from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
 from pcea.tasks.semantic_segmentation import SemanticSegmentationTask  # noqa: F401

@@ -17,8 +17,8 @@ from pcea.part_prediction import find_category, read_clouds
 from pcea.ply import write_ply
 from pcea.predict import DEFAULT_WEIGHTS, check_files, newest_checkpoint_of, refuse, refuse_pictures, with_normals
 from pcea.studied_file import StudiedFile
-from pcea.studied_picture import StudiedPicture
-from pcea.trained_network import TrainedImageNetwork, load_network
+from pcea.studied_picture import study_picture
+from pcea.trained_network import TrainedDetector, TrainedImageNetwork, TrainedNetwork, load_network
 from pcea.visualization.browser import LAYER_MODES, Browser, Subject, shared_views
 from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, check_size, draw_sheet, save_gif, save_png
 from pcea.visualization.views import View
@@ -90,7 +90,7 @@ def visualize(
     size = (300 if grid else 800) if size is None else size
     _check_outputs(output, animate, size, grid=grid, files=files)
     trained = load_network(newest_checkpoint_of(config) or checkpoint)
-    if isinstance(trained, TrainedImageNetwork):
+    if not isinstance(trained, TrainedNetwork):
         refuse("is for pictures", animate=animate, category=category, points_per_pass=points_per_pass)
         _draw_pictures(
             files, trained, output, mode=mode, layer=layer, slot=slot, query=query, head=head, grid=grid, size=size
@@ -142,7 +142,7 @@ def visualize(
 
 def _draw_pictures(
     files: list[Path],
-    trained: TrainedImageNetwork,
+    trained: TrainedImageNetwork | TrainedDetector,
     output: Path | None,
     *,
     mode: str,
@@ -157,7 +157,7 @@ def _draw_pictures(
         raise ValueError("Pictures are drawn into a picture: add --output drawn.png.")
     place = _find_pixel(query)
     check_pictures(files)
-    subjects = [StudiedPicture(file, read_image(file), trained, size=size, head=head) for file in files]
+    subjects = [study_picture(file, read_image(file), trained, size=size, head=head) for file in files]
     queries = [subject.find_pixel(place) for subject in subjects]
     layer = len(subjects[0].layers) - 1 if layer is None else layer
     if grid and len(files) == 1:

@@ -14,7 +14,7 @@ from pcea.datasets.images import read_image
 from pcea.image_prediction import prepare
 from pcea.layers import ExternalAttention2d
 from pcea.models.eamlp import ImageTransformer
-from pcea.studied_picture import StudiedPicture
+from pcea.studied_picture import study_picture
 from pcea.trained_network import TrainedImageNetwork
 from pcea.visualization import palette
 from pcea.visualization.overlay import grey
@@ -120,7 +120,7 @@ def test_a_prediction_has_the_colours_of_its_classes(files, segmenter, tmp_path,
     warm, cold, _ = palette(3).tolist()
     for place, color, shade in (((60, 10), warm, 75), ((60, 100), cold, 28)):
         assert picture[place] == pytest.approx(np.array(over_black(color)) + round(0.4 * shade), abs=1)
-    subject = StudiedPicture(files[1], read_image(files[1]), segmenter, size=60)
+    subject = study_picture(files[1], read_image(files[1]), segmenter, size=60)
     view = subject.view("prediction", layer=0)
     assert [name for name, _ in view.legend] == ["cold", "warm"]  # by share; dark occurs nowhere
     assert (view.legend_title, view.title) == ("class", "halves")
@@ -148,7 +148,7 @@ def test_sheets(files, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_each_layer_is_drawn_by_its_own_grid(files, pool) -> None:
     trained = classifier(pool=pool)
-    subject = StudiedPicture(files[0], read_image(files[0]), trained, size=96)
+    subject = study_picture(files[0], read_image(files[0]), trained, size=96)
     with record_attention(trained.network) as maps, torch.inference_mode():
         logits = trained.network(prepare(read_image(files[0]), trained))[0]
     assert [layer.grid for layer in subject.layers.values()] == [(8, 12), (4, 6), (4, 6)]
@@ -166,7 +166,7 @@ def test_each_layer_is_drawn_by_its_own_grid(files, pool) -> None:
 def test_a_head(files) -> None:
     trained, picture = classifier(), read_image(files[0])
     views = [
-        StudiedPicture(files[0], picture, trained, size=48, head=head).view("slot", layer=2, slot=1).values
+        study_picture(files[0], picture, trained, size=48, head=head).view("slot", layer=2, slot=1).values
         for head in (*range(8), None)
     ]
     torch.testing.assert_close(torch.stack(views[:8]).mean(0), views[8])
@@ -175,7 +175,7 @@ def test_a_head(files) -> None:
 
 def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
     trained = classifier()
-    subject = StudiedPicture(files[1], read_image(files[1]), trained, size=48)
+    subject = study_picture(files[1], read_image(files[1]), trained, size=48)
     view = subject.view("prediction", layer=0)
     # 30 x 30 pixels, of which a network for 16 x 24 sees 20 x 30.
     assert view.picture.shape == (32, 48, 3)
@@ -192,7 +192,7 @@ def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
 
 def test_self_attention_has_no_slots(files) -> None:
     trained = classifier(SelfAttention)
-    subject = StudiedPicture(files[0], read_image(files[0]), trained, size=48)
+    subject = study_picture(files[0], read_image(files[0]), trained, size=48)
     assert subject.modes == ("query", "prediction")
     view = subject.view("query", layer=2, query=subject.find_pixel(None))
     assert view.color_bar.label == "weight of the query, layer 2"

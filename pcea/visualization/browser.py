@@ -35,8 +35,7 @@ class Subject:
         head: Which attention head is shown; None for the mean over all.
 
     Raises:
-        ValueError: If the points are not one cloud, a layer has no such cloud or head, or nobody knows where its tokens
-            are.
+        ValueError: If the points are not one cloud, or nobody knows where the tokens of a layer are.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Subject:
             raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
         for key, attention in layers.items():
             try:
-                tokens_of(points, attention, cloud=cloud, head=head)
+                tokens_of(points, attention, cloud=cloud)
             except ValueError as error:
                 raise ValueError(f"Layer {key}: {error}" if key else str(error)) from None
         self.points, self.layers, self.name, self.normals = points, layers, name, normals

@@ -68,8 +68,9 @@ def test_one_head():
     assert seen.view("slot", layer=0, slot=1).values.equal(attention.weights[1, 2, :, 1])
     expected = view_query(points, attention, 3, cloud=1, head=2)
     assert seen.view("query", layer=0, query=3).values.equal(expected.values)
-    with pytest.raises(ValueError, match=r"Layer b: head must be in 0\.\.0, got 2"):
-        Subject(points, {"a": attention, "b": AttentionMap(torch.rand(2, 5, 3))}, cloud=1, head=2)
+    other = Subject(points, {"a": attention, "b": AttentionMap(torch.rand(2, 5, 3))}, cloud=1, head=2)
+    with pytest.raises(ValueError, match=r"head must be in 0\.\.0, got 2"):
+        other.view("slot", layer=1, slot=1)
 
 
 def test_modes():

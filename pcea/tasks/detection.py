@@ -1,0 +1,182 @@
+"""Object detection and instance segmentation: boxes, and perhaps masks, of the objects in an image."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.detection import MeanAveragePrecision
+
+from pcea.detection_batch import DetectionBatch
+from pcea.object_prediction import coco_annotations, of_detections
+from pcea.tasks.base import SchedulerCallable, Task
+
+
+class DetectionTask(Task):
+    """Train and test a detector, measured as COCO does: average precision of boxes, and of masks if it draws them.
+
+    Logged are the losses of the detector and their sum, which is minimized; for validation and test `box_ap` (mean over
+    IoU thresholds 0.5, 0.55, ..., 0.95 and classes), `box_ap50` (at 0.5 alone), and `mask_ap`, `mask_ap50`.
+
+    Args:
+        network: Called with images (3, H, W) in 0..1 it returns detections, in training with targets losses, as
+            torchvision's detectors do; has the attributes `num_classes`, without the background, and `has_masks`.
+        optimizer: Builds the optimizer from the parameters.
+        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        max_detections: Detections of an image that count, those of the highest scores; COCO counts 100. Where images
+            hold more objects, the network must also be allowed more.
+        results: Write the detections of the test to this file, as COCO's servers and tools take them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        scheduler: SchedulerCallable | None = None,
+        *,
+        max_detections: int = 100,
+        results: str | None = None,
+    ):
+        super().__init__(network, optimizer, scheduler)
+        if max_detections < 1:
+            raise ValueError(f"max_detections must be positive, got {max_detections}.")
+        self.has_masks = bool(network.has_masks)
+        self.precision = MeanAveragePrecision(
+            iou_type=("bbox", "segm") if self.has_masks else ("bbox",),
+            class_metrics=True,
+            max_detection_thresholds=[min(1, max_detections), min(10, max_detections), max_detections],
+            # It hangs where devices have different numbers of images; `_gather` does not.
+            sync_on_compute=False,
+        )
+        self.precision.warn_on_many_detections = False
+        self.results = results
+        self.category_ids: tuple[int, ...] = ()
+        self.convention = f"COCO's average precision, at most {max_detections} detections an image."
+        self.by_category: dict[str, tuple[int, float | None]] = {}
+        self._found: list[dict[str, Any]] = []
+
+    def setup(self, stage: str) -> None:
+        """Take class names from the data, and refuse data without the masks that the network learns from.
+
+        Raises:
+            ValueError: If they do not fit, or results are to be written by several devices.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if self.has_masks and not getattr(data, "has_masks", True):
+            raise ValueError(
+                f"A {type(self.network).__name__} learns masks, and the data has boxes alone: take a detector of boxes."
+            )
+        self.category_ids = tuple(getattr(data, "category_ids", ()))
+        if stage == "test" and self.results and self.trainer.world_size > 1:
+            raise ValueError("Writing results takes one device: set trainer.devices to 1.")
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections in images (3, H, W) uint8."""
+        return self.network([image.float() / 255 for image in images])
+
+    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The sum of the detector's losses for one batch."""
+        losses = self.network([image.float() / 255 for image in batch.images], batch.targets)
+        loss: Tensor = sum(losses.values())
+        log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.images))
+        log("train/loss", loss.detach(), prog_bar=True)
+        for name, value in losses.items():
+            log(f"train/{name}", value.detach())
+        return loss
+
+    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Count one batch."""
+        self._count(batch)
+
+    def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Count one batch, and keep what is written."""
+        detections = self._count(batch)
+        if self.results:
+            for image, found, target in zip(batch.images, detections, batch.targets):
+                prediction = of_detections(found, image, self.class_names)
+                self._found += coco_annotations(prediction, int(target["image_id"]), self.category_ids)
+
+    def predict_step(self, batch: DetectionBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002
+        """Detections of each image, as torchvision's detectors give them."""
+        return self(batch.images)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all batches."""
+        self._log_metrics("val/")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all batches, keep objects and AP of each class, and write the detections.
+
+        Raises:
+            ValueError: If no image has an object.
+        """
+        number, precision = self._log_metrics("test/")
+        if not number:
+            raise ValueError("No image of the test split has an object, so there is no precision.")
+        names = self.class_names or [f"class {label}" for label in range(1, 1 + int(self.network.num_classes))]  # type: ignore[arg-type]
+        self.by_category = {
+            name: (number.get(label, 0), precision.get(label)) for label, name in enumerate(names, start=1)
+        }
+        if self.results:
+            path = Path(self.results)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(self._found), encoding="utf-8")
+            self._found = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what prediction needs beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["category_ids"] = list(self.category_ids)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what prediction needs, and refuse another architecture."""
+        super().on_load_checkpoint(checkpoint)
+        self.category_ids = tuple(checkpoint.get("category_ids", ()))
+
+    def _count(self, batch: DetectionBatch) -> list[dict[str, Tensor]]:
+        """Count the detections in a batch; they are returned."""
+        detections = self(batch.images)
+        answers = [
+            {name: value.cpu() if name != "masks" else (value > 0.5).squeeze(1).cpu() for name, value in found.items()}
+            for found in detections
+        ]
+        truths = [{name: value.cpu() for name, value in target.items()} for target in batch.targets]
+        self.precision.update(
+            [{**found, "boxes": found["boxes"].float(), "scores": found["scores"].float()} for found in answers],
+            [{**truth, "masks": truth["masks"].bool()} if "masks" in truth else truth for truth in truths],
+        )
+        return detections
+
+    def _log_metrics(self, prefix: str) -> tuple[dict[int, int], dict[int, float]]:
+        """Log the metrics; the number of objects and the AP of each class that has any, by its label."""
+        self._gather()
+        crowds = torch.cat(self.precision.groundtruth_crowds)
+        objects = torch.cat(self.precision.groundtruth_labels)[crowds == 0].bincount().tolist()
+        measured = self.precision.compute()
+        self.precision.reset()
+        kinds = {"box": "bbox_", "mask": "segm_"} if self.has_masks else {"box": ""}
+        for kind, stored in kinds.items():
+            for name, source in (("ap", "map"), ("ap50", "map_50")):
+                value = measured[stored + source]
+                value = value if value >= 0 else torch.full_like(value, math.nan)  # -1: there are no objects
+                # Equal on all devices already.
+                self.log(f"{prefix}{kind}_{name}", value, prog_bar=name == "ap50", sync_dist=True)
+        labels, precision = measured["classes"].flatten(), measured[f"{stored}map_per_class"].flatten()
+        number = {label: count for label, count in enumerate(objects) if count}
+        return number, {label: ap for label, ap in zip(labels.tolist(), precision.tolist()) if label in number}
+
+    def _gather(self) -> None:
+        """Bring what all devices counted to each of them."""
+        if self.trainer.world_size == 1:
+            return
+        states: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(states, self.precision.metric_state)
+        for name in states[0]:
+            setattr(self.precision, name, [value for state in states for value in state[name]])
