@@ -21,6 +21,8 @@ from pcea.tasks.base import SchedulerCallable, Task
 class DetectionTask(Task):
     """Train and test a detector, measured as COCO does: average precision of boxes, and of masks if it draws them.
 
+    Of the detections in an image, the 100 of the highest scores count.
+
     Logged are the losses of the detector and their sum, which is minimized; for validation and test `box_ap` (mean over
     IoU thresholds 0.5, 0.55, ..., 0.95 and classes), `box_ap50` (at 0.5 alone), and `mask_ap`, `mask_ap50`.
 
@@ -29,8 +31,6 @@ class DetectionTask(Task):
             torchvision's detectors do; has the attributes `num_classes`, without the background, and `has_masks`.
         optimizer: Builds the optimizer from the parameters.
         scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
-        max_detections: Detections of an image that count, those of the highest scores; COCO counts 100. Where images
-            hold more objects, the network must also be allowed more.
         results: Write the detections of the test to this file, as COCO's servers and tools take them.
     """
 
@@ -40,24 +40,20 @@ class DetectionTask(Task):
         optimizer: OptimizerCallable,
         scheduler: SchedulerCallable | None = None,
         *,
-        max_detections: int = 100,
         results: str | None = None,
     ):
         super().__init__(network, optimizer, scheduler)
-        if max_detections < 1:
-            raise ValueError(f"max_detections must be positive, got {max_detections}.")
         self.has_masks = bool(network.has_masks)
         self.precision = MeanAveragePrecision(
             iou_type=("bbox", "segm") if self.has_masks else ("bbox",),
             class_metrics=True,
-            max_detection_thresholds=[min(1, max_detections), min(10, max_detections), max_detections],
             # It hangs where devices have different numbers of images; `_gather` does not.
             sync_on_compute=False,
         )
         self.precision.warn_on_many_detections = False
         self.results = results
         self.category_ids: tuple[int, ...] = ()
-        self.convention = f"COCO's average precision, at most {max_detections} detections an image."
+        self.convention = "COCO's average precision; the 100 best detections of an image count"
         self.by_category: dict[str, tuple[int, float | None]] = {}
         self._found: list[dict[str, Any]] = []
 

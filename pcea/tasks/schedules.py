@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -25,6 +26,37 @@ class Poly(LambdaLR):
             if step < rise:
                 return (step + 1) / (rise + 1)
             return (1 - min(1.0, (step - rise) / max(1, total_steps - rise))) ** power
+
+        super().__init__(optimizer, factor)
+
+
+class Steps(LambdaLR):
+    """The rate falls by a factor at given moments, from the optimizer's own after a linear warm-up.
+
+    Args:
+        optimizer: The optimizer.
+        total_steps: Optimizer steps of the whole training.
+        milestones: When it falls, as shares of the steps: 2/3 and 11/12 are epochs 8 and 11 of 12.
+        gamma: The factor.
+        warmup: Share of the steps that rise.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        milestones: Sequence[float],
+        gamma: float = 0.1,
+        warmup: float = 0.0,
+    ):
+        rise = _warmup_steps(total_steps, warmup)
+        if any(not 0 < milestone < 1 for milestone in milestones):
+            raise ValueError(f"milestones must be shares of the steps, between 0 and 1, got {list(milestones)}.")
+        falls = [round(milestone * total_steps) for milestone in milestones]
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / (rise + 1)) * gamma ** sum(step >= fall for fall in falls)
 
         super().__init__(optimizer, factor)
 

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from pcea.tasks.schedules import Poly, WarmupCosine
+from pcea.tasks.schedules import Poly, Steps, WarmupCosine
 
 
 def rates(make, steps, lr=2.0):
@@ -30,6 +30,13 @@ def test_poly_rises_first():
     assert rates(partial(Poly, power=1, warmup=0.4), 10) == pytest.approx(expected)
 
 
+def test_steps_fall_at_shares_of_the_training():
+    found = rates(partial(Steps, milestones=[2 / 3, 11 / 12], gamma=0.5, warmup=1 / 6), 12)
+    assert found[:12] == pytest.approx([2 / 3, 4 / 3, *[2] * 6, 1, 1, 1, 0.5])
+    with pytest.raises(ValueError, match=r"milestones must be shares of the steps, .* got \[0\.5, 8\]"):
+        rates(partial(Steps, milestones=[0.5, 8]), 12)
+
+
 def test_cosine_by_hand():
     assert rates(WarmupCosine, 4) == pytest.approx([1 + math.cos(math.pi * i / 4) for i in range(5)])
 
@@ -49,7 +56,9 @@ def test_the_recipe_of_eamlp():
     assert [i for i, rate in enumerate(epochs[:310]) if rate == pytest.approx(1e-5, rel=1e-6)] == [*range(300, 310)]
 
 
-@pytest.mark.parametrize("make", [partial(Poly, warmup=0.3), partial(WarmupCosine, warmup=0.3)])
+@pytest.mark.parametrize(
+    "make", [partial(Poly, warmup=0.3), partial(WarmupCosine, warmup=0.3), partial(Steps, milestones=[0.8])]
+)
 def test_a_restored_schedule_goes_on(make):
     def run(steps, state=None):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
