@@ -67,9 +67,13 @@ class ExternalAttention2d(nn.Module):
 
     Args:
         channels: Channels C of the feature map.
+        width: Channels between the two convolutions, where the attention is; C by default.
         memory_units: Slots S.
         tied: One parameter as key and value memory; see `ExternalAttention`.
         normalization: See `ExternalAttention`.
+
+    Raises:
+        ValueError: If a size is not positive or the normalization is unknown.
 
     Source:
         Guo et al., 2021, section 4.3; 0.559M parameters at C = 512 tied, 0.591M untied.
@@ -79,19 +83,23 @@ class ExternalAttention2d(nn.Module):
         self,
         channels: int,
         *,
+        width: int | None = None,
         memory_units: int = 64,
         tied: bool = True,
         normalization: Literal["double", "slots", "tokens"] = "double",
     ):
         super().__init__()
-        self.conv_in = nn.Conv2d(channels, channels, 1)
-        self.attention = ExternalAttention(channels, memory_units=memory_units, tied=tied, normalization=normalization)
-        self.conv_out = nn.Conv2d(channels, channels, 1, bias=False)
+        width = channels if width is None else width
+        if width < 1:
+            raise ValueError(f"width must be positive, got {width}.")
+        self.conv_in = nn.Conv2d(channels, width, 1)
+        self.attention = ExternalAttention(width, memory_units=memory_units, tied=tied, normalization=normalization)
+        self.conv_out = nn.Conv2d(width, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map a feature map (B, C, H, W) to (B, C, H, W)."""
-        tokens = self.conv_in(image).flatten(2).transpose(1, 2)  # (B, H W, C)
+        tokens = self.conv_in(image).flatten(2).transpose(1, 2)  # (B, H W, width)
         attended = self.attention(tokens).transpose(1, 2).unflatten(2, image.shape[2:])
         return F.relu(image + self.norm(self.conv_out(attended)))
 

@@ -116,3 +116,21 @@ def test_the_attention_of_a_feature_map_knows_its_rows_and_columns() -> None:
     with record_attention(block) as maps:
         block(torch.randn(2, 5, 7, 11))
     assert maps["attention"].grid == (7, 11)
+
+
+def test_a_narrow_eanet_block_attends_in_its_width() -> None:
+    block, image = ExternalAttention2d(11, width=5, memory_units=3), torch.randn(2, 11, 3, 7)
+    assert {name: tuple(weight.shape) for name, weight in block.named_parameters() if "norm" not in name} == {
+        "conv_in.weight": (5, 11, 1, 1),
+        "conv_in.bias": (5,),
+        "attention.key": (3, 5),
+        "conv_out.weight": (11, 5, 1, 1),
+    }
+    tokens = block.attention(block.conv_in(image).flatten(2).transpose(1, 2))  # (B, H W, width)
+    attended = F.linear(tokens, block.conv_out.weight[:, :, 0, 0]).transpose(1, 2).view(2, 11, 3, 7)
+    torch.testing.assert_close(block(image), F.relu(image + block.norm(attended)))
+
+
+def test_eanet_block_errors() -> None:
+    with pytest.raises(ValueError, match="width must be positive, got 0"):
+        ExternalAttention2d(11, width=0)

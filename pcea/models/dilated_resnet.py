@@ -6,12 +6,12 @@ Source: ResNet (He et al., 2016) with dilation and multi-grid (Chen et al., "Ret
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pcea.models.resnet import imagenet_weights
 
 
 class DilatedResNet(nn.Module):
@@ -122,13 +122,5 @@ def _imagenet_weights(depth: Sequence[int]) -> Mapping[str, Tensor]:
     }
     if tuple(depth) not in published:
         raise ValueError(f"pretrained needs a depth of {', '.join(map(str, published))}, got {list(depth)}.")
-    weights = published[tuple(depth)].IMAGENET1K_V1  # what torchvision starts its own segmentation networks from
-    try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a damaged file
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise FileNotFoundError(
-            f"Downloading the ImageNet weights from {weights.url} failed: {error}. Put that file into {folder}, or set "
-            "pretrained to false."
-        ) from error
+    state = imagenet_weights(published[tuple(depth)].IMAGENET1K_V1)  # which torchvision's own segmenters start from
     return {name: weight for name, weight in state.items() if not name.startswith("fc.")}
