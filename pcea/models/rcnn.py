@@ -27,6 +27,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
@@ -49,7 +50,7 @@ class FasterRCNN(detection.FasterRCNN):
         pretrained: Start the ResNet from torchvision's ImageNet weights, which are downloaded.
         trainable_stages: See `ResNet`; 3 is usual for a pretrained one.
         image_size: Images are scaled until the shorter side has so many pixels, or the longer side as many as the
-            second number.
+            second number. None leaves them as they are.
         channels: Channels of the feature pyramid and of the heads on it.
         anchor_sizes: Side of the anchors of each of the five levels, in pixels of the scaled image; three shapes each.
         hidden: Width of the two layers that judge a box.
@@ -74,6 +75,7 @@ class FasterRCNN(detection.FasterRCNN):
 
     has_masks = False
     roi_heads: Any
+    transform: Any
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class FasterRCNN(detection.FasterRCNN):
         norm: Literal["batch", "frozen"] = "batch",
         pretrained: bool = False,
         trainable_stages: int = 5,
-        image_size: Sequence[int] = (800, 1333),
+        image_size: Sequence[int] | None = (800, 1333),
         channels: int = 256,
         anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
         hidden: int = 1024,
@@ -109,8 +111,7 @@ class FasterRCNN(detection.FasterRCNN):
         )
         super().__init__(
             _Pyramid(body, channels=channels, levels=_LEVELS, extra=LastLevelMaxPool()),
-            min_size=image_size[0],
-            max_size=image_size[1],
+            **_scaling(image_size),
             rpn_anchor_generator=_anchors(anchor_sizes, scales=(1.0,)),
             rpn_pre_nms_top_n_train=proposals[0],
             rpn_post_nms_top_n_train=proposals[0],
@@ -122,6 +123,8 @@ class FasterRCNN(detection.FasterRCNN):
             box_detections_per_img=max_objects,
             box_batch_size_per_image=box_batch,
         )
+        if image_size is None:
+            self.transform = _AsItIs(self.transform)
         self.num_classes = num_classes
         self.rpn.head.register_forward_hook(_exactly)
         self.roi_heads.box_predictor.register_forward_hook(_exactly)
@@ -183,7 +186,7 @@ class RetinaNet(detection.RetinaNet):
         pretrained: Start the ResNet from torchvision's ImageNet weights, which are downloaded.
         trainable_stages: See `ResNet`; 3 is usual for a pretrained one.
         image_size: Images are scaled until the shorter side has so many pixels, or the longer side as many as the
-            second number.
+            second number. None leaves them as they are.
         channels: Channels of the feature pyramid and of the heads on it.
         anchor_sizes: Side of the smallest anchors of each of the five levels, in pixels of the scaled image; three
             sizes, a third of an octave apart, and three shapes each.
@@ -204,6 +207,7 @@ class RetinaNet(detection.RetinaNet):
     """
 
     has_masks = False
+    transform: Any
 
     def __init__(
         self,
@@ -216,7 +220,7 @@ class RetinaNet(detection.RetinaNet):
         norm: Literal["batch", "frozen"] = "batch",
         pretrained: bool = False,
         trainable_stages: int = 5,
-        image_size: Sequence[int] = (800, 1333),
+        image_size: Sequence[int] | None = (800, 1333),
         channels: int = 256,
         anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
         max_objects: int = 100,
@@ -235,12 +239,13 @@ class RetinaNet(detection.RetinaNet):
         super().__init__(
             _Pyramid(body, channels=channels, levels=_LEVELS[1:], extra=LastLevelP6P7(channels, channels)),
             num_classes + 1,  # torchvision's has an output for the background, which it never trains
-            min_size=image_size[0],
-            max_size=image_size[1],
+            **_scaling(image_size),
             anchor_generator=_anchors(anchor_sizes, scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3))),
             score_thresh=score_threshold,
             detections_per_img=max_objects,
         )
+        if image_size is None:
+            self.transform = _AsItIs(self.transform)
         self.num_classes = num_classes
         self.head.register_forward_hook(_exactly)
 
@@ -304,10 +309,26 @@ def _add_masks(heads: RoIHeads, channels: int, num_classes: int) -> None:
     heads.mask_predictor.register_forward_hook(_exactly)
 
 
-def _check_options(num_classes: int, image_size: Sequence[int], anchor_sizes: Sequence[int]) -> None:
+class _AsItIs(GeneralizedRCNNTransform):
+    """Normalizes images, and makes a batch of them, without scaling them."""
+
+    def __init__(self, like: GeneralizedRCNNTransform):
+        super().__init__(like.min_size, like.max_size, like.image_mean, like.image_std)
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As torchvision's, but as it is."""
+        return image, target
+
+
+def _scaling(image_size: Sequence[int] | None) -> dict[str, int]:
+    """Arguments of torchvision's detectors."""
+    return {} if image_size is None else {"min_size": image_size[0], "max_size": image_size[1]}
+
+
+def _check_options(num_classes: int, image_size: Sequence[int] | None, anchor_sizes: Sequence[int]) -> None:
     if num_classes < 1:
         raise ValueError(f"num_classes must be positive (the background does not count), got {num_classes}.")
-    if len(image_size) != 2 or not 1 <= image_size[0] <= image_size[1]:
+    if image_size is not None and (len(image_size) != 2 or not 1 <= image_size[0] <= image_size[1]):
         raise ValueError(f"image_size must be two numbers, the shorter side first, got {list(image_size)}.")
     if len(anchor_sizes) != 5 or min(anchor_sizes) < 1:
         raise ValueError(f"anchor_sizes must be 5 positive numbers, got {list(anchor_sizes)}.")

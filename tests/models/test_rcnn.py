@@ -293,6 +293,22 @@ def test_image_size(build: Callable) -> None:
     assert sizes == [(64, 64), (32, 96)]
 
 
+@EACH
+@torch.no_grad()
+def test_images_as_they_are(build: Callable) -> None:
+    network, images = (
+        build(image_size=None, score_threshold=0.0).eval(),
+        [torch.rand(3, 40, 130), torch.rand(3, 70, 50)],
+    )
+    seen, _ = network.transform(images)
+    assert seen.image_sizes == [(40, 130), (70, 50)]
+    for image, found in zip(images, network(images)):
+        assert len(found["boxes"])
+        assert (found["boxes"] <= torch.tensor([*image.shape[:0:-1]] * 2)).all()
+        if network.has_masks:
+            assert found["masks"].shape[2:] == image.shape[1:]
+
+
 def test_from_yaml() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
