@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ class Record(NamedTuple):
         device: What the test ran on.
         minutes: Training time.
         commit: Version of the code.
-        metrics: In percent.
+        metrics: In percent; those of `NO_SHARES` as they are.
         convention: How the metrics are to be read, where there is more than one way.
         categories: Number of shapes and instance mIoU in percent of each category; of images with a class a pixel
             number of pixels and IoU of each class; of images with objects number of objects and average precision of
@@ -68,6 +69,8 @@ PARTS = {
     "accuracy of points": "overall_accuracy",
 }
 IMAGES = {"overall acc.": "overall_accuracy", "top-5 acc.": "top5_accuracy"}
+NO_SHARES = ("fid", "inception_score", "frechet_distance", "classifier_score", "real_classifier_score", "diversity")
+"""Metrics of generated images that are no share of anything, so that percent would be wrong."""
 SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
 BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
 MASKS = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
@@ -84,12 +87,18 @@ def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
     rows = [head, "|---" * (head.count("|") - 1) + "|"]
     for r in chosen:
         rows.append(
-            f"| `{r.config}` (seed {r.seed}) | {r.dataset} {r.split} | "
+            f"| `{r.config}`{_changes(r)} (seed {r.seed}) | {r.dataset} {r.split} | "
             f"{' | '.join(f'{r.metrics[name]:.2f}' for name in metrics.values())} |"
             f"{f' {r.num_points} |' * of_clouds} {r.votes} | "
             f"{r.epoch}, {r.selection} | {r.minutes:.0f} min | {r.device} |"
         )
     return "\n".join(rows)
+
+
+def _changes(record: Record) -> str:
+    """What the command changes in the model of the configuration, such as `, external_attention: false`."""
+    changed = re.findall(r"--model\.(?:\w+\.)*(\w+)[ =](\S+)", record.command)
+    return "".join(f", {name}: {value}" for name, value in changed)
 
 
 def category_table(records: Sequence[Record]) -> str:
@@ -116,7 +125,8 @@ def category_headings(record: Record) -> tuple[str, str, str]:
 
 def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of a trainer (`test/overall_accuracy`: 0.912) as those of a record (`overall_accuracy`: 91.2)."""
-    return {name.rpartition("/")[2]: round(100 * float(value), 2) for name, value in metrics.items()}
+    named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
+    return {name: round(value if name in NO_SHARES else 100 * value, 2) for name, value in named.items()}
 
 
 def commit() -> str:

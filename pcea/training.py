@@ -19,10 +19,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pcea.record import Record, category_headings, commit, to_percent, write_record
+from pcea.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
 from pcea.tasks.detection import DetectionTask  # noqa: F401
+from pcea.tasks.generation import GenerationTask  # noqa: F401
 from pcea.tasks.image_classification import ImageClassificationTask  # noqa: F401
 from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
 from pcea.tasks.semantic_segmentation import SemanticSegmentationTask  # noqa: F401
@@ -257,10 +258,10 @@ def export(checkpoint: Path, output: Path) -> None:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Print metrics in percent, a line each."""
+    """Print metrics in percent, where they are shares, a line each."""
     print()
     for name, value in sorted(metrics.items(), reverse=True):
-        print(f"{name.replace('_', ' '):24}{value:6.2f} %")
+        print(f"{name.replace('_', ' '):24}{value:6.2f}{'' if name in NO_SHARES else ' %'}")
 
 
 def print_categories(record: Record) -> None:

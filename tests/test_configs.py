@@ -7,17 +7,30 @@ import torch.nn.functional as F
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
+from torchvision import models
 
 from pcea.batch import CloudBatch
 from pcea.configuration import config_names, config_path
 from pcea.datasets.images import ImageTensors, TransformedImages
+from pcea.datasets.objects import ObjectImages, TransformedObjects
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
 from pcea.datasets.shapes import PARTS
+from pcea.detection_datamodules import DetectionDataModule, InstanceFolderDataModule
 from pcea.image_batch import ImageBatch, normalize
 from pcea.image_datamodules import ImageDataModule
 from pcea.mask_datamodules import MaskDataModule
 from pcea.part_datamodules import PartDataModule
 from pcea.tasks.base import Task
+from pcea.tasks.generation import GenerationTask
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch):
+    """Networks that start from ImageNet weights get others."""
+    monkeypatch.setattr(
+        "pcea.models.resnet.imagenet_weights",
+        lambda weights: models.get_model(type(weights).__name__.partition("_")[0].lower()).state_dict(),
+    )
 
 
 def build(name):
@@ -38,6 +51,12 @@ def name(request):
 def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where there is no data
     task, data, _ = build(name)
+    if isinstance(task, GenerationTask):
+        check_generation(task, data)
+        return
+    if isinstance(data, DetectionDataModule):
+        check_objects(task, data)
+        return
     if isinstance(data, ImageDataModule):
         check_images(task, data)
         return
@@ -79,6 +98,47 @@ def check_images(task, data):
     with torch.inference_mode():
         expected = (2, task.network.num_classes, 32, 32) if per_pixel else (2, task.network.num_classes)
         assert task.eval()(crop).shape == expected
+
+
+class Objects(ObjectImages):
+    """One picture with two objects."""
+
+    image_names, has_masks = ("one",), True
+
+    def __getitem__(self, index):
+        masks = torch.zeros(2, 300, 400, dtype=torch.uint8)
+        masks[0, 100:200, 100:200] = masks[1, 120:250, 150:300] = 1
+        boxes = torch.tensor([[100.0, 100, 200, 200], [150, 120, 300, 250]])
+        target = {"boxes": boxes, "masks": masks, "labels": torch.ones(2, dtype=torch.int64)}
+        target |= {"iscrowd": torch.zeros(2, dtype=torch.int64), "area": torch.tensor([10_000.0, 19_500])}
+        return torch.randint(256, (3, 300, 400), dtype=torch.uint8), target | {"image_id": torch.tensor(1)}
+
+
+def check_objects(task, data):
+    """The network learns from images and objects of the data, and detects."""
+    batch = TransformedObjects(Objects(), data.train_transforms, seed=1).__getitems__([0])
+    assert task.has_masks <= getattr(data, "masks", isinstance(data, InstanceFolderDataModule))
+    task.network.transform.min_size, task.network.transform.max_size = (64,), 96
+    losses = task.network([image / 255 for image in batch.images], batch.targets)
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.inference_mode():
+        assert task.eval()(batch.images)[0].keys() == {"boxes", "labels", "scores", *["masks"] * task.has_masks}
+
+
+def check_generation(task, data):
+    """The discriminator takes images of the data, and of the generator, which are in -1..1 alike."""
+    size, classes = task.generator.image_size, task.generator.num_classes
+    images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    held = ImageTensors(images, torch.tensor([0, classes - 1]), class_names=[str(c) for c in range(classes)])
+    batch = TransformedImages(held, data.train_transforms, seed=1).__getitems__([0, 1])
+    batch = ImageBatch(normalize(batch.images, data.mean, data.std), batch.label.long())
+    for transform in data.augment:
+        batch = transform(batch, generator=torch.Generator().manual_seed(0))
+    assert (batch.images.min(), batch.images.max()) == (-1, 1)
+    with torch.inference_mode():
+        generated = task.eval()(torch.randn(2, task.generator.latent_dim), batch.label)
+        assert generated.shape == batch.images.shape
+        assert task.discriminator(batch.images, batch.label).shape == (2,)
 
 
 def test_it_can_be_read_alone(name):

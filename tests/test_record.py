@@ -49,6 +49,15 @@ def test_a_record_is_written_whole_and_read_back(tmp_path, record):
     assert read_records(tmp_path / "deep") == [record._replace(seed=1), record]
 
 
+def test_the_table_says_what_the_command_changed_in_the_model(record):
+    changed = record._replace(
+        command="pcea test --config modelnet40_eat --model.init_args.network.init_args.external_attention false "
+        "--model.dim=7 --data.root x"
+    )
+    row = results_table([changed], CLASSIFICATION).splitlines()[2]
+    assert row.startswith("| `modelnet40_eat`, external_attention: false, dim: 7 (seed 2) |")
+
+
 def test_the_table_has_a_row_a_record(record):
     head, rule, *rows = results_table([record, record._replace(seed=3)], CLASSIFICATION).splitlines()
     assert head.count("|") == rule.count("|") == rows[0].count("|")
@@ -104,6 +113,12 @@ def test_the_categories_of_images_are_classes_of_pixels(record):
 
 def test_metrics_in_percent():
     assert to_percent({"test/overall_accuracy": 0.91234, "miou": 1}) == {"overall_accuracy": 91.23, "miou": 100.0}
+
+
+def test_metrics_that_are_no_shares():
+    generated = {"test/fid": 14.1234, "test/inception_score": 8.6, "test/diversity": 0.75, "test/class_accuracy": 0.5}
+    expected = {"fid": 14.12, "inception_score": 8.6, "diversity": 0.75, "class_accuracy": 50.0}
+    assert to_percent(generated) == expected
 
 
 def test_the_commit_is_that_of_the_checkout_or_the_version(monkeypatch):

@@ -38,27 +38,44 @@ def read_folder_masks(
         FileNotFoundError: If a folder, the split or a file that a list names is missing.
         ValueError: If images and masks do not match, or the classes are not known.
     """
+    names = read_class_names(Path(root) / "classes.yaml", num_classes)
+    files = find_pairs(root, split)
+    ignored = () if ignore_value is None else (ignore_value,)
+    return files and MaskFiles(*files, classes=number_classes(len(names), ignored=ignored), class_names=names)
+
+
+def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple[list[Path], list[Path]] | None:
+    """The images of a split and their masks; see `read_folder_masks`.
+
+    Args:
+        root: The folder.
+        split: train, val or test.
+        masks: Name of the folder of the masks.
+
+    Returns:
+        Images and masks in the same order, or None for `val` if there is none.
+
+    Raises:
+        FileNotFoundError: If a folder, the split or a file that a list names is missing.
+        ValueError: If images and masks do not match.
+    """
     root = Path(root)
-    names = read_class_names(root / "classes.yaml", num_classes)
-    images, masks, listed = root / "images", root / "masks", None
-    listed_in = ""
+    ours, theirs, listed, listed_in = root / "images", root / masks, None, ""
     folders, lists = _splits(root)
     if folders or lists:
-        where = f"{images}" if folders else f"{root}, by its lists,"
+        where = f"{ours}" if folders else f"{root}, by its lists,"
         stored = stored_split(split, folders or lists, where)
         if stored is None:
             return None
         if folders:
-            images, masks = images / stored, masks / stored
+            ours, theirs = ours / stored, theirs / stored
         else:
             listed_in = str(root / f"{stored}.txt")
             listed = read_list(Path(listed_in))
-    files = pair_files(
-        find_files(images, listed, IMAGE_SUFFIXES, listed_in=listed_in),
-        find_files(masks, listed, MASK_SUFFIXES, listed_in=listed_in),
+    return pair_files(
+        find_files(ours, listed, IMAGE_SUFFIXES, listed_in=listed_in),
+        find_files(theirs, listed, MASK_SUFFIXES, listed_in=listed_in),
     )
-    ignored = () if ignore_value is None else (ignore_value,)
-    return MaskFiles(*files, classes=number_classes(len(names), ignored=ignored), class_names=names)
 
 
 def has_masks_split(root: str | Path) -> bool:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
+from pcea.datasets.transformed_set import TransformedSet
 from pcea.image_batch import IGNORE, ImageBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-# Not a seed that a batch of the same run has, by which the augmentation of batches and dropout are drawn.
-_OFFSET = 2**40
 
 
 class LabelledImages(Dataset):
@@ -150,11 +150,10 @@ class ImageFiles(LabelledImages):
         return ImageFiles([self.files[i] for i in indices], self.label[indices], class_names=self.class_names)
 
 
-class TransformedImages(Dataset):
-    """A set of images that go through transforms one by one, handed out a batch at a time.
+class TransformedImages(TransformedSet):
+    """Labelled images that go through transforms one by one, in batches of images and labels; see `TransformedSet`.
 
-    What the transforms draw depends on `seed` and the number of the image alone: `index + epoch * len`, so that every
-    epoch draws anew, and the same in any worker process and in a resumed run.
+    A batch has images (B, 3, H, W) uint8, which must have one size, with labels (B,) int64 or (B, H, W) uint8.
 
     Args:
         images: The set.
@@ -164,36 +163,29 @@ class TransformedImages(Dataset):
     """
 
     def __init__(self, images: LabelledImages, transforms: Sequence[nn.Module] = (), *, seed: int = 0):
-        self.images, self.transforms = images, tuple(transforms)
-        self.seed = seed * 1_000_000_007 + _OFFSET
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, numbers: Sequence[int]) -> ImageBatch | Exception:
-        """A batch: images (B, 3, H, W) uint8 with labels (B,) int64 or (B, H, W) uint8.
-
-        A worker process returns what is wrong with a file instead of raising it: it would arrive as a traceback.
-
-        Raises:
-            ValueError: If a file cannot be read, or the images have different sizes.
-            FileNotFoundError: If a file is missing.
-        """
-        try:
-            return self._batch(numbers)
-        except (ValueError, OSError) as error:
-            if get_worker_info() is None:
-                raise
-            return error
+        super().__init__(images, transforms, seed=seed)
 
     def _batch(self, numbers: Sequence[int]) -> ImageBatch:
-        indices = [number % len(self.images) for number in numbers]
-        if not self.transforms and isinstance(self.images, ImageTensors):
-            images, label = self.images.images, self.images.label
+        if not self.transforms and isinstance(self.samples, ImageTensors):
+            images, label = self.samples.images, self.samples.label
             if isinstance(images, Tensor) and isinstance(label, Tensor):
+                indices = [number % len(self.samples) for number in numbers]
                 return ImageBatch(images[indices], label[indices])
-        with torch.random.fork_rng(devices=[]):
-            samples = [self._sample(index, self.seed + number) for index, number in zip(indices, numbers)]
+        return super()._batch(numbers)
+
+    def _transform(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        image, label = sample
+        if self.transforms:
+            from torchvision import tv_tensors
+
+            for transform in self.transforms:
+                if label.ndim:
+                    image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+                else:
+                    image = transform(tv_tensors.Image(image))
+        return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+    def _collate(self, samples: list[tuple[Tensor, Tensor]]) -> ImageBatch:
         images, labels = zip(*samples)
         sizes = list({image.shape[1:]: None for image in images})
         if len(sizes) > 1:
@@ -203,19 +195,6 @@ class TransformedImages(Dataset):
                 "data's transforms, or measure images one at a time with eval_batch_size: 1."
             )
         return ImageBatch(torch.stack(images), torch.stack(labels))
-
-    def _sample(self, index: int, seed: int) -> tuple[Tensor, Tensor]:
-        image, label = self.images[index]
-        if self.transforms:
-            from torchvision import tv_tensors
-
-            torch.manual_seed(seed)
-            for transform in self.transforms:
-                if label.ndim:
-                    image, label = transform(tv_tensors.Image(image), tv_tensors.Mask(label))
-                else:
-                    image = transform(tv_tensors.Image(image))
-        return image.as_subclass(Tensor), label.as_subclass(Tensor)
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -250,6 +229,20 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
+def read_header(path: str | Path) -> tuple[str, int, int]:
+    """PIL's mode of a picture file, and height and width of the image that `read_image` gives.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a picture.
+    """
+    with _opened(path) as picture:
+        # The camera's notes 5 to 8 turn the picture by a quarter.
+        is_turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        height, width = picture.size if is_turned else picture.size[::-1]
+        return picture.mode, height, width
+
+
 def open_picture(path: str | Path) -> Image:
     """Open and decode a picture file with PIL.
 
@@ -257,14 +250,21 @@ def open_picture(path: str | Path) -> Image:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged or not a picture.
     """
+    with _opened(path) as picture:
+        picture.load()
+        return picture
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image]:
+    """A picture file as long as it is open; what is wrong with it ends in one line."""
     import struct
 
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            picture.load()
-            return picture
+            yield picture
     except FileNotFoundError:
         raise FileNotFoundError(f"No image {path}.") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -88,13 +89,7 @@ def read_mask(path: str | Path, classes: Mapping[int, int]) -> Tensor:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, in colours, or has a value that stands for nothing.
     """
-    picture = open_picture(path)
-    if picture.mode not in _MASK_MODES:
-        raise ValueError(
-            f"{path} is a picture of mode {picture.mode}; a mask has one number a pixel: 8- or 16-bit grey, or a "
-            "palette."
-        )
-    values = np.asarray(picture).astype(np.int32)
+    values = read_values(path)
     # The last entry is for values that are not known: larger ones come there by clipping, -1 as it counts from behind.
     table = np.full(max(classes) + 2, -1, dtype=np.int16)
     table[[*classes]] = [*classes.values()]
@@ -108,6 +103,22 @@ def read_mask(path: str | Path, classes: Mapping[int, int]) -> Tensor:
             f"{_ranges(v for v, c in classes.items() if c == IGNORE) or 'none'}."
         )
     return torch.from_numpy(labels.astype(np.uint8))
+
+
+def read_values(path: str | Path) -> npt.NDArray[np.int32]:
+    """Read the numbers that the pixels of a mask hold, (H, W).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or in colours.
+    """
+    picture = open_picture(path)
+    if picture.mode not in _MASK_MODES:
+        raise ValueError(
+            f"{path} is a picture of mode {picture.mode}; a mask has one number a pixel: 8- or 16-bit grey, or a "
+            "palette."
+        )
+    return np.asarray(picture).astype(np.int32)
 
 
 def find_files(

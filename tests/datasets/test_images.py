@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pcea.datasets.images import ImageFiles, ImageTensors, TransformedImages, read_image
+from pcea.datasets.images import ImageFiles, ImageTensors, TransformedImages, read_header, read_image
 from pcea.image_batch import IGNORE
 
 
@@ -92,6 +92,23 @@ def test_the_cameras_note_which_side_is_up_is_followed(tmp_path):
     assert image.shape == (3, 32, 16)
     assert image[:, :14].max() < 20  # turned clockwise, its left half is on top
     assert image[:, 18:].min() > 235
+
+
+def test_the_header_tells_the_size_of_the_image_that_is_read(tmp_path):
+    flat = np.zeros((16, 32, 3), dtype=np.uint8)
+    for suffix in ("jpg", "png"):
+        for note, size in ((1, (16, 32)), (3, (16, 32)), (5, (32, 16)), (8, (32, 16))):
+            exif = Image.Exif()
+            exif[0x0112] = note
+            path = save(tmp_path / f"x.{suffix}", flat, exif=exif)
+            assert read_header(path) == ("RGB", *size)
+            assert read_image(path).shape[1:] == size
+    assert read_header(save(tmp_path / "x.png", flat[:, :, 0])) == ("L", 16, 32)
+    (tmp_path / "x.png").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
+        read_header(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match=r"No image .*y\.png"):
+        read_header(tmp_path / "y.png")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""Boxes in the format of Pascal VOC: an XML file for each picture."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pcea.datasets.images import IMAGE_SUFFIXES, read_header, read_image
+from pcea.datasets.masks import find_files, read_list
+from pcea.datasets.objects import ObjectImages, Target, box_area, boxes_without_area, clip_boxes
+
+VocSplit = Literal["train", "val", "trainval", "test"]
+
+
+class VocImages(ObjectImages):
+    """Pictures with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
+
+    Boxes of the files count pixels from 1 and include the last one: x1 and y1 are lowered by 1. They are clipped to the
+    picture, whatever size the file says; those without area in it are left out, with a warning. Objects that a file
+    calls `difficult` count nowhere in VOC's own evaluation: they have `iscrowd` 1, and are not trained on.
+
+    Args:
+        root: Folder that holds these three: `VOCdevkit/VOC2007`, or the user's own.
+        split: The list of pictures.
+        class_names: The classes; None takes all names in the list `train`, sorted.
+
+    Raises:
+        FileNotFoundError: If a folder, the list or a file that it names is missing.
+        ValueError: If a file is not XML, lacks something or names an unknown class.
+    """
+
+    has_masks = False
+
+    def __init__(self, root: str | Path, split: VocSplit, *, class_names: Sequence[str] | None = None):
+        files = _find_annotations(Path(root), split)
+        found = {name: _read_xml(path) for name, path in files.items()}
+        if class_names is None:
+            known = (
+                found
+                if split == "train"
+                else {n: _read_xml(p) for n, p in _find_annotations(Path(root), "train").items()}
+            )
+            class_names = sorted({item.name for items in known.values() for item in items})
+            if not class_names:
+                raise ValueError(
+                    f"The files that {_list(Path(root), 'train')} names have no object, so no classes are known."
+                )
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(range(1, 1 + len(self.class_names)))
+        listed_in = str(_list(Path(root), split))
+        self.files = [*find_files(Path(root) / "JPEGImages", [*files], IMAGE_SUFFIXES, listed_in=listed_in).values()]
+        self.image_names = [path.name for path in self.files]
+        left_out: list[str] = []
+        self.targets = [
+            self._target(number, items, files[name], path, left_out)
+            for number, ((name, items), path) in enumerate(zip(found.items(), self.files))
+        ]
+        if left_out:
+            total = sum(map(len, found.values()))
+            warnings.warn(boxes_without_area(listed_in, len(left_out), total, left_out[0]), stacklevel=2)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Read one image."""
+        return read_image(self.files[index]), dict(self.targets[index])
+
+    def _target(self, number: int, items: list[_Item], path: Path, picture: Path, left_out: list[str]) -> Target:
+        """The objects of one image; `left_out` grows by those without area."""
+        strangers = [item.name for item in items if item.name not in self.class_names]
+        if strangers:
+            raise ValueError(f"{path} has the class {strangers[0]!r}; known are {', '.join(self.class_names)}.")
+        boxes = torch.tensor([item.box for item in items], dtype=torch.float32).view(-1, 4)
+        boxes = clip_boxes(boxes - torch.tensor([1.0, 1, 0, 0]), *read_header(picture)[1:])
+        area = box_area(boxes)
+        left_out += [f"of {path}" for value in area if not value]
+        labels = torch.tensor([1 + self.class_names.index(item.name) for item in items], dtype=torch.int64)
+        is_difficult = torch.tensor([item.is_difficult for item in items], dtype=torch.int64)
+        return {
+            "boxes": boxes[area > 0],
+            "labels": labels[area > 0],
+            "iscrowd": is_difficult[area > 0],
+            "area": area[area > 0],
+            "image_id": torch.tensor(number),
+        }
+
+
+class _Item(NamedTuple):
+    name: str
+    box: list[float]
+    is_difficult: bool
+
+
+def _find_annotations(root: Path, split: VocSplit) -> dict[str, Path]:
+    path = _list(root, split)
+    return find_files(root / "Annotations", read_list(path), (".xml",), listed_in=str(path))
+
+
+def _list(root: Path, split: VocSplit) -> Path:
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _read_xml(path: Path) -> list[_Item]:
+    """The objects of a file; their parts, such as VOC's heads and hands, do not count."""
+    try:
+        found = ET.parse(path).getroot().findall("object")
+    except ET.ParseError as error:
+        raise ValueError(f"{path} is not XML: {error}.") from error
+    items = []
+    for number, element in enumerate(found, start=1):
+        name = (element.findtext("name") or "").strip()
+        texts = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            box = [float(text or "") for text in texts]
+            is_difficult = bool(int(element.findtext("difficult") or 0))
+        except ValueError:
+            box = []
+        if not name or not box or not all(map(math.isfinite, box)):
+            raise ValueError(
+                f"{path}: object {number} needs a name, a bndbox with the numbers xmin, ymin, xmax and ymax, and 0 or "
+                f"1 if it says whether it is difficult; got {name!r} and {texts}."
+            )
+        items.append(_Item(name, box, is_difficult))
+    return items

@@ -1,0 +1,529 @@
+"""Generation of images by two networks that are trained against each other.
+
+Images of a trained generator:
+
+    from torchvision.utils import save_image
+    from pcea.tasks.generation import generate, load_generator
+
+    generator = load_generator("last.ckpt")
+    images = generate(generator, label=[0, 0, 1, 1], seed=3)  # (4, 3, H, W), uint8
+    save_image(images / 255, "images.png")
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+
+from pcea.image_batch import ImageBatch, normalize
+from pcea.models.sagan import Discriminator, Generator
+from pcea.tasks.base import Task
+from pcea.trained_network import TrainedImageNetwork, load_network
+
+_LARGEST_GRID = 20
+"""Classes in a picture of samples."""
+
+
+class GenerationTask(Task):
+    """Train a generator and a discriminator against each other with the hinge loss, and measure the generator.
+
+    Every training batch is one step of the discriminator, on as many real as generated images; every
+    `discriminator_steps`-th is also one of the generator. Lightning counts both, so that `trainer.max_steps` of S steps
+    are S / (discriminator_steps + 1) of the generator.
+
+    Validation and test generate an image for each of the split, of the same class, and log what `GenerationMetrics`
+    measures: `fid` and `inception_score`, or by a classifier of pcea other measures with other names.
+
+    Args:
+        generator: Makes images.
+        discriminator: Judges images.
+        generator_optimizer: Builds the optimizer from the generator's parameters.
+        discriminator_optimizer: Builds the optimizer from the discriminator's parameters.
+        discriminator_steps: Steps of the discriminator for each of the generator.
+        ema_decay: Also keep a moving average of the generator's weights, which samples and measures are then made
+            with. After step t of the generator its decay is at most (1 + t) / (10 + t), so that it forgets the start.
+        sample_every: Steps of the generator between two pictures of samples, one row a class (20 at most) and always of
+            the same noise, in the folder `samples` of the run and in TensorBoard; 0 makes none.
+        samples_per_class: Images in a row.
+        feature_network: Checkpoint or weights file of an image classifier of pcea to measure by. None measures by
+            Inception, whose weights torch-fidelity downloads.
+
+    Raises:
+        ValueError: If the networks do not fit each other, or a number is out of range.
+
+    Source:
+        Zhang et al., 2019; the hinge loss: "Geometric GAN" (Lim and Ye, 2017).
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        generator_optimizer: OptimizerCallable,
+        discriminator_optimizer: OptimizerCallable,
+        *,
+        discriminator_steps: int = 5,
+        ema_decay: float | None = None,
+        sample_every: int = 1000,
+        samples_per_class: int = 8,
+        feature_network: str | None = None,
+    ):
+        super().__init__(generator, generator_optimizer)
+        if "_instantiator" not in self.hparams:
+            # Not from YAML: Lightning would warn of networks, which cannot be pickled with normalized weights.
+            self.hparams.clear()
+            self.save_hyperparameters(ignore=["generator", "discriminator"])
+        for name in ("num_classes", "image_size"):
+            ours, theirs = getattr(generator, name), getattr(discriminator, name)
+            if ours != theirs:
+                raise ValueError(f"Generator and discriminator must have one {name}, got {ours} and {theirs}.")
+        if discriminator_steps < 1 or samples_per_class < 1 or sample_every < 0:
+            raise ValueError(
+                "discriminator_steps and samples_per_class must be positive and sample_every not negative, got "
+                f"{discriminator_steps}, {samples_per_class} and {sample_every}."
+            )
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must be in 0..1, below 1, got {ema_decay}.")
+        self.automatic_optimization = False
+        self.discriminator = discriminator
+        self.average = None if ema_decay is None else copy.deepcopy(generator).requires_grad_(False)
+        self._discriminator_optimizer = discriminator_optimizer
+        self.discriminator_steps, self.ema_decay = discriminator_steps, ema_decay
+        self.sample_every, self.samples_per_class = sample_every, samples_per_class
+        self.feature_network = feature_network
+        self.convention = "Measured on as many generated images as the split has, of the same classes"
+        self._metrics: GenerationMetrics | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that the networks do not fit, and load what is measured by.
+
+        Raises:
+            ValueError: If they do not fit, or the weights to measure by are not there.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        names = tuple(getattr(data, "class_names", ()))
+        if names and len(names) != self.generator.num_classes:
+            raise ValueError(
+                f"The data has {len(names)} classes, but the networks have num_classes={self.generator.num_classes}. "
+                f"Set num_classes of generator and discriminator to {len(names)}."
+            )
+        super().setup(stage)
+        mean, std = (list(getattr(data, name, [0.5] * 3)) for name in ("mean", "std"))
+        if mean + std != [0.5] * 6:
+            raise ValueError(
+                f"Images must be in -1..1: set mean and std of the data to [0.5, 0.5, 0.5], got {mean} and {std}."
+            )
+        if stage != "fit" or getattr(data, "sets", {}).get("val") is not None:
+            self._prepare_metrics()
+
+    def configure_optimizers(self) -> Any:
+        """Build both optimizers."""
+        return [
+            self._optimizer(self.generator.parameters()),
+            self._discriminator_optimizer(self.discriminator.parameters()),
+        ]
+
+    @property
+    def generator(self) -> Generator:
+        """The generator that is trained."""
+        assert isinstance(self.network, Generator)
+        return self.network
+
+    @property
+    def averaged_generator(self) -> Generator:
+        """The moving average of the generator where there is one, else the generator."""
+        return self.generator if self.average is None else self.average
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in -1..1 of noise (B, latent_dim) and classes (B,)."""
+        return self.averaged_generator(latent, label)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """One step of the discriminator, and after every so many one of the generator."""
+        optimizers: Any = self.optimizers()
+        generator_optimizer, discriminator_optimizer = optimizers
+        B = len(batch.label)
+        log = partial(self.log, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=B)
+
+        with torch.no_grad():
+            generated, label = self._generate(B)
+        if batch.images.shape[1:] != generated.shape[1:]:
+            raise ValueError(
+                f"Images must be {tuple(generated.shape[1:])}, got {tuple(batch.images.shape[1:])}: set image_size of "
+                "generator and discriminator, or train_transforms and eval_transforms of the data that resize them."
+            )
+        with self.toggled_optimizer(discriminator_optimizer):
+            # In one batch, which costs one power iteration and holds no statistics of the batch.
+            scores = self.discriminator(torch.cat([batch.images, generated]), torch.cat([batch.label, label]))
+            loss = discriminator_loss(scores[:B], scores[B:])
+            discriminator_optimizer.zero_grad()
+            self.manual_backward(loss)
+            discriminator_optimizer.step()
+        log("train/discriminator_loss", loss.detach())
+
+        batches = self.trainer.fit_loop.total_batch_idx + 1
+        if batches % self.discriminator_steps:
+            return
+        with self.toggled_optimizer(generator_optimizer):
+            loss = generator_loss(self.discriminator(*self._generate(B)))
+            generator_optimizer.zero_grad()
+            self.manual_backward(loss)
+            generator_optimizer.step()
+        log("train/generator_loss", loss.detach())
+        step = batches // self.discriminator_steps
+        self._update_average(step)
+        if self.sample_every and step % self.sample_every == 0:
+            self._draw_samples(step)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure."""
+        self._prepare_metrics().reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to measure."""
+        self._prepare_metrics().reset()
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Generate as many images as the batch has, of the same classes."""
+        self._compare(batch, batch_idx)
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Generate as many images as the batch has, of the same classes."""
+        self._compare(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured."""
+        self._log_metrics("test")
+
+    def _generate(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images of random classes, and these classes."""
+        generator = self.generator
+        latent = torch.randn(count, generator.latent_dim, device=self.device)
+        label = torch.randint(generator.num_classes, (count,), device=self.device)
+        return generator(latent, label), label
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        if self.average is None or self.ema_decay is None:
+            return
+        decay = min(self.ema_decay, (1 + step) / (10 + step))
+        for (name, average), value in zip(self.average.state_dict().items(), self.generator.state_dict().values()):
+            # Singular vectors must keep length 1: theirs are those of the latest weights.
+            if average.is_floating_point() and not name.endswith(("._u", "._v")):
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+    def _draw_samples(self, step: int) -> None:
+        from torchvision.utils import make_grid, save_image
+
+        folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
+        if not self.trainer.is_global_zero or folder is None:
+            return
+        label = torch.arange(min(self.generator.num_classes, _LARGEST_GRID)).repeat_interleave(self.samples_per_class)
+        grid = make_grid(generate(self.averaged_generator, label), nrow=self.samples_per_class)
+        path = Path(folder) / "samples" / f"step_{step:06}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(grid / 255, path)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", grid, step)
+
+    def _prepare_metrics(self) -> GenerationMetrics:
+        if self._metrics is None:
+            features = None
+            if self.feature_network is not None:
+                features = load_features(self.feature_network, self.generator.num_classes, self.class_names)
+                self.convention += f", by the classifier {self.feature_network}, not by Inception"
+            self._metrics = GenerationMetrics(self.generator.num_classes, features)
+        return self._metrics.to(self.device)
+
+    def _compare(self, batch: ImageBatch, batch_idx: int) -> None:
+        assert self._metrics is not None
+        # The same noise in every epoch.
+        seed = batch_idx * self.trainer.world_size + self.trainer.global_rank
+        generated = generate(self.averaged_generator, batch.label, seed=seed, batch_size=len(batch.label))
+        self._metrics.update(to_bytes(batch.images), generated, batch.label)
+
+    def _log_metrics(self, prefix: str) -> None:
+        assert self._metrics is not None
+        for name, value in self._metrics.compute().items():
+            self.log(f"{prefix}/{name}", value.to(self.device, torch.float32))
+
+
+def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
+    """Mean hinge loss of the scores of real images, (B,), plus that of generated ones: zero beyond 1 and -1."""
+    return F.relu(1 - real).mean() + F.relu(1 + generated).mean()
+
+
+def generator_loss(generated: Tensor) -> Tensor:
+    """Minus the mean score of generated images, (B,)."""
+    return -generated.mean()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in -1..1 as 0..255, uint8."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@torch.no_grad()
+def generate(generator: Generator, label: Tensor | Sequence[int], *, seed: int = 0, batch_size: int = 64) -> Tensor:
+    """Images of given classes.
+
+    Args:
+        generator: The network, which is left in the mode that it is in.
+        label: Class of each image, (B,).
+        seed: Decides the noise of all images, whatever the device and `batch_size`.
+        batch_size: Images made at once.
+
+    Returns:
+        (B, 3, H, W), uint8, on the generator's device.
+
+    Raises:
+        ValueError: If there is no image to make, or no such class.
+    """
+    label = torch.as_tensor(label)
+    if label.ndim != 1 or not len(label):
+        raise ValueError(f"label must be (B,) with B at least 1, got {tuple(label.shape)}.")
+    for wrong in label[(label < 0) | (label >= generator.num_classes)]:
+        raise ValueError(f"Classes are 0..{generator.num_classes - 1}, got {int(wrong)}.")
+    device = next(generator.parameters()).device
+    latent = torch.randn(len(label), generator.latent_dim, generator=torch.Generator().manual_seed(seed))
+    was_training = generator.training
+    generator.eval()
+    images = [
+        to_bytes(generator(*(values.to(device) for values in part)))
+        for part in zip(latent.split(batch_size), label.split(batch_size))
+    ]
+    generator.train(was_training)
+    return torch.cat(images)
+
+
+def load_generator(checkpoint: str | Path) -> Generator:
+    """The generator of a checkpoint of `pcea fit`, or its moving average where there is one, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint of a generator.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"No checkpoint {checkpoint}.")
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint, or holds code, which is never executed.") from error
+    made_by = stored.get("hyper_parameters", {}).get("_class_path", "no task of `pcea fit`")
+    if made_by != f"{GenerationTask.__module__}.{GenerationTask.__name__}":
+        raise ValueError(f"{checkpoint} is of {made_by}, not of a GenerationTask.")
+    task = GenerationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    return task.averaged_generator.eval()
+
+
+class GenerationMetrics:
+    """How real and how varied generated images are, beside real ones of the same classes.
+
+    By Inception, in its own units, not percent:
+        fid: Fréchet distance of its 2,048 features; 0 is best.
+        inception_score: exp of the mean KL divergence of each image's classes from those of all, over 10 parts.
+
+    By a classifier of pcea, whose numbers compare with those of the same classifier only, and so have other names:
+        frechet_distance: The same distance of the features that its last layer is given.
+        classifier_score: The same score of its classes.
+        class_accuracy: Share of the generated images that it assigns to the class that was asked for.
+        diversity: Mean over classes of the ratio of the features' total variance, of generated images to real ones: 1
+            is as varied as real ones, near 0 are copies of one image (mode collapse).
+        real_class_accuracy, real_classifier_score: Those of the real images, which are what can be reached.
+
+    Args:
+        num_classes: Number of classes.
+        features: The classifier; None for Inception.
+
+    Raises:
+        ImportError: If Inception is wanted and torch-fidelity is not installed.
+        FileNotFoundError: If its weights cannot be downloaded.
+
+    Source:
+        Heusel et al., 2017, for FID; Salimans et al., 2016, for the inception score.
+    """
+
+    def __init__(self, num_classes: int, features: FeatureNetwork | None):
+        self._features = features
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Metric `InceptionScore` will save all")  # 10 numbers an image
+            self._metrics: dict[str, Any] = _inception() if features is None else _classifier(num_classes, features)
+
+    def to(self, device: torch.device) -> GenerationMetrics:
+        """Move everything to a device."""
+        for metric in self._metrics.values():
+            metric.to(device)
+        if self._features is not None:
+            self._features.trained.network.to(device)
+        return self
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in self._metrics.values():
+            metric.reset()
+
+    def update(self, real: Tensor, generated: Tensor, label: Tensor) -> None:
+        """Count real and generated images (B, 3, H, W), uint8, that have the same classes (B,)."""
+        metrics = self._metrics
+        # Of a matrix of covariances in half precision nothing is left.
+        with torch.autocast(real.device.type, enabled=False):
+            if self._features is None:
+                metrics["fid"].update(real, real=True)
+                metrics["fid"].update(generated, real=False)
+                metrics["inception_score"].update(generated)
+                return
+            for images, prefix in ((real, "real_"), (generated, "")):
+                features, logits = self._features(images)
+                metrics["frechet_distance"].update(features, real=bool(prefix))
+                metrics[f"{prefix}spread"].update(features, label)
+                metrics[f"{prefix}class_accuracy"].update(logits, label)
+                metrics[f"{prefix}classifier_score"].update(logits)
+
+    def compute(self) -> dict[str, Tensor]:
+        """What was measured, by its name."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the scores divide the images into parts at random
+            values = {name: metric.compute() for name, metric in self._metrics.items()}
+        for name in values:
+            if name.endswith("score"):
+                values[name] = values[name][0]  # without its deviation
+        if self._features is not None:
+            ratio = values.pop("spread") / values.pop("real_spread")
+            values["diversity"] = ratio.nanmean()
+        return values
+
+
+def _inception() -> dict[str, Metric]:
+    instead = "or measure by a classifier of your own: model.init_args.feature_network"
+    try:
+        return {"fid": FrechetInceptionDistance(), "inception_score": InceptionScore()}
+    except ModuleNotFoundError as error:
+        raise ImportError(f"FID needs torch-fidelity: pip install torch-fidelity, {instead}.") from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Weights of Inception cannot be downloaded ({error}): try again, {instead}."
+        ) from error
+
+
+def _classifier(num_classes: int, features: FeatureNetwork) -> dict[str, Metric]:
+    given = nn.Identity()  # the metrics are given features and logits for images
+    given.num_features = features.num_features  # type: ignore[assignment]
+    metrics: dict[str, Metric] = {"frechet_distance": FrechetInceptionDistance(given)}
+    for prefix in ("", "real_"):
+        metrics[f"{prefix}class_accuracy"] = MulticlassAccuracy(num_classes, average="micro")
+        metrics[f"{prefix}classifier_score"] = InceptionScore(given)
+        metrics[f"{prefix}spread"] = ClassSpread(num_classes, features.num_features)
+    return metrics
+
+
+class FeatureNetwork:
+    """The features and classes that a trained classifier sees in images.
+
+    Args:
+        trained: The classifier; its last layer is a linear one named `head`.
+
+    Raises:
+        ValueError: If it has no such layer.
+    """
+
+    def __init__(self, trained: TrainedImageNetwork):
+        head = getattr(trained.network, "head", None)
+        if not isinstance(head, nn.Linear) or trained.labels_pixels:
+            raise ValueError(f"A {type(trained.network).__name__} is no image classifier with a linear layer `head`.")
+        self.trained = trained
+        self.num_features, self.num_classes = head.in_features, head.out_features
+        self._seen = torch.empty(0)
+        head.register_forward_pre_hook(lambda _, inputs: setattr(self, "_seen", inputs[0]))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, num_classes) of images (B, 3, H, W), uint8, of any size."""
+        network, _, mean, std, size, _ = self.trained
+        scaled = images.float()
+        if size and tuple(images.shape[2:]) != tuple(size):
+            scaled = F.interpolate(scaled, size, mode="bilinear", antialias=True)
+        logits = network(normalize(scaled, mean, std))
+        return self._seen.float(), logits.float()
+
+
+def load_features(weights: str, num_classes: int, class_names: Sequence[str] = ()) -> FeatureNetwork:
+    """The classifier of a checkpoint or a weights file.
+
+    Args:
+        weights: The file.
+        num_classes: Number of classes that it must have.
+        class_names: Their names, which must be its own; () checks none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else, or a classifier of other classes.
+    """
+    trained = load_network(weights)
+    if not isinstance(trained, TrainedImageNetwork):
+        raise ValueError(f"{weights} holds a {type(trained.network).__name__}, not a classifier of images.")
+    try:
+        features = FeatureNetwork(trained)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    if features.num_classes != num_classes or (class_names and tuple(class_names) != tuple(trained.class_names)):
+        raise ValueError(
+            f"{weights} has {features.num_classes} classes ({', '.join(trained.class_names[:3])}, ...), the generator "
+            f"{num_classes} ({', '.join(class_names[:3])}, ...): they must be the same."
+        )
+    return features
+
+
+class ClassSpread(Metric):
+    """Total variance of the features of each class: the trace of their covariance, (num_classes,).
+
+    NaN for a class of fewer than two images.
+
+    Args:
+        num_classes: Number of classes.
+        num_features: Numbers D of a feature.
+    """
+
+    full_state_update = False
+    count: Tensor
+    total: Tensor
+    square: Tensor
+
+    def __init__(self, num_classes: int, num_features: int):
+        super().__init__()
+        zeros = partial(torch.zeros, dtype=torch.float64)
+        self.add_state("count", zeros(num_classes), dist_reduce_fx="sum")
+        self.add_state("total", zeros(num_classes, num_features), dist_reduce_fx="sum")
+        self.add_state("square", zeros(num_classes), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, label: Tensor) -> None:
+        """Count features (B, D) of classes (B,)."""
+        features = features.double()
+        self.count.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
+        self.total.index_add_(0, label, features)
+        self.square.index_add_(0, label, features.square().sum(1))
+
+    def compute(self) -> Tensor:
+        """The variances."""
+        excess = self.square - self.total.square().sum(1) / self.count
+        return (excess / (self.count - 1)).masked_fill(self.count < 2, torch.nan)

@@ -1,0 +1,128 @@
+"""Draw test pictures, what is true of them and what trained networks predict into data/pictures/<config>.jpg.
+
+Needs the data of the configurations, and their newest checkpoints under runs/: `pcea fit --config NAME` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.configuration import runs_folder
+from pcea.detection_datamodules import DetectionDataModule, InstanceFolderDataModule, VocDetectionDataModule
+from pcea.image_batch import IGNORE
+from pcea.image_datamodules import CIFAR10DataModule, ImageDataModule
+from pcea.image_prediction import classify_picture, label_pixels
+from pcea.mask_datamodules import CamVidDataModule
+from pcea.object_prediction import ObjectPrediction, draw_objects, find_objects
+from pcea.trained_network import TrainedDetector, TrainedImageNetwork, load_network
+from pcea.training import newest_checkpoint
+from pcea.visualization.colors import palette
+
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
+
+
+def main() -> None:
+    """Draw all pictures, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="Configurations to draw; all by default.")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="Folder of the data.")
+    parser.add_argument("--runs", type=Path, help="Folder of the runs; that of the configurations by default.")
+    options = parser.parse_args()
+    root = options.root
+    drawings: dict[str, tuple[Callable[[Path], ImageDataModule | DetectionDataModule], Callable, Sequence[int]]] = {
+        "cifar10_eamlp": (lambda root: CIFAR10DataModule(str(root)), draw_classes, range(0, 10_000, 313)),
+        "camvid_eanet50": (lambda root: CamVidDataModule(str(root)), draw_masks, (20, 100, 180)),
+        "bccd_fasterrcnn_ea": (lambda root: VocDetectionDataModule(str(root / "BCCD")), draw_boxes, (3, 30, 60)),
+        "dsb2018_maskrcnn_ea": (
+            lambda root: InstanceFolderDataModule(str(root / "dsb2018")), draw_boxes, (5, 40, 80, 100),
+        ),
+    }  # fmt: skip
+    for name in options.names or drawings:
+        module, draw, chosen = drawings[name]
+        data = module(root)
+        data.setup("test")
+        runs = options.runs / name if options.runs else runs_folder(name)
+        figure = draw(data.sets["test"], load_network(str(newest_checkpoint(runs))), chosen)
+        figure.savefig(PICTURES / f"{name}.jpg", dpi=100, pil_kwargs={"quality": 88})
+        print(PICTURES / f"{name}.jpg")
+
+
+def draw_classes(images, trained: TrainedImageNetwork, chosen: Sequence[int]) -> plt.Figure:
+    """Pictures with the class predicted, in red where it is wrong, then with the true one."""
+    columns = 8
+    figure, axes = plt.subplots(len(chosen) // columns, columns, figsize=(10, 5.6), layout="constrained")
+    for axis, index in zip(axes.flat, chosen):
+        picture, label = images[index]
+        probabilities = classify_picture(picture, trained)
+        best = int(probabilities.argmax())
+        text = f"{trained.class_names[best]} {100 * float(probabilities[best]):.0f} %"
+        is_right = best == int(label)
+        axis.imshow(picture.permute(1, 2, 0))
+        axis.set_title(
+            text if is_right else f"{text}\nis {trained.class_names[int(label)]}",
+            fontsize=8, color="black" if is_right else "#c00000",
+        )  # fmt: skip
+        axis.axis("off")
+    return figure
+
+
+def draw_masks(images, trained: TrainedImageNetwork, chosen: Sequence[int]) -> plt.Figure:
+    """A row a picture: itself, its true classes, those predicted."""
+    colors = torch.cat([palette(len(trained.class_names)), torch.zeros(256, 3, dtype=torch.uint8)])
+    colors[IGNORE] = 255
+    rows, shown = [], set()
+    for index in chosen:
+        picture, truth = images[index]
+        label = label_pixels(picture, trained).label
+        shown |= {*truth.unique().tolist(), *label.unique().tolist()} - {IGNORE}
+        rows.append([picture.permute(1, 2, 0).numpy(), colors[truth.long()].numpy(), colors[label].numpy()])
+    figure = _table(rows)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colors[i].numpy() / 255) for i in sorted(shown)]
+    names = [trained.class_names[i] for i in sorted(shown)]
+    figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.Figure:
+    """A row a picture: itself, its true objects, those predicted."""
+    rows = []
+    for index in chosen:
+        picture, target = images[index]
+        masks: Tensor | None = target["masks"].bool() if "masks" in target else None
+        truth = ObjectPrediction(
+            picture, target["boxes"], target["labels"] - 1, torch.ones(len(target["boxes"])), images.class_names, masks
+        )
+        truth = truth._replace(class_names=trained.class_names, label=_renumber(truth, trained.class_names))
+        found = find_objects(picture, trained)
+        rows.append([draw_objects(found._replace(boxes=found.boxes[:0])), draw_objects(truth), draw_objects(found)])
+    return _table(rows)
+
+
+def _renumber(truth: ObjectPrediction, class_names: Sequence[str]) -> Tensor:
+    """Classes by the numbers of the network."""
+    if len(class_names) == 1:
+        return truth.label
+    return torch.tensor([class_names.index(truth.class_names[i]) for i in truth.label.tolist()])
+
+
+def _table(rows: Sequence[Sequence[np.ndarray]]) -> plt.Figure:
+    height = sum(row[0].shape[0] / row[0].shape[1] for row in rows)
+    figure, axes = plt.subplots(len(rows), 3, figsize=(10.5, 3.5 * height + 0.6), layout="constrained", squeeze=False)
+    for axis, title in zip(axes[0], ("test picture", "truth", "prediction")):
+        axis.set_title(title, fontsize=10)
+    for row, row_axes in zip(rows, axes):
+        for axis, drawn in zip(row_axes, row):
+            axis.imshow(drawn)
+            axis.axis("off")
+    return figure
+
+
+if __name__ == "__main__":
+    main()
