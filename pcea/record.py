@@ -74,6 +74,13 @@ NO_SHARES = ("fid", "inception_score", "frechet_distance", "classifier_score", "
 SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
 BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
 MASKS = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
+GENERATED = {
+    "Fréchet distance": "frechet_distance",
+    "classifier score": "classifier_score",
+    "of real images": "real_classifier_score",
+    "accuracy of classes": "class_accuracy",
+    "diversity": "diversity",
+}
 
 
 def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:

@@ -8,7 +8,18 @@ import torch
 
 import pcea
 from pcea.configuration import config_names
-from pcea.record import CLASSIFICATION, IMAGES, PARTS, SEMANTIC, category_table, read_records, results_table
+from pcea.record import (
+    BOXES,
+    CLASSIFICATION,
+    GENERATED,
+    IMAGES,
+    MASKS,
+    PARTS,
+    SEMANTIC,
+    category_table,
+    read_records,
+    results_table,
+)
 from pcea.visualization.drawing import check_rendering
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +31,8 @@ def test_the_results_are_those_of_the_records():
     assert records
     clouds, images = ([r for r in records if bool(r.num_points) is of_clouds] for of_clouds in (True, False))
     tables = [results_table(clouds, CLASSIFICATION), results_table(clouds, PARTS)]
-    tables += [results_table(images, IMAGES), results_table(images, SEMANTIC)]
+    tables += [results_table(images, metrics) for metrics in (IMAGES, SEMANTIC, MASKS, GENERATED)]
+    tables += [results_table([record for record in images if "mask_ap" not in record.metrics], BOXES)]
     for table in tables:
         assert table in README or table.count("\n") == 1  # the head alone: there are no such records
     psb = [record for record in records if record.config.startswith("labeled_psb_")]
@@ -52,6 +64,7 @@ EXAMPLES = {
     "timm": ("logits", (2, 10)),
     "unet": ("weights", (2, 16, 24, 64)),
     "see pictures": ("drawn", (250, 460, 3)),
+    "detect": ("boxes", (100, 4)),
     "any size": ("logits", (1, 100_000, 50)),
 }
 
