@@ -23,6 +23,7 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
         ImageTransformer, eanet_50, eanet_101, EANet,
     )
 }  # fmt: skip
+_DETECTORS = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
 _ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     attention.__name__: attention for attention in (ExternalAttention, MultiHeadExternalAttention, SelfAttention)
 }
@@ -114,6 +115,8 @@ def load_network(weights: str) -> TrainedNetwork | TrainedImageNetwork | Trained
     network = build_network(about, str(weights)).eval()
     if isinstance(network, PointTransformerClassifier | PointTransformerSegmenter):
         return TrainedNetwork(network, about.class_names, about.num_points, about.parts)
+    if about.builder in _DETECTORS:
+        return TrainedDetector(network, about.class_names, tuple(about.category_ids))
     mean, std, image_size = tuple(about.mean), tuple(about.std), tuple(about.image_size)
     return TrainedImageNetwork(
         network, about.class_names, mean, std, image_size, labels_pixels=isinstance(network, EANet)
@@ -130,14 +133,20 @@ def build_network(weights: Weights, where: str) -> nn.Module:
     Raises:
         ValueError: If it is none of those of pcea that can be built, or the weights are not its own.
     """
-    if weights.builder not in _BUILDERS:
-        raise ValueError(
-            f"{where} has the weights of {weights.builder}, not of one of the networks {', '.join(_BUILDERS)}."
-        )
+    if weights.builder in _DETECTORS:
+        # They import torchvision, for which nobody else should wait.
+        from pcea.models import rcnn
+
+        builder = getattr(rcnn, weights.builder)
+    elif weights.builder in _BUILDERS:
+        builder = _BUILDERS[weights.builder]
+    else:
+        known = ", ".join((*_BUILDERS, *_DETECTORS))
+        raise ValueError(f"{where} has the weights of {weights.builder}, not of one of the networks {known}.")
     arguments = dict(weights.arguments)
     if "attention" in arguments:
         arguments["attention"] = _attention(arguments["attention"], where)
-    network = _BUILDERS[weights.builder](**arguments)
+    network = builder(**arguments)
     network.load_state_dict(weights.state)
     return network
 

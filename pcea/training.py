@@ -250,7 +250,7 @@ def export(checkpoint: Path, output: Path) -> None:
         task.num_points,
         {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
         getattr(task, "parts", {}),
-        *(getattr(task, name, ()) for name in ("mean", "std", "image_size")),
+        *(getattr(task, name, ()) for name in ("mean", "std", "image_size", "category_ids")),
     )
     build_network(weights, str(checkpoint))  # refuses what could not be loaded
     save_weights(output, weights)

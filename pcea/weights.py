@@ -30,6 +30,7 @@ class Weights(NamedTuple):
         mean: Images: the mean of red, green and blue, in 0..1, that is subtracted.
         std: Images: their standard deviation, by which is divided then.
         image_size: Images: height and width of those that the network was trained on.
+        category_ids: Detectors: number of each class in the files that it learned from.
     """
 
     builder: str
@@ -42,6 +43,7 @@ class Weights(NamedTuple):
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     image_size: Sequence[int] = ()
+    category_ids: Sequence[int] = ()
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
@@ -62,6 +64,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
         "mean": list(weights.mean),
         "std": list(weights.std),
         "image_size": list(weights.image_size),
+        "category_ids": list(weights.category_ids),
     }
     save_file(
         {name: value.contiguous() for name, value in state.items()},
@@ -108,5 +111,5 @@ def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Wei
         about["source"],
         # These are absent from older files, of networks that do not have them.
         {name: tuple(classes) for name, classes in about.get("parts", {}).items()},
-        *(tuple(about.get(name, ())) for name in ("mean", "std", "image_size")),
+        *(tuple(about.get(name, ())) for name in ("mean", "std", "image_size", "category_ids")),
     )

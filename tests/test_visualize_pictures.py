@@ -9,12 +9,12 @@ from PIL import Image
 from test_visualize import run
 
 from pcea import visualize
-from pcea.attention import MultiHeadExternalAttention, SelfAttention, record_attention
+from pcea.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
 from pcea.datasets.images import read_image
 from pcea.image_prediction import prepare
 from pcea.layers import ExternalAttention2d
 from pcea.models.eamlp import ImageTransformer
-from pcea.studied_picture import study_picture
+from pcea.studied_picture import _without_filling, study_picture
 from pcea.trained_network import TrainedImageNetwork
 from pcea.visualization import palette
 from pcea.visualization.overlay import grey
@@ -250,3 +250,17 @@ def test_a_network_for_clouds(files, tmp_path, capsys) -> None:
     code, _, error = run(capsys, tmp_path / "cloud.npy", "--head", 0, "--output", tmp_path / "o.png")
     assert code == 2
     assert "is for meshes and clouds: --head is not for it" in error
+
+
+def test_attention_of_what_a_picture_was_filled_up_with_is_left_out():
+    """Of two rows of tokens the picture covers the upper half, of four columns three quarters."""
+    weights = torch.rand(1, 8, 3)
+    attention = AttentionMap(weights, grid=(2, 4))
+    found = _without_filling(attention, (0.5, 0.75)).weights
+    rows, columns = weights.view(2, 4, 3), found.view(2, 4, 3)
+    # Its middles of rows are at 0.25 and 0.75 of the first token, those of columns at 0.375, 1.125, 1.875 and 2.625.
+    torch.testing.assert_close(columns[0, 0], rows[0, 0])
+    torch.testing.assert_close(columns[1, 0], 0.75 * rows[0, 0] + 0.25 * rows[1, 0])
+    torch.testing.assert_close(columns[0, 1], 0.375 * rows[0, 0] + 0.625 * rows[0, 1])
+    torch.testing.assert_close(_without_filling(attention, (1.0, 1.0)).weights, weights)
+    assert _without_filling(attention._replace(grid=None), (0.5, 0.5)).weights is weights

@@ -210,6 +210,14 @@ def test_the_projection_by_hand():
     torch.testing.assert_close(scores, expected)
 
 
+def test_the_colours_by_hand():
+    network = generator(None).eval()
+    seen = []
+    network.blocks[-1].register_forward_hook(lambda *args: seen.append(args[2]))
+    images = call(network)
+    torch.testing.assert_close(images, network.conv(network.norm(seen[0]).relu()).tanh())
+
+
 def test_conditional_batch_norm_by_hand():
     layer = ConditionalBatchNorm(1, 2)
     layer.scale.weight.data = torch.tensor([[0.5], [2.0]])
