@@ -41,7 +41,7 @@ def main() -> None:
         "camvid_eanet50": (lambda root: CamVidDataModule(str(root)), draw_masks, (20, 100, 180)),
         "bccd_fasterrcnn_ea": (lambda root: VocDetectionDataModule(str(root / "BCCD")), draw_boxes, (3, 30, 60)),
         "dsb2018_maskrcnn_ea": (
-            lambda root: InstanceFolderDataModule(str(root / "dsb2018")), draw_boxes, (5, 40, 80, 100),
+            lambda root: InstanceFolderDataModule(str(root / "dsb2018")), draw_boxes, (5, 40, 100),
         ),
     }  # fmt: skip
     for name in options.names or drawings:
@@ -101,7 +101,8 @@ def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.F
         )
         truth = truth._replace(class_names=trained.class_names, label=_renumber(truth, trained.class_names))
         found = find_objects(picture, trained)
-        rows.append([draw_objects(found._replace(boxes=found.boxes[:0])), draw_objects(truth), draw_objects(found)])
+        shown = (found._replace(boxes=found.boxes[:0]), truth, found)
+        rows.append([draw_objects(objects, size=500) for objects in shown])
     return _table(rows)
 
 
