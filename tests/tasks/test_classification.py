@@ -1,6 +1,5 @@
 from functools import partial
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,17 +47,6 @@ class Answers(PointCloudDataModule):
     def load(self, split):  # noqa: ARG002
         points = torch.tensor([0.0, 0, 0, 1, 1, 2, 2]).view(7, 1, 1).expand(7, 5, 3)
         return PointClouds(points, torch.tensor([0, 0, 0, 0, 1, 1, 2]), class_names=["a", "b", "c"])
-
-
-@pytest.fixture
-def trainer():
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 @pytest.fixture

@@ -72,18 +72,6 @@ class Data(L.LightningDataModule):
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
 
 
-@pytest.fixture
-def trainer():
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
-
-
 # The first image: a cat found well and one found with an IoU of 0.62; the second: a dog taken for a cat.
 A, B, C = (0, 0, 10, 10), (10, 10, 20, 20), (5, 5, 15, 15)
 DETECTIONS = [found((A, 1, 0.9), ((10, 10, 20, 16.2), 1, 0.8)), found((C, 1, 0.3))]

@@ -1,6 +1,5 @@
 from functools import partial
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,18 +65,6 @@ class Data(PartDataModule):
 
     def load(self, split):  # noqa: ARG002
         return self.clouds
-
-
-@pytest.fixture
-def trainer():
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
 
 
 @pytest.mark.parametrize("num_points", [2, 100])

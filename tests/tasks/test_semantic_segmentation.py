@@ -80,18 +80,6 @@ ANSWERS = [[[0, 1, 1], [3, 1, 0]], [[1, 0]]]
 TRUTHS = [[[0, 0, 1], [IGNORE, 1, IGNORE]], [[2, 0]]]
 
 
-@pytest.fixture
-def trainer():
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-    )
-
-
 def test_the_metrics_by_hand_of_images_of_two_sizes(trainer):
     task = SemanticSegmentationTask(Given(), SGD)
     [metrics] = trainer.test(task, datamodule=Data(ANSWERS, TRUTHS), verbose=False)
