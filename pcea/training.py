@@ -237,7 +237,9 @@ def export(checkpoint: Path, output: Path) -> None:
     """
     task: Any = load_task(checkpoint)
     stored = read_checkpoint(checkpoint)
-    network = stored["hyper_parameters"]["network"]
+    network = stored["hyper_parameters"].get("network")
+    if network is None:
+        raise ValueError(f"{checkpoint} holds a {type(task).__name__}, of which there are no weights files.")
     package, _, builder = network["class_path"].rpartition(".")
     if package.partition(".")[0] != "pcea":
         raise ValueError(f"Only networks of pcea can be exported, {checkpoint} has {network['class_path']}.")

@@ -73,6 +73,16 @@ def test_only_known_networks_are_exported(fitted, tmp_path, monkeypatch, class_p
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_a_task_without_a_network_that_predicts_is_not_exported(fitted, tmp_path, monkeypatch):
+    last = newest_checkpoint(fitted / "runs")
+    checkpoint, task = read_checkpoint(last), load_task(last)
+    monkeypatch.setattr("pcea.training.load_task", lambda _: task)
+    del checkpoint["hyper_parameters"]["network"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt holds a ClassificationTask, of which there are no weights files"):
+        export(tmp_path / "other.ckpt", tmp_path / "out.safetensors")
+
+
 def fit_parts(folder):
     """Train a tiny segmenter by `tiny.yaml` of a folder; its last checkpoint."""
     content = yaml.safe_load(TINY.replace("ROOT", str(folder / "runs")))

@@ -36,7 +36,7 @@ from pcea.trained_network import TrainedImageNetwork, TrainedNetwork
 # There is no validation.
 pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 ADAM = partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.999))
-SGD = partial(torch.optim.SGD, lr=0.1)
+SGD = partial(torch.optim.SGD, lr=0.01)
 
 
 class Data(ImageDataModule):
@@ -57,7 +57,7 @@ class Data(ImageDataModule):
 
 def networks(**options):
     attention = partial(ExternalAttention, memory_units=5)
-    options = {"num_classes": 2, "image_size": 16, "width": 1, **options}
+    options = {"num_classes": 2, "image_size": 16, "width": 2, **options}
     return Generator(attention, latent_dim=3, **options), Discriminator(attention, **options)
 
 
@@ -117,7 +117,7 @@ def test_every_third_batch_is_also_a_step_of_the_generator():
 
 
 def test_a_step_of_both_by_hand(monkeypatch):
-    """Gradient descent at a rate of 0.1, first of the discriminator, then of the generator against it; two batches."""
+    """Gradient descent at a rate of 0.01, first of the discriminator, then of the generator against it; two batches."""
     recorder, model = Recorder(), task(optimizer=SGD, discriminator_steps=1)
     G, D = copy.deepcopy((model.generator, model.discriminator))
     batches = []
@@ -127,7 +127,7 @@ def test_a_step_of_both_by_hand(monkeypatch):
     def descend(network, loss):
         values = [*network.parameters()]
         for value, gradient in zip(values, torch.autograd.grad(loss, values, allow_unused=True)):
-            value.data -= 0.1 * (0 if gradient is None else gradient)
+            value.data -= 0.01 * (0 if gradient is None else gradient)
             value.grad = gradient
 
     for batch, states in zip(batches, recorder.states[1:], strict=True):
@@ -139,13 +139,17 @@ def test_a_step_of_both_by_hand(monkeypatch):
         descend(G, -D(images, label).mean())
         for expected, found in zip((G.state_dict(), D.state_dict()), states):
             torch.testing.assert_close(found, expected)
+        assert all(value.grad.abs().max() > 0 for value in (G.conv.bias, D.blocks[0].conv1.bias))
     # The step of the generator costs no gradients of the discriminator's weights.
     torch.testing.assert_close(recorder.gradients[1], [value.grad for value in D.parameters()])
 
 
 def test_a_step_of_the_discriminator_costs_no_gradients_of_the_generator():
     recorder, model = Recorder(), task(discriminator_steps=2)
+    judged = []
+    model.discriminator.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0].requires_grad))
     trainer(1, callbacks=[recorder], limit_train_batches=1).fit(model, datamodule=Data())
+    assert judged == [False]
     assert all(gradient is None for gradient in recorder.gradients[0])
     assert all(gradient is not None for gradient in recorder.gradients[1])
     assert all(value.requires_grad for value in model.parameters())
