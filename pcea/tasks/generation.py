@@ -349,7 +349,8 @@ class GenerationMetrics:
         classifier_score: The same score of its classes.
         class_accuracy: Share of the generated images that it assigns to the class that was asked for.
         diversity: Mean over classes of the ratio of the features' total variance, of generated images to real ones: 1
-            is as varied as real ones, near 0 are copies of one image (mode collapse).
+            is as varied as real ones, near 0 are copies of one image (mode collapse). Above 1 is no praise: images
+            asked for as one class look like several, or like noise.
         real_class_accuracy, real_classifier_score: Those of the real images, which are what can be reached.
 
     Args:
