@@ -18,7 +18,7 @@ usage: pcea COMMAND [OPTIONS]
   fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
   validate   Measure a checkpoint on the validation split.
   test       Measure a checkpoint on the test split, print a table and write a JSON record.
-  predict    Name the class of meshes, clouds or pictures, of each point or pixel, or find objects: `pcea predict FILE...`
+  predict    Name the class of meshes, clouds, pictures, or each point or pixel, or find objects: `pcea predict FILE...`
   download   Fetch a dataset: `pcea download modelnet40 --root data`
   visualize  Draw what a network attends to, in a window or a picture: `pcea visualize FILE... --output picture.png`
   export     Turn a checkpoint into a small weights file for `predict` and Python.

@@ -32,9 +32,16 @@ class DetectionDataModule(SplitDataModule):
     def __init__(self, *, batch_size: int = 2, eval_batch_size: int = 1, **options: Any):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
 
+    root: str
+
     def load(self, split: Split) -> ObjectImages | None:
         """List or read one split; None for `val` if the data has none."""
         raise NotImplementedError
+
+    @property
+    def dataset_name(self) -> str:
+        """That of its folder: one class here reads many datasets."""
+        return Path(self.root).name
 
     @property
     def category_ids(self) -> tuple[int, ...]:

@@ -103,9 +103,9 @@ def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
 
 
 def _changes(record: Record) -> str:
-    """What the command changes in the model of the configuration, such as `, external_attention: false`."""
+    """What the command changes in the model of the configuration, such as `, external_attention: false`; no files."""
     changed = re.findall(r"--model\.(?:\w+\.)*(\w+)[ =](\S+)", record.command)
-    return "".join(f", {name}: {value}" for name, value in changed)
+    return "".join(f", {name}: {value}" for name, value in changed if "/" not in value)
 
 
 def category_table(records: Sequence[Record]) -> str:

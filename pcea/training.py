@@ -130,7 +130,7 @@ class PceaCLI(LightningCLI):
             seed=self.checkpoint.get("seed", -1),
             epoch=self.checkpoint["epoch"] + 1,
             selection="best_val" if Path(config.ckpt_path).name.startswith("best") and monitored else "last",
-            dataset=type(self.datamodule).__name__.removesuffix("DataModule"),
+            dataset=getattr(self.datamodule, "dataset_name", type(self.datamodule).__name__.removesuffix("DataModule")),
             split="test",
             num_points=self.model.num_points,
             votes=getattr(self.model, "votes", 1),

@@ -74,7 +74,7 @@ def test_boxes(capsys, cells, tmp_path):
     record = json.loads((last.parent / "last.test.json").read_text())
     assert record["metrics"].keys() == {"box_ap", "box_ap50"}
     assert record["convention"].startswith("COCO's average precision")
-    assert (record["dataset"], record["num_points"], record["votes"]) == ("VocDetection", 0, 1)
+    assert (record["dataset"], record["num_points"], record["votes"]) == ("cells", 0, 1)
     assert [*record["categories"]] == [*COLORS]
     assert record["categories"]["WBC"][0] == 2
     heading, *rows = output.split("\n\n")[-1].splitlines()[:4]

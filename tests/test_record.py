@@ -52,7 +52,7 @@ def test_a_record_is_written_whole_and_read_back(tmp_path, record):
 def test_the_table_says_what_the_command_changed_in_the_model(record):
     changed = record._replace(
         command="pcea test --config modelnet40_eat --model.init_args.network.init_args.external_attention false "
-        "--model.dim=7 --data.root x"
+        "--model.dim=7 --model.feature_network runs/last.ckpt --data.root x"
     )
     row = results_table([changed], CLASSIFICATION).splitlines()[2]
     assert row.startswith("| `modelnet40_eat`, external_attention: false, dim: 7 (seed 2) |")

@@ -79,7 +79,9 @@ def test_a_task_without_a_network_that_predicts_is_not_exported(fitted, tmp_path
     monkeypatch.setattr("pcea.training.load_task", lambda _: task)
     del checkpoint["hyper_parameters"]["network"]
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt holds a ClassificationTask, of which there are no weights files"):
+    with pytest.raises(
+        ValueError, match=r"other\.ckpt holds a ClassificationTask, of which there are no weights files"
+    ):
         export(tmp_path / "other.ckpt", tmp_path / "out.safetensors")
 
 
