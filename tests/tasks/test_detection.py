@@ -67,7 +67,7 @@ class Data(L.LightningDataModule):
     def loader(self):
         images = [torch.full((3, 20 + i, 30), i, dtype=torch.uint8) for i in range(len(self.targets))]
         batches = [DetectionBatch([image], [target]) for image, target in zip(images, self.targets)]
-        return DataLoader(batches, batch_size=None)
+        return DataLoader(batches[self.trainer.global_rank :: self.trainer.world_size], batch_size=None)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
 
@@ -127,6 +127,29 @@ def test_an_image_without_objects_counts_what_is_found_in_it(trainer):
     task = DetectionTask(Given(detections), SGD)
     [metrics] = trainer.test(task, datamodule=Data([true(1, (A, 1)), true(2)]), verbose=False)
     assert metrics["test/box_ap"] == pytest.approx(0.5)  # the better one of two is wrong
+
+
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_two_processes_measure_the_same_as_one(has_masks):
+    """Of three images one process has two."""
+    masks = torch.zeros(2, 20, 30)
+    masks[0, :10, :10] = masks[1, 10:, 10:20] = 1
+    more = {"masks": masks.unsqueeze(1)} if has_masks else {}
+    # No two of one score, whose order would be that of the images.
+    detections = [found((A, 1, score), (B, 1, score - 0.45)) | more for score in (0.9, 0.8, 0.7)]
+    true_masks = masks.to(torch.uint8) if has_masks else None
+    targets = [true(i, (A, 1), (B, 1 + i % 2), masks=true_masks) for i in range(3)]
+    results = []
+    for devices in (1, 2):
+        trainer = L.Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+        task, data = DetectionTask(Given(detections, has_masks=has_masks), SGD), Data(targets, has_masks=has_masks)
+        results += trainer.test(task, datamodule=data, verbose=False)
+    assert 0 < results[0]["test/box_ap"] < 1
+    assert results[0] == pytest.approx(results[1])
 
 
 def test_no_objects_at_all(trainer):
