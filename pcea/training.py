@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from pcea.checkpoint import load_safely
 from pcea.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
@@ -186,13 +187,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No checkpoint {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a checkpoint, or holds code, which is never executed: {reason}") from error
+    checkpoint = load_safely(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
     return checkpoint

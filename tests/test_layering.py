@@ -14,6 +14,7 @@ LAYERS = (
     (
         "pcea.batch",
         "pcea.blocks",
+        "pcea.checkpoint",
         "pcea.complete_file",
         "pcea.configuration",
         "pcea.cpu",

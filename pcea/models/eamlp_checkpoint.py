@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pcea.checkpoint import check_state_dict, load_safely
 from pcea.models.eamlp import ImageTransformer, sinusoid_table
 
 # The authors' name of each of our layers, between two soft splits and in a block.
@@ -103,24 +103,8 @@ def _is_sinusoid_table(position: Tensor) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint file {path}.")
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # remarks on the file's format; one line of ours follows
-            # The namespace holds the options of the authors' training, beside the weights.
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # bytes of any other format end in any exception
-        raise ValueError(
-            f"{path} is not a checkpoint of weights: it is damaged, of another format, or holds pickled code, which is "
-            "never executed."
-        ) from error
+    # The namespace holds the options of the authors' training, beside the weights.
+    content = load_safely(path, allowed=[argparse.Namespace])
     if isinstance(content, Mapping):
         content = content.get("state_dict_ema") or content.get("state_dict") or content
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()
-    ):
-        raise ValueError(f"{path} does not hold a state dict, names to tensors, by itself or as state_dict.")
-    return content
+    return check_state_dict(content, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pcea.checkpoint import check_state_dict, load_safely
 from pcea.models.point_transformer import PointTransformerClassifier
 
 # The port's name of each of our layers.
@@ -72,7 +71,8 @@ def load_pct_checkpoint(
     if isinstance(path_or_state_dict, Mapping):
         source, content = "The state dict", path_or_state_dict
     else:
-        source, content = str(path_or_state_dict), _read(Path(path_or_state_dict))
+        source = str(path_or_state_dict)
+        content = check_state_dict(load_safely(source), source)
     weights = {name.removeprefix("module."): weight for name, weight in content.items()}
 
     own = model.state_dict()
@@ -110,25 +110,3 @@ def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "none"
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint file {path}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on the file's format; one line of ours follows
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a checkpoint of weights, or it holds pickled code, which is never executed."
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # bytes of any other format end in any exception
-        raise ValueError(f"{path} is not a readable checkpoint; it may be damaged or of another format.") from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()
-    ):
-        raise ValueError(f"{path} does not hold a state dict, names to tensors, but {type(content).__name__}.")
-    return content

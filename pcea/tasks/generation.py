@@ -24,6 +24,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from pcea.checkpoint import load_safely
 from pcea.image_batch import ImageBatch
 from pcea.models.sagan import Discriminator, Generator
 from pcea.tasks.base import Task
@@ -319,12 +320,7 @@ def load_generator(checkpoint: str | Path) -> Generator:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint of a generator.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"No checkpoint {checkpoint}.")
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{checkpoint} is not a checkpoint, or holds code, which is never executed.") from error
+    stored = load_safely(checkpoint)
     made_by = stored.get("hyper_parameters", {}).get("_class_path", "no task of `pcea fit`")
     if made_by != f"{GenerationTask.__module__}.{GenerationTask.__name__}":
         raise ValueError(f"{checkpoint} is of {made_by}, not of a GenerationTask.")

@@ -449,7 +449,7 @@ def test_files_that_hold_no_generator(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No checkpoint .*none\.ckpt"):
         load_generator(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("text")
-    with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint, or holds code"):
+    with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint: it is damaged"):
         load_generator(tmp_path / "text.ckpt")
     trainer(1, folder=tmp_path / "new").fit(task(), datamodule=Data())
     with pytest.raises(ValueError, match=r"epoch=0\.ckpt is of no task of `pcea fit`, not of a GenerationTask"):
