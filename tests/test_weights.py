@@ -50,8 +50,8 @@ def test_the_parts_come_back_in_the_order_of_the_categories(stored, tmp_path):
 
 
 def test_what_images_need_comes_back(stored, tmp_path):
-    assert load_weights(stored[0])[-3:] == ((), (), ())
-    images = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (224, 192)}
+    assert load_weights(stored[0])[-4:] == ((), (), (), ())
+    images = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (224, 192), "category_ids": (3, 7)}
     save_weights(tmp_path / "images", stored[1]._replace(**images))
     back = load_weights(tmp_path / "images")
     assert {name: getattr(back, name) for name in images} == images
@@ -61,10 +61,10 @@ def test_files_from_before_there_were_parts_still_load(stored, tmp_path):
     with safe_open(stored[0], framework="pt") as file:
         metadata, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     about = json.loads(metadata["about"])
-    for name in ("parts", "mean", "std", "image_size"):
+    for name in ("parts", "mean", "std", "image_size", "category_ids"):
         del about[name]
     save_file(state, tmp_path / "old", metadata=metadata | {"about": json.dumps(about)})
-    assert load_weights(tmp_path / "old")[-4:] == ({}, (), (), ())
+    assert load_weights(tmp_path / "old")[-5:] == ({}, (), (), (), ())
     assert load_weights("modelnet40_eat_cpu").num_points == 1024
 
 
