@@ -134,7 +134,6 @@ def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np
         prediction: The picture and the objects.
         size: Longest side of the result in pixels; None for that of the picture, or 800 if it is smaller.
     """
-    from matplotlib import font_manager
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
     several = len(prediction.class_names) > 1
@@ -153,11 +152,26 @@ def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np
     names = [prediction.class_names[i] for i in prediction.label.tolist()]
     scores = [f"{100 * score:.0f}" for score in prediction.scores.tolist()]
     texts = [f"{name} {score}" for name, score in zip(names, scores)] if several else scores
-    font = font_manager.findfont("DejaVu Sans")
-    drawn = draw_bounding_boxes(
-        picture, prediction.boxes * scale, texts, colors=colors, width=2, font=font, font_size=14
-    )
-    return drawn.permute(1, 2, 0).numpy()
+    drawn = draw_bounding_boxes(picture, prediction.boxes * scale, colors=colors, width=2)
+    return _write_texts(drawn.permute(1, 2, 0).numpy(), prediction.boxes[:, :2] * scale, texts, colors)
+
+
+def _write_texts(
+    drawn: np.ndarray, places: Tensor, texts: Sequence[str], colors: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """Write texts into a picture (H, W, 3), each on a ground of its colour whose corner is at x, y."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(drawn)
+    brush, font = ImageDraw.Draw(image), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
+    # The best last, on top.
+    for (x, y), text, color in reversed([*zip(places.round().int().tolist(), texts, colors)]):
+        left, top, right, bottom = brush.textbbox((x + 3, y + 1), text, font=font)
+        brush.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill=color)
+        is_bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        brush.text((x + 3, y + 1), text, font=font, fill=(0, 0, 0) if is_bright else (255, 255, 255))
+    return np.asarray(image)
 
 
 def write_objects(folder: Path, stem: str, prediction: ObjectPrediction) -> None:

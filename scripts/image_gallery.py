@@ -102,7 +102,7 @@ def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.F
         truth = truth._replace(class_names=trained.class_names, label=_renumber(truth, trained.class_names))
         found = find_objects(picture, trained)
         shown = (found._replace(boxes=found.boxes[:0]), truth, found)
-        rows.append([draw_objects(objects, size=500) for objects in shown])
+        rows.append([draw_objects(objects, size=500 if masks is None else 900) for objects in shown])
     return _table(rows)
 
 

@@ -122,6 +122,16 @@ def test_boxes_are_drawn_in_the_colour_of_their_class():
     assert drawn[150, 150].tolist() == [128] * 3
 
 
+def test_names_are_written_on_their_colour():
+    drawn = draw_objects(prediction([[100.0, 100, 200, 200]], [1], NAMES))
+    inside = drawn[102:115, 102:160].reshape(-1, 3)
+    border = drawn[150, 200]
+    assert (inside == border).all(1).mean() > 0.4
+    assert ((inside == 0).all(1) | (inside == 255).all(1)).any()  # the letters
+    alone = draw_objects(prediction([[100.0, 100, 200, 200]], [0], ("cell",)))
+    assert (alone[102:115, 140:160] == 128).all()  # the score alone is shorter
+
+
 def test_objects_of_one_class_are_coloured_each_on_its_own():
     boxes = [[100.0, 100, 200, 200], [300, 100, 400, 200]]
     drawn = draw_objects(prediction(boxes, [0, 0], ("cell",)))
