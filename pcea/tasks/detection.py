@@ -139,15 +139,13 @@ class DetectionTask(Task):
     def _count(self, batch: DetectionBatch) -> list[dict[str, Tensor]]:
         """Count the detections in a batch; they are returned."""
         detections = self(batch.images)
-        answers = [
-            {name: value.cpu() if name != "masks" else (value > 0.5).squeeze(1).cpu() for name, value in found.items()}
-            for found in detections
-        ]
+        answers = [{name: value.float().cpu() for name, value in found.items()} for found in detections]
         truths = [{name: value.cpu() for name, value in target.items()} for target in batch.targets]
-        self.precision.update(
-            [{**found, "boxes": found["boxes"].float(), "scores": found["scores"].float()} for found in answers],
-            [{**truth, "masks": truth["masks"].bool()} if "masks" in truth else truth for truth in truths],
-        )
+        for answer, truth in zip(answers, truths):
+            answer["labels"] = answer["labels"].long()
+            if self.has_masks:
+                answer["masks"], truth["masks"] = answer["masks"].squeeze(1) > 0.5, truth["masks"].bool()
+        self.precision.update(answers, truths)
         return detections
 
     def _log_metrics(self, prefix: str) -> tuple[dict[int, int], dict[int, float]]:
