@@ -85,9 +85,10 @@ def coco_annotations(prediction: ObjectPrediction, image_id: int, category_ids: 
         image_id: Number of the picture.
         category_ids: Number of each class; () counts from 1.
     """
+    from torchvision.ops import box_convert
+
     ids = tuple(category_ids) or range(1, 1 + len(prediction.class_names))
-    boxes = prediction.boxes.cpu().double()
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    boxes = box_convert(prediction.boxes.cpu().double(), "xyxy", "xywh")
     annotations: list[dict[str, Any]] = [
         {
             "image_id": image_id,

@@ -35,18 +35,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="Folder of the data.")
     parser.add_argument("--runs", type=Path, help="Folder of the runs; that of the configurations by default.")
     options = parser.parse_args()
-    root = options.root
-    drawings: dict[str, tuple[Callable[[Path], ImageDataModule | DetectionDataModule], Callable, Sequence[int]]] = {
-        "cifar10_eamlp": (lambda root: CIFAR10DataModule(str(root)), draw_classes, range(0, 10_000, 313)),
-        "camvid_eanet50": (lambda root: CamVidDataModule(str(root)), draw_masks, (20, 100, 180)),
-        "bccd_fasterrcnn_ea": (lambda root: VocDetectionDataModule(str(root / "BCCD")), draw_boxes, (3, 30, 60)),
-        "dsb2018_maskrcnn_ea": (
-            lambda root: InstanceFolderDataModule(str(root / "dsb2018")), draw_boxes, (5, 40, 100),
-        ),
-    }  # fmt: skip
+    cells = VocDetectionDataModule(str(options.root / "BCCD"), class_names=("RBC", "WBC", "Platelets"))
+    drawings: dict[str, tuple[ImageDataModule | DetectionDataModule, Callable, Sequence[int]]] = {
+        "cifar10_eamlp": (CIFAR10DataModule(str(options.root)), draw_classes, range(0, 10_000, 313)),
+        "camvid_eanet50": (CamVidDataModule(str(options.root)), draw_masks, (20, 100, 180)),
+        "bccd_fasterrcnn_ea": (cells, draw_boxes, (3, 30, 60)),
+        "dsb2018_maskrcnn_ea": (InstanceFolderDataModule(str(options.root / "dsb2018")), draw_boxes, (5, 40, 100)),
+    }
     for name in options.names or drawings:
-        module, draw, chosen = drawings[name]
-        data = module(root)
+        data, draw, chosen = drawings[name]
         data.setup("test")
         runs = options.runs / name if options.runs else runs_folder(name)
         figure = draw(data.sets["test"], load_network(str(newest_checkpoint(runs))), chosen)
@@ -99,18 +96,10 @@ def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.F
         truth = ObjectPrediction(
             picture, target["boxes"], target["labels"] - 1, torch.ones(len(target["boxes"])), images.class_names, masks
         )
-        truth = truth._replace(class_names=trained.class_names, label=_renumber(truth, trained.class_names))
         found = find_objects(picture, trained)
         shown = (found._replace(boxes=found.boxes[:0]), truth, found)
         rows.append([draw_objects(objects, size=500 if masks is None else 900) for objects in shown])
     return _table(rows)
-
-
-def _renumber(truth: ObjectPrediction, class_names: Sequence[str]) -> Tensor:
-    """Classes by the numbers of the network."""
-    if len(class_names) == 1:
-        return truth.label
-    return torch.tensor([class_names.index(truth.class_names[i]) for i in truth.label.tolist()])
 
 
 def _table(rows: Sequence[Sequence[np.ndarray]]) -> plt.Figure:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cli import assert_one_line, run
+from test_cli_images import recipe
 
 from pcea.trained_network import load_network
 
@@ -14,18 +15,8 @@ TINY = {"channels": 16, "hidden": 32, "proposals": "[100,50]", "box_batch": 32, 
 
 
 def options_of(name, folder, root, network, **more):
-    """Options that shrink a shipped recipe."""
-    options = {
-        "trainer.default_root_dir": folder / "runs",
-        "trainer.max_epochs": 2,
-        "trainer.precision": 32,
-        "trainer.accelerator": "cpu",
-        "trainer.enable_progress_bar": "false",
-        "data.init_args.root": root,
-        **{f"model.init_args.network.init_args.{key}": value for key, value in network.items()},
-        **more,
-    }
-    return ["--config", name, *(f"--{key}={value}" for key, value in options.items())]
+    """Options that shrink a shipped recipe, and more."""
+    return [*recipe(name, folder, network), f"--data.init_args.root={root}", *(f"--{k}={v}" for k, v in more.items())]
 
 
 def draw_blocks(rng, size, count):

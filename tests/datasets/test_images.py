@@ -220,7 +220,8 @@ def test_tensors_that_do_not_fit(images, label, message):
 
 def test_ignored_pixels_are_no_class():
     mask = torch.tensor([[[0, 1, IGNORE]]], dtype=torch.uint8)
-    ImageTensors(torch.zeros(1, 3, 1, 3, dtype=torch.uint8), mask, class_names=["a", "b"])
+    images = ImageTensors(torch.zeros(1, 3, 1, 3, dtype=torch.uint8), mask, class_names=["a", "b"])
+    assert images[0][1].tolist() == [[0, 1, IGNORE]]
 
 
 class Noise(nn.Module):
