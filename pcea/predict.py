@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pcea.checkpoint import newest_checkpoint
 from pcea.configuration import runs_folder
 from pcea.datasets.cache import summarize
 from pcea.datasets.images import read_image
@@ -177,8 +178,6 @@ def newest_checkpoint_of(config: str | None) -> str | None:
     """The last checkpoint of the newest run of a configuration; None without one."""
     if config is None:
         return None
-    from pcea.training import newest_checkpoint
-
     return str(newest_checkpoint(runs_folder(config)))
 
 

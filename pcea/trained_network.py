@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
-from pcea.attention import AttentionFactory, ExternalAttention, MultiHeadExternalAttention, SelfAttention
-from pcea.models.eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
-from pcea.models.eanet import EANet, eanet_50, eanet_101
-from pcea.models.point_segmenter import PointTransformerSegmenter, eat_part_segmenter
-from pcea.models.point_transformer import PointTransformerClassifier, eat_classifier
-from pcea.weights import Weights, load_weights
-
-# What a weights file may name, and nothing else: networks, and the attentions that are arguments of a network.
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    builder.__name__: builder
-    for builder in (
-        eat_classifier, eat_part_segmenter, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19,
-        ImageTransformer, eanet_50, eanet_101, EANet,
-    )
-}  # fmt: skip
-_DETECTORS = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
-_ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
-    attention.__name__: attention for attention in (ExternalAttention, MultiHeadExternalAttention, SelfAttention)
-}
+from pcea.checkpoint import load_checkpoint
+from pcea.models.build import build_network
+from pcea.models.point_segmenter import PointTransformerSegmenter
+from pcea.models.point_transformer import PointTransformerClassifier
+from pcea.weights import load_weights
 
 
 class TrainedNetwork(NamedTuple):
@@ -85,76 +70,31 @@ class TrainedDetector(NamedTuple):
     category_ids: tuple[int, ...]
 
 
-def load_network(weights: str) -> TrainedNetwork | TrainedImageNetwork | TrainedDetector:
+def load_network(
+    weights: str, *, packages: Sequence[str] = ()
+) -> TrainedNetwork | TrainedImageNetwork | TrainedDetector:
     """Build the network of a checkpoint of `pcea fit` (.ckpt), a weights file, or weights that come with pcea.
+
+    Args:
+        weights: The file or name.
+        packages: Top-level packages beside pcea that the file may import its network from.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else.
     """
-    if str(weights).endswith(".ckpt"):
-        # Lightning takes seconds to import: only a checkpoint needs it.
-        from pcea.training import load_task
-
-        task: Any = load_task(weights)
-        network = task.network.eval()
-        if isinstance(network, PointTransformerClassifier | PointTransformerSegmenter):
-            return TrainedNetwork(network, task.class_names, task.num_points, getattr(task, "parts", {}))
-        names = task.class_names or tuple(f"class {n}" for n in range(getattr(network, "num_classes", 0)))
-        if hasattr(network, "has_masks"):
-            return TrainedDetector(network, names, task.category_ids)
-        if not getattr(task, "mean", ()):
-            raise ValueError(
-                f"{weights} holds a {type(network).__name__}, which is neither a network of pcea for point clouds nor "
-                "one for images that were normalized by a data module's mean and std."
-            )
-        return TrainedImageNetwork(
-            network, names, task.mean, task.std, task.image_size, labels_pixels=task.labels_pixels
+    stored = load_checkpoint(weights) if str(weights).endswith(".ckpt") else load_weights(weights)
+    network = build_network(stored, str(weights), packages=packages)
+    about = stored.description
+    names = about.class_names or tuple(f"class {n}" for n in range(getattr(network, "num_classes", 0)))
+    if about.task in ("points", "parts"):
+        return TrainedNetwork(network, names, about.num_points, about.parts)  # type: ignore[arg-type]
+    if about.task == "objects":
+        return TrainedDetector(network, names, about.category_ids)
+    if about.task == "generation" or not about.mean:
+        raise ValueError(
+            f"{weights} holds a {type(network).__name__}, which is neither a network for clouds nor one for images "
+            "that were normalized by a data module's mean and std."
         )
-    about = load_weights(weights)
-    network = build_network(about, str(weights)).eval()
-    if isinstance(network, PointTransformerClassifier | PointTransformerSegmenter):
-        return TrainedNetwork(network, about.class_names, about.num_points, about.parts)
-    if about.builder in _DETECTORS:
-        return TrainedDetector(network, about.class_names, tuple(about.category_ids))
-    mean, std, image_size = tuple(about.mean), tuple(about.std), tuple(about.image_size)
-    return TrainedImageNetwork(
-        network, about.class_names, mean, std, image_size, labels_pixels=isinstance(network, EANet)
-    )
-
-
-def build_network(weights: Weights, where: str) -> nn.Module:
-    """The network of weights.
-
-    Args:
-        weights: The weights.
-        where: What holds them, for the message.
-
-    Raises:
-        ValueError: If it is none of those of pcea that can be built, or the weights are not its own.
-    """
-    if weights.builder in _DETECTORS:
-        # They import torchvision, for which nobody else should wait.
-        from pcea.models import rcnn
-
-        builder = getattr(rcnn, weights.builder)
-    elif weights.builder in _BUILDERS:
-        builder = _BUILDERS[weights.builder]
-    else:
-        known = ", ".join((*_BUILDERS, *_DETECTORS))
-        raise ValueError(f"{where} has the weights of {weights.builder}, not of one of the networks {known}.")
-    arguments = dict(weights.arguments)
-    if "attention" in arguments:
-        arguments["attention"] = _attention(arguments["attention"], where)
-    network = builder(**arguments)
-    network.load_state_dict(weights.state)
-    return network
-
-
-def _attention(written: Any, where: str) -> AttentionFactory:
-    """The factory that YAML writes as class_path and init_args; the width is filled in by the network."""
-    path = written["class_path"] if isinstance(written, dict) else str(written)
-    package, _, name = path.rpartition(".")
-    if package not in ("pcea", "pcea.attention") or name not in _ATTENTIONS:
-        raise ValueError(f"{where} has the attention {path}, not one of {', '.join(_ATTENTIONS)} of pcea.")
-    return partial(_ATTENTIONS[name], **(written.get("init_args") or {}))
+    labels_pixels = about.task == "masks"
+    return TrainedImageNetwork(network, names, about.mean, about.std, about.image_size, labels_pixels)

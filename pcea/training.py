@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import platform
 import shlex
@@ -14,12 +13,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pcea.checkpoint import load_safely
+from pcea.checkpoint import load_checkpoint, newest_checkpoint, read_checkpoint
+from pcea.models.build import build_network
 from pcea.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.tasks.base import Task
 from pcea.tasks.classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
@@ -28,8 +29,7 @@ from pcea.tasks.generation import GenerationTask  # noqa: F401
 from pcea.tasks.image_classification import ImageClassificationTask  # noqa: F401
 from pcea.tasks.segmentation import SegmentationTask  # noqa: F401
 from pcea.tasks.semantic_segmentation import SemanticSegmentationTask  # noqa: F401
-from pcea.trained_network import build_network
-from pcea.weights import Weights, save_weights
+from pcea.weights import save_weights
 
 
 class PceaCLI(LightningCLI):
@@ -149,6 +149,8 @@ class PceaCLI(LightningCLI):
 
 def run(command: str, options: Sequence[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line options."""
+    # What a parameter without a type is given stays a dictionary: no class is made of it.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     # Clouds are tensors in memory and a batch is one index operation: worker processes would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # A resumed run writes into a folder of its own.
@@ -180,49 +182,6 @@ def run(command: str, options: Sequence[str]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `pcea fit` without executing anything that it may contain.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a checkpoint.
-    """
-    checkpoint = load_safely(path)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
-    return checkpoint
-
-
-def newest_checkpoint(root: Path) -> Path:
-    """The last checkpoint of the newest run under a folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or name a checkpoint.")
-    return found[-1]
-
-
-def load_task(path: str | Path) -> Task:
-    """Build the task of a checkpoint of `pcea fit`, with its weights.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a checkpoint.
-    """
-    checkpoint = read_checkpoint(path)
-    if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
-        raise ValueError(f"{path} was not made by `pcea fit`, so it does not say which network it holds.")
-    # Called on Task itself, Lightning would build a Task, without what its subclasses add.
-    module, _, name = checkpoint["hyper_parameters"]["_class_path"].rpartition(".")
-    task_class = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
-        raise ValueError(f"{path} holds a {module}.{name}, which is not a task of pcea.")
-    return task_class.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-
-
 def export(checkpoint: Path, output: Path) -> None:
     """Turn a checkpoint of `pcea fit` into a weights file for `pcea predict --weights` and `weights=` in Python.
 
@@ -230,27 +189,10 @@ def export(checkpoint: Path, output: Path) -> None:
         checkpoint: The checkpoint (.ckpt).
         output: The weights file to write (.safetensors).
     """
-    task: Any = load_task(checkpoint)
-    stored = read_checkpoint(checkpoint)
-    network = stored["hyper_parameters"].get("network")
-    if network is None:
-        raise ValueError(f"{checkpoint} holds a {type(task).__name__}, of which there are no weights files.")
-    package, _, builder = network["class_path"].rpartition(".")
-    if package.partition(".")[0] != "pcea":
-        raise ValueError(f"Only networks of pcea can be exported, {checkpoint} has {network['class_path']}.")
-    weights = Weights(
-        builder,
-        # Trained weights take the place of those that the network started from.
-        {name: value for name, value in network["init_args"].items() if name not in ("weights", "pretrained")},
-        task.network.state_dict(),
-        task.class_names,
-        task.num_points,
-        {"commit": commit(), "epoch": stored["epoch"] + 1, "seed": stored.get("seed")},
-        getattr(task, "parts", {}),
-        *(getattr(task, name, ()) for name in ("mean", "std", "image_size", "category_ids")),
-    )
-    build_network(weights, str(checkpoint))  # refuses what could not be loaded
-    save_weights(output, weights)
+    stored = load_checkpoint(checkpoint)
+    build_network(stored, str(checkpoint))  # refuses what could not be loaded
+    source = {"commit": commit(), **stored.description.source}
+    save_weights(output, stored._replace(description=stored.description._replace(source=source)))
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
 
 

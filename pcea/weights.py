@@ -1,95 +1,52 @@
-"""Weights files: a network's parameters in half precision with what is needed to build and use it (safetensors)."""
+"""Weights files: a network's parameters in half precision with its description (safetensors)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+
+from pcea.description import StoredNetwork, parse_description
 
 SHIPPED = Path(__file__).parent / "models" / "weights"
-_FORMAT = "pcea weights 1"
+_FORMAT, _OLD_FORMAT = "pcea weights 2", "pcea weights 1"
 
 
-class Weights(NamedTuple):
-    """The content of a weights file.
-
-    Attributes:
-        builder: Name of the function or class that builds the network, such as `eat_classifier`.
-        arguments: Keyword arguments of the builder.
-        state: Parameters and buffers by name, float32.
-        class_names: Name of each class.
-        num_points: Points of a cloud that the network was trained for; 0 for images.
-        source: Which configuration, commit and accuracy it came from.
-        parts: The classes of each category, by its name, in the order of the categories' numbers; empty for networks
-            without categories.
-        mean: Images: the mean of red, green and blue, in 0..1, that is subtracted.
-        std: Images: their standard deviation, by which is divided then.
-        image_size: Images: height and width of those that the network was trained on.
-        category_ids: Detectors: number of each class in the files that it learned from.
-    """
-
-    builder: str
-    arguments: dict[str, Any]
-    state: dict[str, Tensor]
-    class_names: tuple[str, ...]
-    num_points: int
-    source: dict[str, Any]
-    parts: Mapping[str, Sequence[int]] = MappingProxyType({})
-    mean: Sequence[float] = ()
-    std: Sequence[float] = ()
-    image_size: Sequence[int] = ()
-    category_ids: Sequence[int] = ()
-
-
-def save_weights(path: str | Path, weights: Weights) -> None:
+def save_weights(path: str | Path, stored: StoredNetwork) -> None:
     """Write a weights file: parameters in fp16, statistics of batch norm in fp32."""
     from safetensors.torch import save_file
 
     state = {
         name: value.half() if value.is_floating_point() and "running_" not in name else value
-        for name, value in weights.state.items()
-    }
-    about = {
-        "builder": weights.builder,
-        "arguments": weights.arguments,
-        "class_names": list(weights.class_names),
-        "num_points": weights.num_points,
-        "source": weights.source,
-        "parts": {name: list(classes) for name, classes in weights.parts.items()},
-        "mean": list(weights.mean),
-        "std": list(weights.std),
-        "image_size": list(weights.image_size),
-        "category_ids": list(weights.category_ids),
+        for name, value in stored.state.items()
     }
     save_file(
         {name: value.contiguous() for name, value in state.items()},
         str(path),
-        metadata={"format": _FORMAT, "about": json.dumps(about)},
+        metadata={"format": _FORMAT, "about": json.dumps(stored.description.as_plain())},
     )
 
 
-def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Weights:
-    """Read a weights file, or one that comes with pcea by its name, such as `modelnet40_eat_cpu`.
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with pcea."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
-    Args:
-        name_or_path: The file, or the name.
-        builder: Refuse the weights of any other builder.
+
+def load_weights(name_or_path: str | Path) -> StoredNetwork:
+    """Read a weights file, or one that comes with pcea by its name, such as `modelnet40_eat_cpu`.
 
     Raises:
         FileNotFoundError: If there is neither.
-        ValueError: If the file is not a weights file of pcea, or of another builder.
+        ValueError: If the file is not a weights file of pcea, or is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
-    shipped = SHIPPED / f"{name_or_path}.safetensors"
-    path = Path(name_or_path) if Path(name_or_path).is_file() else shipped
+    path = Path(name_or_path) if Path(name_or_path).is_file() else SHIPPED / f"{name_or_path}.safetensors"
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.safetensors")))
+        names = ", ".join(shipped_weights())
         raise FileNotFoundError(f"No weights {str(name_or_path)!r}: neither a file nor one of those shipped: {names}.")
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -97,19 +54,36 @@ def load_weights(name_or_path: str | Path, *, builder: str | None = None) -> Wei
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a weights file (safetensors): {error}.") from error
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") not in (_FORMAT, _OLD_FORMAT):
         raise ValueError(f"{path} is not a weights file of pcea. Make one with `pcea export CHECKPOINT {path.name}`.")
-    about = json.loads(metadata["about"])
-    if builder not in (None, about["builder"]):
-        raise ValueError(f"{name_or_path} holds the weights of {about['builder']}, not of {builder}.")
-    return Weights(
-        about["builder"],
-        about["arguments"],
-        {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()},
-        tuple(about["class_names"]),
-        about["num_points"],
-        about["source"],
-        # These are absent from older files, of networks that do not have them.
-        {name: tuple(classes) for name, classes in about.get("parts", {}).items()},
-        *(tuple(about.get(name, ())) for name in ("mean", "std", "image_size", "category_ids")),
+    try:
+        content = json.loads(metadata["about"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its description is not JSON.") from error
+    if metadata["format"] == _OLD_FORMAT and isinstance(content, dict):
+        content = _of_first_format(content)
+    description = parse_description(content, str(path))
+    return StoredNetwork(
+        description, {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
     )
+
+
+def _of_first_format(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a file from before files said their task: the builder and what is noted tell."""
+    builder = content.get("builder")
+    detectors = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
+    if builder in detectors:
+        task, module = "objects", "pcea.models.rcnn"
+    elif builder in ("EANet", "eanet_50", "eanet_101"):
+        task, module = "masks", "pcea.models.eanet"
+    elif builder == "eat_part_segmenter":
+        task, module = "parts", "pcea.models.point_segmenter"
+    elif builder == "eat_classifier":
+        task, module = "points", "pcea.models.point_transformer"
+    elif isinstance(builder, str):
+        task, module = "images", "pcea.models.eamlp"
+    else:
+        return dict(content)
+    arguments = content.get("arguments")
+    has_normals = isinstance(arguments, Mapping) and arguments.get("in_channels") == 6
+    return {**content, "task": task, "builder": f"{module}.{builder}", "has_normals": has_normals}

@@ -98,8 +98,8 @@ def check_bf16(*, threads: int, root: str) -> str:
     prepare(threads, tuned=True)
     accuracy = None
     try:
-        weights = load_weights("modelnet40_eat_cpu")
-        network, n, what = eat_classifier(weights="modelnet40_eat_cpu"), weights.num_points, "the shipped weights"
+        about = load_weights("modelnet40_eat_cpu").description
+        network, n, what = eat_classifier(weights="modelnet40_eat_cpu"), about.num_points, "the shipped weights"
     except FileNotFoundError:
         network, n, what = eat_classifier(), 1024, "random weights"
         network(torch.randn(32, n, 3))  # running statistics

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.checkpoint import newest_checkpoint
 from pcea.configuration import runs_folder
 from pcea.detection_datamodules import DetectionDataModule, InstanceFolderDataModule, VocDetectionDataModule
 from pcea.image_batch import IGNORE
@@ -22,7 +23,6 @@ from pcea.image_prediction import classify_picture, label_pixels
 from pcea.mask_datamodules import CamVidDataModule
 from pcea.object_prediction import ObjectPrediction, draw_objects, find_objects
 from pcea.trained_network import TrainedDetector, TrainedImageNetwork, load_network
-from pcea.training import newest_checkpoint
 from pcea.visualization.colors import palette
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"

@@ -172,7 +172,7 @@ def test_masks(capsys, masks, tmp_path, rng):
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "tall.jpg")
     code, _, errors = run(capsys, "export", last, tmp_path / "masks.safetensors")
     assert code == 0, errors
-    assert "pretrained" not in load_weights(tmp_path / "masks.safetensors").arguments  # nothing to download
+    assert "pretrained" not in load_weights(tmp_path / "masks.safetensors").description.arguments  # nothing to download
     for folder, source in (("one", ("--ckpt_path", last)), ("two", ("--weights", tmp_path / "masks.safetensors"))):
         code, output, errors = run(capsys, "predict", tmp_path / "tall.jpg", *source, "--output", tmp_path / folder)
         assert code == 0, errors

@@ -13,11 +13,12 @@ from test_part_prediction import SIZES as PART_SIZES
 from test_part_prediction import trained as trained_on_parts
 
 from pcea import eat_classifier
+from pcea.description import NetworkDescription, StoredNetwork
 from pcea.meshes import normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
 from pcea.predict import classify_files, predict
 from pcea.trained_network import load_network
-from pcea.weights import Weights, save_weights
+from pcea.weights import save_weights
 
 SIZES = {"dim": 16, "num_centers": (16, 8), "num_neighbors": 4, "memory_units": 8, "out_channels": 32,
          "widths": (16, 8), "dropout": 0.0}  # fmt: skip
@@ -47,7 +48,9 @@ def weights(tmp_path_factory):
         optimizer.step()
     path = tmp_path_factory.mktemp("weights") / "boxes.safetensors"
     arguments = {"num_classes": 3, **SIZES}
-    save_weights(path, Weights("eat_classifier", arguments, network.state_dict(), NAMES, 64, {}))
+    normals = arguments.get("in_channels") == 6
+    description = NetworkDescription("points", "pcea.eat_classifier", arguments, NAMES, 64, normals)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
     return str(path)
 
 
@@ -134,7 +137,9 @@ def part_weights(tmp_path_factory):
     network, names, num_points, parts = trained_on_parts()
     path = str(tmp_path_factory.mktemp("weights") / "parts.safetensors")
     arguments = {"num_classes": 5, "num_categories": 2, **PART_SIZES}
-    save_weights(path, Weights("eat_part_segmenter", arguments, network.state_dict(), names, num_points, {}, parts))
+    normals = arguments.get("in_channels") == 6
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, num_points, normals, parts)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
     return path
 
 
@@ -192,7 +197,8 @@ def weights_with_normals(tmp_path):
     state = eat_part_segmenter(**arguments).state_dict()
     names = trained_on_parts().class_names
     path = str(tmp_path / "normals.safetensors")
-    save_weights(path, Weights("eat_part_segmenter", arguments, state, names, 64, {}, PARTS))
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, 64, True, PARTS)
+    save_weights(path, StoredNetwork(description, state))
     return path
 
 
@@ -224,8 +230,6 @@ def test_the_shipped_weights_know_40_classes():
 
 
 def test_weights_of_another_builder(tmp_path):
-    save_weights(tmp_path / "other", Weights("resnet", {}, {"x": torch.zeros(1)}, (), 0, {}))
-    with pytest.raises(
-        ValueError, match="other has the weights of resnet, not of one of the networks eat_classifier, eat"
-    ):
+    save_weights(tmp_path / "other", StoredNetwork(NetworkDescription("points", "pcea.resnet"), {"x": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"other names pcea\.resnet, which cannot be imported"):
         load_network(tmp_path / "other")

@@ -9,9 +9,10 @@ import torch
 import yaml
 from test_cli import TINY
 
+from pcea.checkpoint import newest_checkpoint, read_checkpoint
 from pcea.cli import main
 from pcea.trained_network import load_network
-from pcea.training import export, load_task, newest_checkpoint, read_checkpoint
+from pcea.training import export
 
 
 @pytest.fixture(scope="module")
@@ -36,53 +37,50 @@ def test_the_newest_run_is_found(tmp_path):
         newest_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_checkpoint_rebuilds_its_task(fitted):
+def test_a_checkpoint_rebuilds_its_network(fitted):
     last = newest_checkpoint(fitted / "runs")
-    task, again = load_task(last), load_task(last)
+    trained, again = load_network(str(last)), load_network(str(last))
     stored = torch.load(last, weights_only=True)["state_dict"]
-    assert stored.keys() == task.state_dict().keys()
-    assert all(torch.equal(value, stored[name]) for name, value in task.state_dict().items())
+    assert {f"network.{name}": 0 for name in trained.network.state_dict()}.keys() == stored.keys()
+    assert all(torch.equal(value, stored[f"network.{name}"]) for name, value in trained.network.state_dict().items())
     points = torch.randn(3, 32, 3)
-    assert torch.equal(task.network.eval()(points), again.network.eval()(points))
-    assert (task.num_points, len(task.class_names), task.network.num_classes) == (32, 12, 12)
+    assert torch.equal(trained.network(points), again.network(points))
+    assert (trained.num_points, len(trained.class_names), trained.network.num_classes) == (32, 12, 12)
+
+
+def test_a_checkpoint_holds_a_description_and_no_code(fitted):
+    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
+    assert "hyper_parameters" not in checkpoint
+    about = checkpoint["network"]
+    assert (about["task"], about["builder"]) == ("points", "pcea.models.point_transformer.eat_classifier")
+    assert (about["num_points"], about["class_names"][:1], about["arguments"]["dim"]) == (32, ["airplane"], 16)
+
+
+def test_checkpoints_from_before_there_were_descriptions(fitted, tmp_path):
+    last = newest_checkpoint(fitted / "runs")
+    checkpoint = read_checkpoint(last)
+    about = checkpoint.pop("network")
+    checkpoint["hyper_parameters"] = {
+        "network": {"class_path": about["builder"], "init_args": {**about["arguments"], "weights": None}},
+        "optimizer": {"class_path": "torch.optim.AdamW"},
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_class_path": "pcea.tasks.classification.ClassificationTask",
+    }
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old, now = load_network(str(tmp_path / "old.ckpt")), load_network(str(last))
+    points = torch.randn(3, 32, 3)
+    assert torch.equal(old.network(points), now.network(points))
+    assert old[1:] == now[1:]
 
 
 def test_a_checkpoint_that_does_not_say_its_network(fitted, tmp_path):
     checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
-    del checkpoint["hyper_parameters"]
+    del checkpoint["network"]
     torch.save(checkpoint, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"bare\.ckpt was not made by `pcea fit`"):
-        load_task(tmp_path / "bare.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("class_path", "message"),
-    [
-        ("pcea.models.point_transformer.pct_classifier", r"weights of pct_classifier, not of one of the networks eat"),
-        ("mine.eat_classifier", r"Only networks of pcea can be exported, .*\.ckpt has mine\.eat_classifier"),
-    ],
-)
-def test_only_known_networks_are_exported(fitted, tmp_path, monkeypatch, class_path, message):
-    last = newest_checkpoint(fitted / "runs")
-    checkpoint, task = read_checkpoint(last), load_task(last)
-    monkeypatch.setattr("pcea.training.load_task", lambda _: task)
-    checkpoint["hyper_parameters"]["network"]["class_path"] = class_path
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=message):
-        export(tmp_path / "other.ckpt", tmp_path / "out.safetensors")
+    for use in (load_network, lambda path: export(path, tmp_path / "out.safetensors")):
+        with pytest.raises(ValueError, match=r"bare\.ckpt was not made by `pcea fit`"):
+            use(str(tmp_path / "bare.ckpt"))
     assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_a_task_without_a_network_that_predicts_is_not_exported(fitted, tmp_path, monkeypatch):
-    last = newest_checkpoint(fitted / "runs")
-    checkpoint, task = read_checkpoint(last), load_task(last)
-    monkeypatch.setattr("pcea.training.load_task", lambda _: task)
-    del checkpoint["hyper_parameters"]["network"]
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(
-        ValueError, match=r"other\.ckpt holds a ClassificationTask, of which there are no weights files"
-    ):
-        export(tmp_path / "other.ckpt", tmp_path / "out.safetensors")
 
 
 def fit_parts(folder):

@@ -15,9 +15,10 @@ from test_studied_file import SIZES
 
 from pcea import eat_classifier, visualize
 from pcea.cli import main
+from pcea.description import NetworkDescription, StoredNetwork
 from pcea.file_formats import read_file
 from pcea.visualization.drawing import check_rendering
-from pcea.weights import Weights, save_weights
+from pcea.weights import save_weights
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     network = eat_classifier(3, **SIZES)
     path = tmp_path_factory.mktemp("weights") / "classes.safetensors"
     names = ("cup", "lamp", "table")
-    save_weights(path, Weights("eat_classifier", {"num_classes": 3, **SIZES}, network.state_dict(), names, 40, {}))
+    description = NetworkDescription("points", "pcea.eat_classifier", {"num_classes": 3, **SIZES}, names, 40)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
     return str(path)
 
 
@@ -126,7 +128,10 @@ def test_parts(files, tmp_path, capsys) -> None:
     arguments = {"num_classes": 5, "num_categories": 2, "dim": 16, "num_neighbors": 4, "memory_units": 8,
                  "out_channels": 32, "widths": (16, 8), "dropout": 0.0}  # fmt: skip
     state = trained.network.state_dict()
-    save_weights(path, Weights("eat_part_segmenter", arguments, state, trained.class_names, 64, {}, PARTS))
+    normals = arguments.get("in_channels") == 6
+    names = trained.class_names
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, 64, normals, PARTS)
+    save_weights(path, StoredNetwork(description, state))
     options = ("--checkpoint", path, "--mode", "parts", "--output", tmp_path / "parts.ply")
     assert run(capsys, files[2], *options, "--category", "tower")[0] == 0
     labels = trimesh.load(tmp_path / "parts.ply").metadata["_ply_raw"]["vertex"]["data"]["part_label"]

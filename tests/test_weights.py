@@ -6,7 +6,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pcea import eat_classifier
-from pcea.weights import SHIPPED, Weights, load_weights, save_weights
+from pcea.description import NetworkDescription, StoredNetwork
+from pcea.weights import SHIPPED, load_weights, save_weights
 
 SIZES = {"num_classes": 5, "dim": 16, "num_centers": (16, 8), "num_neighbors": 4, "memory_units": 8,
          "out_channels": 32, "widths": (16, 8)}  # fmt: skip
@@ -24,48 +25,75 @@ def network():
 @pytest.fixture
 def stored(network, tmp_path):
     path = tmp_path / "tiny.safetensors"
-    about = Weights("eat_classifier", SIZES, network.state_dict(), tuple("abcde"), 32, {"commit": "1"})
-    save_weights(path, about)
-    return path, about
+    description = NetworkDescription(
+        "points", "pcea.models.point_transformer.eat_classifier", SIZES, tuple("abcde"), 32, source={"commit": "1"}
+    )
+    stored = StoredNetwork(description, network.state_dict())
+    save_weights(path, stored)
+    return path, stored
 
 
 def test_everything_comes_back(stored):
-    path, about = stored
+    path, given = stored
     back = load_weights(path)
-    assert (back.builder, back.class_names, back.num_points, back.source) == (
-        about.builder, about.class_names, about.num_points, about.source,
-    )  # fmt: skip
-    assert back.state.keys() == about.state.keys()
-    for name, value in about.state.items():
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in SIZES.items()}
+    assert back.description == given.description._replace(arguments=lists)
+    assert back.state.keys() == given.state.keys()
+    for name, value in given.state.items():
         expected = value if "running_" in name or not value.is_floating_point() else value.half().float()
         assert back.state[name].equal(expected), name
         assert back.state[name].dtype == value.dtype
 
 
-def test_the_parts_come_back_in_the_order_of_the_categories(stored, tmp_path):
-    assert load_weights(stored[0]).parts == {}
-    parts = {"table": (0, 3), "chair": (1, 2, 4)}
-    save_weights(tmp_path / "parts", stored[1]._replace(parts=parts))
-    assert list(load_weights(tmp_path / "parts").parts.items()) == list(parts.items())
-
-
-def test_what_images_need_comes_back(stored, tmp_path):
-    assert load_weights(stored[0])[-4:] == ((), (), (), ())
-    images = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (224, 192), "category_ids": (3, 7)}
-    save_weights(tmp_path / "images", stored[1]._replace(**images))
-    back = load_weights(tmp_path / "images")
-    assert {name: getattr(back, name) for name in images} == images
-
-
-def test_files_from_before_there_were_parts_still_load(stored, tmp_path):
-    with safe_open(stored[0], framework="pt") as file:
+def rewrite(path, target, change):
+    """A weights file with other metadata."""
+    with safe_open(path, framework="pt") as file:
         metadata, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     about = json.loads(metadata["about"])
-    for name in ("parts", "mean", "std", "image_size", "category_ids"):
-        del about[name]
-    save_file(state, tmp_path / "old", metadata=metadata | {"about": json.dumps(about)})
-    assert load_weights(tmp_path / "old")[-5:] == ({}, (), (), (), ())
-    assert load_weights("modelnet40_eat_cpu").num_points == 1024
+    metadata = {name: value for name, value in change(metadata, about).items() if value is not None}
+    save_file(state, target, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments", "path", "task", "has_normals"),
+    [
+        ("eat_classifier", {}, "pcea.models.point_transformer.eat_classifier", "points", False),
+        ("eat_part_segmenter", {"in_channels": 6}, "pcea.models.point_segmenter.eat_part_segmenter", "parts", True),
+        ("eamlp_7", {}, "pcea.models.eamlp.eamlp_7", "images", False),
+        ("EANet", {}, "pcea.models.eanet.EANet", "masks", False),
+        ("MaskRCNN", {}, "pcea.models.rcnn.MaskRCNN", "objects", False),
+    ],
+)
+def test_files_of_the_first_format_still_load(stored, tmp_path, builder, arguments, path, task, has_normals):
+    about = {"builder": builder, "arguments": arguments, "class_names": ["a"], "num_points": 3, "source": {}}
+    rewrite(stored[0], tmp_path / "old", lambda *_: {"format": "pcea weights 1", "about": json.dumps(about)})
+    back = load_weights(tmp_path / "old").description
+    assert (back.builder, back.task, back.has_normals) == (path, task, has_normals)
+    assert back == NetworkDescription(task, path, arguments, ("a",), 3, has_normals, parts={}, source={})
+
+
+def test_the_shipped_weights_say_what_they_are():
+    points, parts = (load_weights(name).description for name in ("modelnet40_eat_cpu", "labeled_psb_eat"))
+    assert (points.task, points.num_points, points.has_normals, len(points.class_names)) == ("points", 1024, False, 40)
+    assert (parts.task, parts.num_points, parts.has_normals, len(parts.parts)) == ("parts", 1024, True, 19)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, _: m | {"about": "{"}, "description is not JSON"),
+        (lambda m, _: m | {"about": "[" * 100_000}, "description is not JSON"),
+        (lambda m, _: m | {"about": None}, "description is not JSON"),
+        (lambda m, _: m | {"about": "3"}, "description of the network must be a mapping"),
+        (lambda m, a: m | {"about": json.dumps(a | {"mean": 3})}, "mean of the network must be three numbers, got 3"),
+        (lambda m, _: m | {"format": "pcea weights 1", "about": "{}"}, "does not say which network it holds"),
+        (lambda m, _: m | {"format": "other"}, "not a weights file of pcea"),
+    ],
+)
+def test_damaged_descriptions(stored, tmp_path, change, message):
+    rewrite(stored[0], tmp_path / "bad", change)
+    with pytest.raises(ValueError, match=rf"bad.*{message}"):
+        load_weights(tmp_path / "bad")
 
 
 def test_the_builder_restores_the_network(stored, network):
@@ -95,6 +123,3 @@ def test_errors(tmp_path, stored):
     save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="not a weights file of pcea"):
         load_weights(tmp_path / "foreign.safetensors")
-    save_weights(tmp_path / "other", stored[1]._replace(builder="pct_classifier"))
-    with pytest.raises(ValueError, match="weights of pct_classifier, not of eat_classifier"):
-        eat_classifier(weights=tmp_path / "other")

@@ -18,9 +18,9 @@ from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.blocks import map_tokens, token_blocks
 from pcea.layers import Dropout, LinearNormAct
 from pcea.linear import linear
+from pcea.models.build import start_from
 from pcea.models.point_transformer import PointTransformerEncoder
 from pcea.norm import apply_to_tokens, fold_batch_norm
-from pcea.weights import load_weights
 
 # From here on evaluation fuses the layers' outputs twice, block by block, instead of keeping D channels of all points.
 _STREAMED = 1 << 14
@@ -181,8 +181,8 @@ def _pool_in_blocks(
 
 
 def eat_part_segmenter(
-    num_classes: int = 50,
-    num_categories: int = 16,
+    num_classes: int | None = None,
+    num_categories: int | None = None,
     *,
     in_channels: int = 3,
     neighbor_embedding: bool = True,
@@ -199,8 +199,9 @@ def eat_part_segmenter(
     """EAT for parts: PCT's part segmenter with external attention in every layer.
 
     Args:
-        num_classes: Number of classes of a point.
-        num_categories: Number of object categories; 0 for a network that is not told any (scenes).
+        num_classes: Number of classes of a point; None for those of `weights`, or 50.
+        num_categories: Number of object categories, 0 for a network that is not told any (scenes); None for those of
+            `weights`, or 16.
         in_channels: 3 coordinates plus the channels of `features`.
         neighbor_embedding: True embeds every point with its neighbours, as PCT's text has it; False is PCT's published
             network, 2.396M parameters, every point on its own until the attention.
@@ -213,25 +214,27 @@ def eat_part_segmenter(
         out_channels: Channels that are pooled.
         widths: Widths of the two hidden layers of the head.
         dropout: Dropout in the head.
-        weights: Trained weights: a file written by `pcea export`, or the name of some that come with pcea. The network
-            then has the size of the file, and the arguments above have no effect.
+        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights that come with pcea.
+            The network then has the size of the file, and the other arguments have no effect, except that another
+            number of classes or categories gets a new head on the trained encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
         ValueError: If the weights are of another network.
     """
     if weights is not None:
-        stored = load_weights(weights, builder="eat_part_segmenter")
-        model = eat_part_segmenter(**stored.arguments)
-        model.load_state_dict(stored.state)
-        return model
+        return start_from(eat_part_segmenter, weights, num_classes=num_classes, num_categories=num_categories)
 
     def attention(width: int) -> OffsetAttention:
         return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
 
     encoder = _encoder(attention, in_channels, neighbor_embedding, dim, num_neighbors, dilation, out_channels)
     return PointTransformerSegmenter(
-        encoder, num_classes=num_classes, num_categories=num_categories, widths=widths, dropout=dropout
+        encoder,
+        num_classes=50 if num_classes is None else num_classes,
+        num_categories=16 if num_categories is None else num_categories,
+        widths=widths,
+        dropout=dropout,
     )
 
 

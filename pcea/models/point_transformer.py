@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
 from pcea.blocks import map_tokens
 from pcea.layers import Dropout, LinearNormAct
+from pcea.models.build import start_from
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
-from pcea.weights import load_weights
 
 
 class EncodedPoints(NamedTuple):
@@ -214,7 +214,7 @@ class PointTransformerClassifier(nn.Module):
 
 
 def eat_classifier(
-    num_classes: int = 40,
+    num_classes: int | None = None,
     *,
     in_channels: int = 3,
     dim: int = 256,
@@ -230,7 +230,7 @@ def eat_classifier(
     """EAT: PCT's classifier with external attention in every layer; 2.613M parameters at its published size.
 
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes; None for those of `weights`, or 40.
         in_channels: 3 coordinates plus the channels of `features`.
         dim: Width of the attention layers.
         num_centers: Points kept by each stage of neighbour embedding; () for none.
@@ -240,18 +240,16 @@ def eat_classifier(
         out_channels: Channels that are max-pooled.
         widths: Widths of the two hidden layers of the head.
         dropout: Dropout in the head.
-        weights: Trained weights: a file written by `pcea export`, or `modelnet40_eat_cpu`, which comes with pcea. The
-            network then has the size of the file, and the arguments above have no effect.
+        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights that come with pcea.
+            The network then has the size of the file, and the other arguments have no effect, except that another
+            `num_classes` gets a new head on the trained encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
         ValueError: If the weights are of another network.
     """
     if weights is not None:
-        stored = load_weights(weights, builder="eat_classifier")
-        model = eat_classifier(**stored.arguments)
-        model.load_state_dict(stored.state)
-        return model
+        return start_from(eat_classifier, weights, num_classes=num_classes)
 
     def attention(width: int) -> OffsetAttention:
         return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))
@@ -264,7 +262,7 @@ def eat_classifier(
         num_neighbors=num_neighbors,
         out_channels=out_channels,
     )
-    return PointTransformerClassifier(encoder, num_classes=num_classes, widths=widths, dropout=dropout)
+    return PointTransformerClassifier(encoder, num_classes=num_classes or 40, widths=widths, dropout=dropout)
 
 
 def pct_classifier(num_classes: int = 40, *, in_channels: int = 3) -> PointTransformerClassifier:

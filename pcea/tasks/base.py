@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from pcea.datamodules import batch_seed, global_seed
+from pcea.description import NetworkDescription, TaskKind
+from pcea.models.build import actual_arguments, difference
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
@@ -41,7 +43,14 @@ class Task(L.LightningModule):
         scheduler: Builds the learning-rate schedule from the optimizer and the number of optimizer steps of the whole
             training, such as `torch.optim.lr_scheduler.CosineAnnealingLR`; stepped after every batch. None keeps the
             rate.
+
+    Attributes:
+        kind: What the network does, one of `pcea.description.TASKS`: how files are shown to it when it is used.
+        network_argument: The argument that holds the network.
     """
+
+    kind: ClassVar[TaskKind]
+    network_argument: ClassVar[str] = "network"
 
     def __init__(self, network: nn.Module, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None):
         super().__init__()
@@ -54,6 +63,7 @@ class Task(L.LightningModule):
         self._scheduler = scheduler
         self.class_names: tuple[str, ...] = ()
         self.num_points = 0
+        self.has_normals = False
         self._total_steps: int | None = None
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
@@ -66,6 +76,7 @@ class Task(L.LightningModule):
                 f"Set model.init_args.network.init_args.num_classes to {len(names)}."
             )
         self.class_names = names
+        self.has_normals = bool(getattr(getattr(self.trainer, "datamodule", None), "with_normals", False))
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule."""
@@ -90,13 +101,29 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""
-        if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
-            # Not from YAML: these are objects, and a checkpoint with objects cannot be loaded without executing code.
-            checkpoint.pop("hyper_parameters", None)
+        # A description takes their place, which holds nothing that loading could execute.
+        checkpoint.pop("hyper_parameters", None)
+        description = self.describe_network()
+        if description is not None:
+            checkpoint["network"] = description.as_plain()
         checkpoint["seed"] = global_seed()
         checkpoint["total_steps"] = self._total_steps
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["num_points"] = self.num_points
+
+    def describe_network(self) -> NetworkDescription | None:
+        """How the network is built and used; None if it was not built from a configuration."""
+        if "_instantiator" not in self.hparams:
+            return None
+        written = self.hparams[self.network_argument]
+        return NetworkDescription(
+            self.kind,
+            written["class_path"],
+            actual_arguments(written.get("init_args") or {}, self.network),
+            self.class_names,
+            self.num_points,
+            self.has_normals,
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another architecture in one line.
@@ -110,10 +137,4 @@ class Task(L.LightningModule):
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:
-            differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-            first = differing[0]
-            here, there = ours.get(first, "none"), theirs.get(first, "none")
-            raise ValueError(
-                f"The checkpoint is of another architecture: {len(differing)} of {len(ours)} parameters differ, "
-                f"first {first}: {here} in the network, {there} in the checkpoint."
-            )
+            raise ValueError(f"The checkpoint is of another architecture: {difference(ours, theirs)}.")

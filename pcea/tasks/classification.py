@@ -28,6 +28,8 @@ class ClassificationTask(Task):
             in [0.8, 1.25]. 1 is no voting, the protocol to compare by.
     """
 
+    kind = "points"
+
     def __init__(
         self,
         network: nn.Module,

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from pcea.description import NetworkDescription
 from pcea.detection_batch import DetectionBatch
 from pcea.object_prediction import coco_annotations, of_detections
 from pcea.tasks.base import SchedulerCallable, Task
@@ -33,6 +34,8 @@ class DetectionTask(Task):
         scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
         results: Write the detections of the test to this file, as COCO's servers and tools take them.
     """
+
+    kind = "objects"
 
     def __init__(
         self,
@@ -125,6 +128,11 @@ class DetectionTask(Task):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(self._found), encoding="utf-8")
             self._found = []
+
+    def describe_network(self) -> NetworkDescription | None:
+        """How the network is built, and the numbers of its classes in the data's files."""
+        description = super().describe_network()
+        return description and description._replace(category_ids=self.category_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""

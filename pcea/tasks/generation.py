@@ -24,8 +24,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pcea.checkpoint import load_safely
+from pcea.checkpoint import load_checkpoint
 from pcea.image_batch import ImageBatch
+from pcea.models.build import build_network
 from pcea.models.sagan import Discriminator, Generator
 from pcea.tasks.base import Task
 from pcea.tasks.generation_metrics import GenerationMetrics, load_features
@@ -64,6 +65,9 @@ class GenerationTask(Task):
     Source:
         Zhang et al., 2019; the hinge loss: "Geometric GAN" (Lim and Ye, 2017).
     """
+
+    kind = "generation"
+    network_argument = "generator"
 
     def __init__(
         self,
@@ -320,9 +324,9 @@ def load_generator(checkpoint: str | Path) -> Generator:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint of a generator.
     """
-    stored = load_safely(checkpoint)
-    made_by = stored.get("hyper_parameters", {}).get("_class_path", "no task of `pcea fit`")
-    if made_by != f"{GenerationTask.__module__}.{GenerationTask.__name__}":
-        raise ValueError(f"{checkpoint} is of {made_by}, not of a GenerationTask.")
-    task = GenerationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    return task.averaged_generator.eval()
+    stored = load_checkpoint(checkpoint)
+    if stored.description.task != "generation":
+        raise ValueError(f"{checkpoint} holds a network for {stored.description.task}, not a generator.")
+    generator = build_network(stored, str(checkpoint))
+    assert isinstance(generator, Generator)
+    return generator

@@ -32,6 +32,8 @@ class ImageClassificationTask(ImageTask):
             blended or cut, at random.
     """
 
+    kind = "images"
+
     def __init__(
         self,
         network: nn.Module,

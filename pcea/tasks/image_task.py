@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pcea.description import NetworkDescription
 from pcea.image_batch import ImageBatch
 from pcea.tasks.base import Task
 
@@ -15,13 +16,11 @@ class ImageTask(Task):
         mean: Mean of red, green and blue that the data subtracts from images, in 0..1.
         std: Their standard deviation, by which it divides.
         image_size: Height and width of the images of the last training batch.
-        labels_pixels: Whether every pixel has a class, or every image.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: tuple[int, ...] = ()
-    labels_pixels = False
 
     def setup(self, stage: str) -> None:
         """Take class names and normalization from the data, and refuse data with another number of classes."""
@@ -33,6 +32,11 @@ class ImageTask(Task):
         """Note the size of the images."""
         super().on_train_batch_start(batch, batch_idx)
         self.image_size = tuple(batch.images.shape[-2:])
+
+    def describe_network(self) -> NetworkDescription | None:
+        """How the network is built, and how images are shown to it."""
+        description = super().describe_network()
+        return description and description._replace(mean=self.mean, std=self.std, image_size=self.image_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""

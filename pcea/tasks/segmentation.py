@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from pcea.batch import CloudBatch
+from pcea.description import NetworkDescription
 from pcea.metrics import PartIoU
 from pcea.models.every_point import classify_every_point
 from pcea.tasks.base import SchedulerCallable, Task
@@ -38,6 +39,8 @@ class SegmentationTask(Task):
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
             random factor in [0.8, 1.25], each in subsets of their own. 1 is no voting.
     """
+
+    kind = "parts"
 
     def __init__(
         self,
@@ -138,6 +141,11 @@ class SegmentationTask(Task):
             with self.part_iou.sync_context():
                 self.by_category = self.part_iou.by_category()
         self._log_metrics("test/")
+
+    def describe_network(self) -> NetworkDescription | None:
+        """How the network is built, and the parts of its categories."""
+        description = super().describe_network()
+        return description and description._replace(parts=self.parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what prediction needs beside the weights."""

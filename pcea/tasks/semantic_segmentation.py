@@ -34,7 +34,7 @@ class SemanticSegmentationTask(ImageTask):
         flip: Whether the mirrored image is also tested, at each scale.
     """
 
-    labels_pixels = True
+    kind = "masks"
 
     def __init__(
         self,

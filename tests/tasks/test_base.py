@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pcea.checkpoint import read_checkpoint
 from pcea.datamodules import PointCloudDataModule, ShapesDataModule
 from pcea.datasets.clouds import PointClouds
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.base import OneCycle
 from pcea.tasks.classification import ClassificationTask
-from pcea.training import read_checkpoint
 from pcea.transforms import RandomDropPoints, RandomJitter, RandomScale
 
 SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
@@ -143,13 +143,13 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
     trainer(1, folder=tmp_path).fit(task(), datamodule=shapes())
     wider = ClassificationTask(network(memory_units=9), partial(torch.optim.SGD, lr=0.5))
     message = (
-        r"The checkpoint is of another architecture: 4 of \d+ parameters differ, "
-        r"first network\.encoder\.blocks\.0\.[\w.]+: \(.*9.*\) in the network, \(.*8.*\) in the checkpoint\."
+        r"The checkpoint is of another architecture: 4 of \d+ differ, "
+        r"first network\.encoder\.blocks\.0\.[\w.]+: \(.*9.*\) in the network, \(.*8.*\) in the file\."
     )
     with pytest.raises(ValueError, match=message):
         trainer(1, folder=tmp_path / "wider").fit(wider, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
     flat = ClassificationTask(network(num_centers=()), partial(torch.optim.SGD, lr=0.5))
-    with pytest.raises(ValueError, match=r"architecture: \d+ of \d+ parameters differ, first network\.encoder\.fuse"):
+    with pytest.raises(ValueError, match=r"architecture: \d+ of \d+ differ, first network\.encoder\.fuse"):
         trainer(1, folder=tmp_path / "flat").test(flat, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 

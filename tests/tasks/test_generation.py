@@ -452,7 +452,7 @@ def test_files_that_hold_no_generator(tmp_path):
     with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint: it is damaged"):
         load_generator(tmp_path / "text.ckpt")
     trainer(1, folder=tmp_path / "new").fit(task(), datamodule=Data())
-    with pytest.raises(ValueError, match=r"epoch=0\.ckpt is of no task of `pcea fit`, not of a GenerationTask"):
+    with pytest.raises(ValueError, match=r"epoch=0\.ckpt was not made by `pcea fit`"):
         load_generator(tmp_path / "new" / "epoch=0.ckpt")
 
 
@@ -505,7 +505,7 @@ class TestCommandLine:
         assert torch.equal(generator.conv.bias, state["average.conv.bias"])
         assert not generator.training
         assert generate(generator, [3, 9]).shape == (2, 3, 32, 32)
-        with pytest.raises(ValueError, match=r"last.ckpt is of pcea.*ImageClassificationTask, not of a GenerationTask"):
+        with pytest.raises(ValueError, match=r"last.ckpt holds a network for images, not a generator"):
             load_generator(classifier)
         with pytest.raises(SystemExit):
             main(["predict", "--weights", str(last), str(folder / "cifar10" / "test" / "class0" / "0.png")])

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
+from pcea.checkpoint import read_checkpoint
 from pcea.datasets.images import ImageTensors
 from pcea.image_batch import ImageBatch
 from pcea.image_datamodules import ImageDataModule
 from pcea.image_transforms import RandomErase, RandomFlip, RandomShift
 from pcea.tasks.image_classification import ImageClassificationTask
 from pcea.tasks.schedules import WarmupCosine
-from pcea.training import read_checkpoint
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 

@@ -1,0 +1,219 @@
+"""Build a network from its description. A file's word alone imports nothing outside pcea."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pcea.checkpoint import read_network
+from pcea.description import NetworkDescription, StoredNetwork, is_part, without_weights
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# Where networks and their parts are defined. Elsewhere in pcea nothing can be named by a file.
+_MODULES = ("pcea.models", "pcea.attention", "pcea.layers")
+
+# What wrong arguments may end in.
+_BUILDING_ERRORS = (
+    TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError, AssertionError,
+)  # fmt: skip
+
+
+def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] = ()) -> nn.Module:
+    """Build the network of a checkpoint or weights file, with its weights, in evaluation mode.
+
+    The builder and the parts among its arguments must be networks and layers of pcea, or lie in a package that the
+    user names. This is checked for all of them, at every depth, before anything is imported; and the sizes of the
+    weights are compared with those of the network before memory is taken for it.
+
+    Args:
+        stored: Description and weights.
+        where: The file that they come from, for messages.
+        packages: Names of top-level packages whose networks may be imported as well.
+
+    Raises:
+        ValueError: If the description names anything else, or does not fit the weights.
+    """
+    description, state = stored
+    check_paths(description, where, packages=packages)
+    builder = _resolve(description.builder, where)
+    if _is_ours(description.builder):
+        with torch.device("meta"):
+            _check_shapes(_call(builder, description, where), state, where)
+    network = _call(builder, description, where)
+    _check_shapes(network, state, where)
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{where} holds NaN or infinite weights, first in {broken[0]}: its training went wrong.")
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _call(builder: Callable[..., Any], description: NetworkDescription, where: str) -> nn.Module:
+    try:
+        network = builder(**_arguments(builder, description.arguments, where))
+    except _BUILDING_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{where}: {description.builder} cannot be built with the arguments there: {reason}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{where}: {description.builder} does not build a torch.nn.Module.")
+    return network
+
+
+def check_paths(description: NetworkDescription, where: str, *, packages: Sequence[str] = ()) -> None:
+    """Refuse a description that names something outside pcea and the given packages; nothing is imported.
+
+    Raises:
+        ValueError: If there is such a name, at any depth.
+    """
+    for path in (description.builder, *_part_paths(description.arguments)):
+        package = path.partition(".")[0]
+        if package in packages:
+            continue
+        if package != "pcea":
+            raise ValueError(
+                f"{where} names {path}, which is not of pcea. Where you trust the file, add --trust {package}"
+            )
+        module = path.rpartition(".")[0]
+        if module != "pcea" and not any(module == m or module.startswith(f"{m}.") for m in _MODULES):
+            raise ValueError(f"{where} names {path}, which is neither a network nor a layer of pcea.")
+
+
+def builds_networks(function: object) -> bool:
+    """Whether this is the class of a network or a layer, or a function that builds one from plain values."""
+    if isinstance(function, type):
+        return issubclass(function, nn.Module)
+    if not inspect.isfunction(function) or function.__name__.startswith("_"):
+        return False
+    hints = typing.get_type_hints(function)
+    made = hints.pop("return", None)
+    # Functions that change a network take one; they are not for files to call.
+    return _is_module(made) and not any(map(_is_module, hints.values()))
+
+
+def _is_module(hint: object) -> bool:
+    return isinstance(hint, type) and issubclass(hint, nn.Module)
+
+
+def _part_paths(value: object) -> list[str]:
+    """The import paths of all parts in arguments, at every depth."""
+    if isinstance(value, Mapping):
+        own = [str(value["class_path"])] if is_part(value) else []
+        return own + [path for inner in value.values() for path in _part_paths(inner)]
+    if isinstance(value, list | tuple):
+        return [path for inner in value for path in _part_paths(inner)]
+    return []
+
+
+def _is_ours(path: str) -> bool:
+    return path.partition(".")[0] == "pcea"
+
+
+def _resolve(path: str, where: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where} names {path}, which cannot be imported: {error}.") from error
+    if _is_ours(path):
+        defined_in = getattr(found, "__module__", "")
+        is_allowed = any(defined_in == m or defined_in.startswith(f"{m}.") for m in _MODULES)
+        if not is_allowed or not builds_networks(found):
+            raise ValueError(f"{where} names {path}, which is neither a network nor a layer of pcea.")
+    if not callable(found):
+        raise ValueError(f"{where} names {path}, which cannot be called.")
+    return found
+
+
+def _arguments(builder: Callable[..., Any], written: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Keyword arguments with their parts built: called, or where the builder takes a function, prepared."""
+    hints = typing.get_type_hints(getattr(builder, "__init__") if isinstance(builder, type) else builder)  # noqa: B009
+    return {name: _argument(value, hints.get(name), where) for name, value in written.items()}
+
+
+def _argument(value: Any, hint: object, where: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_argument(inner, None, where) for inner in value]
+    if not is_part(value):
+        return value
+    part = _resolve(value["class_path"], where)
+    made = partial(part, **_arguments(part, value.get("init_args") or {}, where))
+    return made if _takes_function(hint) else made()
+
+
+def _takes_function(hint: object) -> bool:
+    """Whether a type is `Callable[...]`, or a union with it."""
+    return typing.get_origin(hint) is Callable or any(map(_takes_function, typing.get_args(hint)))
+
+
+def _check_shapes(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    if ours != theirs:
+        raise ValueError(f"The weights in {where} are of another network: {difference(ours, theirs)}.")
+
+
+def difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> str:
+    """How the shapes of a network's weights differ from those of a file, in words."""
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    first = differing[0]
+    here, there = ours.get(first, "none"), theirs.get(first, "none")
+    return f"{len(differing)} of {len(ours)} differ, first {first}: {here} in the network, {there} in the file"
+
+
+def start_from(
+    builder: Callable[..., Network], weights: str | Path, *, num_classes: int | None, **sizes: int | None
+) -> Network:
+    """A network of the size and with the weights of a file; other numbers of classes get a new head.
+
+    Args:
+        builder: The function that asks.
+        weights: A weights file, a checkpoint, or the name of either; see `read_network`.
+        num_classes: Number of classes; None for that of the file.
+        **sizes: Other arguments that decide the shape of the head, such as `num_categories`; None for the file's.
+
+    Returns:
+        The network. If the numbers are the file's, it has all of its weights; otherwise those of the encoder, and
+        everything after it is new.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the weights are of another builder.
+    """
+    stored = read_network(weights)
+    made_by = stored.description.builder.rpartition(".")[2]
+    if made_by != builder.__name__:
+        raise ValueError(f"{weights} holds the weights of {made_by}, not of {builder.__name__}.")
+    network = build_network(stored, str(weights)).train()
+    asked = {name: value for name, value in {"num_classes": num_classes, **sizes}.items() if value is not None}
+    if all(getattr(network, name) == value for name, value in asked.items()):
+        return network  # type: ignore[return-value]
+    new = builder(**{**stored.description.arguments, **asked})
+    encoder = {name: value for name, value in network.state_dict().items() if name.startswith("encoder.")}
+    new.load_state_dict({**new.state_dict(), **encoder})
+    return new
+
+
+def actual_arguments(written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+    """The arguments that build a network from nothing, of those that a configuration gives.
+
+    Args:
+        written: What the configuration says; where it starts from weights, their file decides the sizes.
+        network: What was built by it.
+    """
+    arguments = dict(written)
+    if arguments.get("weights"):
+        arguments = dict(read_network(arguments["weights"]).description.arguments)
+        sizes = ("num_classes", "num_categories")
+        arguments |= {name: getattr(network, name) for name in sizes if hasattr(network, name)}
+    return without_weights(arguments)
