@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pcea.configuration import config_names, config_path
-from pcea.cpu import tune_allocator
+from pcea.commands.cpu import tune_allocator
+from pcea.io.configs import config_names, config_path
 
 USAGE = """\
 usage: pcea COMMAND [OPTIONS]
@@ -87,33 +87,33 @@ def _train(command: str, options: list[str]) -> None:
         options = ["--config", DEFAULT_CONFIG, *options]
     options = resolve_configs(options)
     tune_allocator()
-    from pcea.training import run
+    from pcea.commands.fit import run
 
     run(command, options)
 
 
 def _predict(options: list[str]) -> None:
     tune_allocator()
-    from pcea.predict import predict
+    from pcea.commands.predict import predict
 
     _call(predict, options, files="files")
 
 
 def _visualize(options: list[str]) -> None:
     tune_allocator()
-    from pcea.visualize import visualize
+    from pcea.commands.visualize import visualize
 
     _call(visualize, options, files="files", flags=("grid",))
 
 
 def _download(options: list[str]) -> None:
-    from pcea.datasets.download import download
+    from pcea.commands.download import download
 
     _call(download, options)
 
 
 def _export(options: list[str]) -> None:
-    from pcea.training import export
+    from pcea.commands.fit import export
 
     _call(export, options)
 

@@ -78,8 +78,8 @@ def measure(*, attention: str, n: int, backward: bool, threads: int, repeats: in
     """Time and memory of one attention at one size, in this process."""
     import torch
 
-    from pcea.attention import ExternalAttention, OffsetAttention, SelfAttention
-    from pcea.cpu import tune_allocator
+    from pcea.commands.cpu import tune_allocator
+    from pcea.nn.attention import ExternalAttention, OffsetAttention, SelfAttention
 
     tune_allocator()
     torch.set_num_threads(threads)

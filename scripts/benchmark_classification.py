@@ -93,7 +93,7 @@ def check_bf16(*, threads: int, root: str) -> str:
     import torch
 
     from pcea import eat_classifier
-    from pcea.weights import load_weights
+    from pcea.io.weights import load_weights
 
     prepare(threads, tuned=True)
     accuracy = None
@@ -147,8 +147,8 @@ def build(model: str, *, ours: bool, dim: int) -> Any:
 
         attention = {"EAT": StraightforwardExternalAttention, "PCT": StraightforwardOffsetAttention}[model]
         return StraightforwardClassifier(attention=attention, dim=dim)
-    from pcea.attention import OffsetAttention
     from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
+    from pcea.nn.attention import OffsetAttention
 
     if model == "EAT":
         return eat_classifier(dim=dim)

@@ -157,7 +157,7 @@ def build(name: str, channels: int) -> nn.Module:
         sys.path.insert(0, str(ROOT / "tests"))
     from reference import DoubleAttention2d, FusedNonLocalAttention2d, Hamburger2d, NonLocalAttention2d
 
-    from pcea.layers import ExternalAttention2d
+    from pcea.nn.layers import ExternalAttention2d
 
     layers: tuple[Callable[[], nn.Module], ...] = (
         lambda: ExternalAttention2d(channels),

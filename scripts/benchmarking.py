@@ -96,7 +96,7 @@ def prepare(threads: int, *, tuned: bool) -> None:
     """Set this process up; before its first tensor."""
     import torch
 
-    from pcea.cpu import tune_allocator
+    from pcea.commands.cpu import tune_allocator
 
     if tuned:
         tune_allocator()

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.checkpoint import newest_checkpoint
-from pcea.configuration import runs_folder
-from pcea.detection_datamodules import DetectionDataModule, InstanceFolderDataModule, VocDetectionDataModule
-from pcea.image_batch import IGNORE
-from pcea.image_datamodules import CIFAR10DataModule, ImageDataModule
-from pcea.image_prediction import classify_picture, label_pixels
-from pcea.mask_datamodules import CamVidDataModule
-from pcea.object_prediction import ObjectPrediction, draw_objects, find_objects
-from pcea.trained_network import TrainedDetector, TrainedImageNetwork, load_network
+from pcea.datamodules.images import CIFAR10DataModule, ImageDataModule
+from pcea.datamodules.masks import CamVidDataModule
+from pcea.datamodules.objects import DetectionDataModule, InstanceFolderDataModule, VocDetectionDataModule
+from pcea.datasets.batches import IGNORE
+from pcea.inference.images import classify_picture, label_pixels
+from pcea.inference.networks import TrainedDetector, TrainedImageNetwork, load_network
+from pcea.inference.objects import ObjectPrediction, draw_objects, find_objects
+from pcea.io.checkpoints import newest_checkpoint
+from pcea.io.configs import runs_folder
 from pcea.visualization.colors import palette
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"

@@ -13,7 +13,7 @@ if ! cmp --quiet pyproject.toml "$stamp"; then
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
     # Pictures and .pcd files need Open3D; everything else works without its system libraries.
     .venv/bin/python - <<'END'
-from pcea.meshes import import_open3d
+from pcea.io.points import import_open3d
 try:
     import_open3d()
 except ImportError as error:

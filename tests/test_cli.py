@@ -11,30 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from examples import TINY, assert_one_line, run
 
-from pcea.cli import main, resolve_configs
-from pcea.configuration import config_names, config_path
-
-TINY = """\
-seed_everything: 0
-trainer: {default_root_dir: ROOT, max_epochs: 2, accelerator: cpu, enable_progress_bar: false}
-checkpoint: {monitor: val/overall_accuracy}
-model:
-  class_path: pcea.tasks.classification.ClassificationTask
-  init_args:
-    network:
-      class_path: pcea.models.point_transformer.eat_classifier
-      init_args:
-        {num_classes: 12, dim: 16, num_centers: [16, 8], num_neighbors: 4, memory_units: 8, out_channels: 32,
-         widths: [16, 8]}
-    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
-    scheduler: {class_path: pcea.tasks.base.OneCycle, init_args: {max_lr: 0.01}}
-data:
-  class_path: pcea.datamodules.ShapesDataModule
-  init_args:
-    {num_train: 48, num_val: 12, num_test: 24, num_points: 32, batch_size: 12,
-     augment: [{class_path: pcea.transforms.RandomScale}]}
-"""
+from pcea.cli import resolve_configs
+from pcea.io.configs import config_names, config_path
 
 
 @pytest.fixture
@@ -42,27 +22,6 @@ def config(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.replace("ROOT", str(tmp_path / "runs")))
     return path
-
-
-def run(capsys, *arguments):
-    """Exit code, output and errors of a command."""
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit_:
-        code = exit_.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def assert_one_line(result, *words):
-    code, _, errors = result
-    message = [line for line in errors.splitlines() if line.startswith("pcea: error:")]
-    assert code == 2
-    assert len(message) == 1
-    assert "Traceback" not in errors
-    for word in words:
-        assert word in message[0]
 
 
 def test_usage(capsys):

@@ -9,17 +9,16 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 from torchvision import models
 
-from pcea.batch import CloudBatch
-from pcea.configuration import config_names, config_path
+from pcea.datamodules.images import ImageDataModule
+from pcea.datamodules.masks import MaskDataModule
+from pcea.datamodules.objects import DetectionDataModule, InstanceFolderDataModule
+from pcea.datamodules.parts import PartDataModule
+from pcea.datasets.batches import CloudBatch, ImageBatch, normalize
 from pcea.datasets.images import ImageTensors, TransformedImages
 from pcea.datasets.objects import ObjectImages, TransformedObjects
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
 from pcea.datasets.shapes import PARTS
-from pcea.detection_datamodules import DetectionDataModule, InstanceFolderDataModule
-from pcea.image_batch import ImageBatch, normalize
-from pcea.image_datamodules import ImageDataModule
-from pcea.mask_datamodules import MaskDataModule
-from pcea.part_datamodules import PartDataModule
+from pcea.io.configs import config_names, config_path
 from pcea.tasks.base import Task
 from pcea.tasks.generation import GenerationTask
 

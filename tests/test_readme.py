@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import pcea
-from pcea.configuration import config_names
-from pcea.record import (
+from pcea.commands.record import (
     BOXES,
     CLASSIFICATION,
     GENERATED,
@@ -20,6 +19,7 @@ from pcea.record import (
     read_records,
     results_table,
 )
+from pcea.io.configs import config_names
 from pcea.visualization.drawing import check_rendering
 
 ROOT = Path(__file__).parents[1]

@@ -1,1 +1,5 @@
-"""Datasets: tensors of labelled clouds, and the readers that make them."""
+"""Datasets, one file each, and the batches that they hand out."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

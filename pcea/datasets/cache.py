@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.file_formats import read_h5
-from pcea.meshes import Points, normalize_points
+from pcea.io.points import Points, normalize_points
+from pcea.io.readers import read_h5
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pcea.datasets.transformed_set import TransformedSet
-from pcea.image_batch import IGNORE, ImageBatch
+from pcea.datasets.batches import IGNORE, ImageBatch
+from pcea.datasets.transformed import TransformedSet
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import IMAGE_SUFFIXES, LabelledImages, open_picture, read_image
-from pcea.image_batch import IGNORE
 
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 

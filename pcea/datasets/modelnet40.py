@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_clouds, read_files
-from pcea.datasets.clouds import PointClouds
-from pcea.file_formats import read_table
-from pcea.meshes import Points, as_points, load_points
+from pcea.datasets.points import PointClouds
+from pcea.io.points import Points, as_points, load_points
+from pcea.io.readers import read_table
 
 Split = Literal["train", "test"]
 Layout = Literal["h5", "normals", "off"]

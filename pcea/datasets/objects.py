@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pcea.datasets.transformed_set import TransformedSet
-from pcea.detection_batch import DetectionBatch
+from pcea.datasets.batches import DetectionBatch
+from pcea.datasets.transformed import TransformedSet
 
 Target = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.datasets.clouds import LabelledPoints, PointClouds
-from pcea.meshes import normalize_points
+from pcea.datasets.points import LabelledPoints, PointClouds
+from pcea.io.points import normalize_points
 
 
 def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None = None, seed: int = 0) -> PointClouds:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from pcea.datasets.cache import read_clouds
-from pcea.datasets.clouds import PointClouds
-from pcea.meshes import normalize_points
+from pcea.datasets.points import PointClouds
+from pcea.io.points import normalize_points
 
 SCANOBJECTNN_CLASSES = (
     "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table",

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from pcea.datasets.cache import Arrays, cache_path, cached
-from pcea.datasets.clouds import LabelledPoints, Parts, number_parts
-from pcea.datasets.labelled import ARRAYS, LabelledCloud, as_labels, read_all, read_labelled, to_tensors
-from pcea.file_formats import read_h5, read_table
-from pcea.meshes import as_points, normalize_points
+from pcea.datasets.part_files import ARRAYS, LabelledCloud, as_labels, read_all, read_labelled, to_tensors
+from pcea.datasets.points import LabelledPoints, Parts, number_parts
+from pcea.io.points import as_points, normalize_points
+from pcea.io.readers import read_h5, read_table
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 Layout = Literal["normals", "points", "h5"]

@@ -14,8 +14,8 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pcea.datasets.clouds import PointClouds
-from pcea.datasets.pieces import (
+from pcea.datasets.points import PointClouds
+from pcea.datasets.surfaces import (
     Array,
     Piece,
     Vector,

@@ -1,1 +1,5 @@
-"""Networks built on the attention core."""
+"""Networks: one file per architecture."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

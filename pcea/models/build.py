@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pcea.checkpoint import read_network
-from pcea.description import NetworkDescription, StoredNetwork, is_part, without_weights
+from pcea.io.checkpoints import read_network
+from pcea.io.description import NetworkDescription, StoredNetwork, is_part, without_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
 # Where networks and their parts are defined. Elsewhere in pcea nothing can be named by a file.
-_MODULES = ("pcea.models", "pcea.attention", "pcea.layers")
+_MODULES = ("pcea.models", "pcea.nn")
 
 # What wrong arguments may end in.
 _BUILDING_ERRORS = (

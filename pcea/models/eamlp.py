@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.attention import AttentionFactory, ExternalAttention, MultiHeadExternalAttention, SelfAttention
-from pcea.layers import Dropout
-from pcea.linear import Linear
-from pcea.norm import apply_to_tokens
+from pcea.nn.attention import AttentionFactory, ExternalAttention, MultiHeadExternalAttention, SelfAttention
+from pcea.nn.layers import Dropout
+from pcea.nn.linear import Linear
+from pcea.nn.norm import apply_to_tokens
 
 Norm = Literal["layer", "batch"]
 

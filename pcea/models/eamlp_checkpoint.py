@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pcea.checkpoint import check_state_dict, load_safely
+from pcea.io.checkpoints import check_state_dict, load_safely
 from pcea.models.eamlp import ImageTransformer, sinusoid_table
 
 # The authors' name of each of our layers, between two soft splits and in a block.

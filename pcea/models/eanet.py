@@ -11,8 +11,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.layers import ExternalAttention2d
 from pcea.models.dilated_resnet import DilatedResNet
+from pcea.nn.layers import ExternalAttention2d
 
 
 class EANet(nn.Module):

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pcea.linear import Linear, linear
-from pcea.norm import batch_norm_affine, fold_batch_norm
+from pcea.nn.linear import Linear, linear
+from pcea.nn.norm import batch_norm_affine, fold_batch_norm
 from pcea.ops.grouping import flat_index
 
 # Numbers in a block of pairs, 2 MiB in fp32.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pcea.checkpoint import check_state_dict, load_safely
+from pcea.io.checkpoints import check_state_dict, load_safely
 from pcea.models.point_transformer import PointTransformerClassifier
 
 # The port's name of each of our layers.

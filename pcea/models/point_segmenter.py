@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention
-from pcea.blocks import map_tokens, token_blocks
-from pcea.layers import Dropout, LinearNormAct
-from pcea.linear import linear
 from pcea.models.build import start_from
 from pcea.models.point_transformer import PointTransformerEncoder
-from pcea.norm import apply_to_tokens, fold_batch_norm
+from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention
+from pcea.nn.chunks import map_tokens, token_blocks
+from pcea.nn.layers import Dropout, LinearNormAct
+from pcea.nn.linear import linear
+from pcea.nn.norm import apply_to_tokens, fold_batch_norm
 
 # From here on evaluation fuses the layers' outputs twice, block by block, instead of keeping D channels of all points.
 _STREAMED = 1 << 14

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
-from pcea.blocks import map_tokens
-from pcea.layers import Dropout, LinearNormAct
 from pcea.models.build import start_from
 from pcea.models.neighbor_embedding import NeighborEmbedding
+from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
+from pcea.nn.chunks import map_tokens
+from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
 

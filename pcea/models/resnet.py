@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.layers import ExternalAttention2d
+from pcea.nn.layers import ExternalAttention2d
 
 
 class ResNet(nn.Module):

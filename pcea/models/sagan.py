@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pcea.attention import AttentionFactory
+from pcea.nn.attention import AttentionFactory
 
 _SIDE = 4
 """Rows and columns of the feature map that the generator starts from."""

@@ -1,1 +1,5 @@
-"""Lightning modules: what is learned, from which loss, measured how."""
+"""Tasks: a network with its loss, optimizer, metrics and what its checkpoints hold."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from pcea.datamodules import batch_seed, global_seed
-from pcea.description import NetworkDescription, TaskKind
+from pcea.datamodules.points import batch_seed, global_seed
+from pcea.io.description import NetworkDescription, TaskKind
 from pcea.models.build import actual_arguments, difference
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
@@ -45,7 +45,7 @@ class Task(L.LightningModule):
             rate.
 
     Attributes:
-        kind: What the network does, one of `pcea.description.TASKS`: how files are shown to it when it is used.
+        kind: What the network does, one of `pcea.io.description.TASKS`: how files are shown to it when it is used.
         network_argument: The argument that holds the network.
     """
 

@@ -13,9 +13,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from pcea.description import NetworkDescription
-from pcea.detection_batch import DetectionBatch
-from pcea.object_prediction import coco_annotations, of_detections
+from pcea.datasets.batches import DetectionBatch
+from pcea.inference.objects import coco_annotations, of_detections
+from pcea.io.description import NetworkDescription
 from pcea.tasks.base import SchedulerCallable, Task
 
 

@@ -24,12 +24,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pcea.checkpoint import load_checkpoint
-from pcea.image_batch import ImageBatch
+from pcea.datasets.batches import ImageBatch
+from pcea.inference.networks import TrainedImageNetwork, load_network
+from pcea.io.checkpoints import load_checkpoint
+from pcea.metrics.generation import FeatureNetwork, GenerationMetrics
 from pcea.models.build import build_network
 from pcea.models.sagan import Discriminator, Generator
 from pcea.tasks.base import Task
-from pcea.tasks.generation_metrics import GenerationMetrics, load_features
 
 _LARGEST_GRID = 20
 """Classes in a picture of samples."""
@@ -330,3 +331,30 @@ def load_generator(checkpoint: str | Path) -> Generator:
     generator = build_network(stored, str(checkpoint))
     assert isinstance(generator, Generator)
     return generator
+
+
+def load_features(weights: str, num_classes: int, class_names: Sequence[str] = ()) -> FeatureNetwork:
+    """The classifier of a checkpoint or a weights file.
+
+    Args:
+        weights: The file.
+        num_classes: Number of classes that it must have.
+        class_names: Their names, which must be its own; () checks none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else, or a classifier of other classes.
+    """
+    trained = load_network(weights)
+    if not isinstance(trained, TrainedImageNetwork) or trained.labels_pixels:
+        raise ValueError(f"{weights} holds a {type(trained.network).__name__}, not a classifier of images.")
+    try:
+        features = FeatureNetwork(trained.network, trained.mean, trained.std, trained.image_size)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    if features.num_classes != num_classes or (class_names and tuple(class_names) != tuple(trained.class_names)):
+        raise ValueError(
+            f"{weights} has {features.num_classes} classes ({', '.join(trained.class_names[:3])}, ...), the generator "
+            f"{num_classes} ({', '.join(class_names[:3])}, ...): they must be the same."
+        )
+    return features

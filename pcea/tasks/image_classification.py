@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from pcea.image_batch import ImageBatch
+from pcea.datasets.batches import ImageBatch
 from pcea.tasks.base import SchedulerCallable
 from pcea.tasks.image_task import ImageTask
 

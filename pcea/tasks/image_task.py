@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pcea.description import NetworkDescription
-from pcea.image_batch import ImageBatch
+from pcea.datasets.batches import ImageBatch
+from pcea.io.description import NetworkDescription
 from pcea.tasks.base import Task
 
 

@@ -1,42 +1,5 @@
-"""See what a network attends to and predicts: `render` and `show`, and the colours they use."""
+"""See what a network attends to and predicts: pictures, the window, and the colours they use."""
 
-from pcea.visualization.colors import color_parts, color_values, palette
-from pcea.visualization.drawing import render, render_picture, save_gif, save_png
-from pcea.visualization.overlay import view_picture
-from pcea.visualization.views import (
-    ColorBar,
-    View,
-    spread,
-    view_class,
-    view_of,
-    view_parts,
-    view_query,
-    view_slot,
-    view_slots,
-    view_values,
-    weights_at,
-)
-from pcea.visualization.window import show
+import lazy_loader
 
-__all__ = [
-    "ColorBar",
-    "View",
-    "color_parts",
-    "color_values",
-    "palette",
-    "render",
-    "render_picture",
-    "save_gif",
-    "save_png",
-    "show",
-    "spread",
-    "view_class",
-    "view_of",
-    "view_parts",
-    "view_picture",
-    "view_query",
-    "view_slot",
-    "view_slots",
-    "view_values",
-    "weights_at",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

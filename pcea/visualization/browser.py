@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization.views import (
     View,
     check_cloud,

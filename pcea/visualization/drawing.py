@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.attention import AttentionMap
-from pcea.complete_file import complete_file
-from pcea.file_formats import SYSTEM_PACKAGES, import_open3d
-from pcea.visualization.overlay import lay_over, view_picture
+from pcea.io.atomic import complete_file
+from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
+from pcea.nn.attention import AttentionMap
+from pcea.visualization.images import lay_over, view_picture
 from pcea.visualization.views import GREY, ColorBar, View, view_of
 
 AZIMUTH, ELEVATION = 35.0, 20.0

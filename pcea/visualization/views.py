@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.ops import interpolate_features
 from pcea.visualization.colors import color_parts, color_values, palette
 

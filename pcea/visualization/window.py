@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pcea.attention import AttentionMap
-from pcea.file_formats import SYSTEM_PACKAGES, import_open3d
+from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
+from pcea.nn.attention import AttentionMap
 from pcea.visualization.browser import Browser, Subject
 from pcea.visualization.drawing import (
     FIELD_OF_VIEW,

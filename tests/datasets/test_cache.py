@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pcea.datasets.cache import cache_path, cached, read_clouds, read_files, write_h5
-from pcea.meshes import Points
+from pcea.io.points import Points
 
 
 def arrays(clouds=3, points=7, **changes):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import ImageFiles, ImageTensors, TransformedImages, read_header, read_image
-from pcea.image_batch import IGNORE
 
 
 def save(path, values, mode=None, **options):

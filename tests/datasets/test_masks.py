@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pcea.datasets.batches import IGNORE
 from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list, read_mask
-from pcea.image_batch import IGNORE
 
 
 def save(path, values, mode=None):

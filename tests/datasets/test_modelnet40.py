@@ -8,7 +8,7 @@ import torch
 
 from pcea.datasets import modelnet40
 from pcea.datasets.modelnet40 import MODELNET10_CLASSES, ModelNet10, ModelNet40
-from pcea.meshes import normalize_points
+from pcea.io.points import normalize_points
 
 DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[2] / "data"))
 CLASSES = ["airplane", "bed", "night_stand"]

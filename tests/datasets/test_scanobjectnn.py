@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pcea.datasets.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
-from pcea.meshes import normalize_points
+from pcea.io.points import normalize_points
 
 FILES = {
     "obj_bg": "main_split/{}_objectdataset.h5",

@@ -9,7 +9,7 @@ import torch
 
 from pcea.datasets import shapenetpart
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS, LabeledPSB, ShapeNetPart
-from pcea.meshes import normalize_points
+from pcea.io.points import normalize_points
 
 DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[2] / "data"))
 OFFICIAL = {

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from pcea.datasets.pieces import Piece, box, rod
 from pcea.datasets.shapes import (
     BUILDERS,
     CATEGORIES,
@@ -18,6 +17,7 @@ from pcea.datasets.shapes import (
     Shapes,
     sample_shape,
 )
+from pcea.datasets.surfaces import Piece, box, rod
 
 L, N = 23, 101
 MANY = 20_000

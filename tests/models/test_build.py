@@ -11,13 +11,13 @@ from torch import nn
 
 from pcea import ExternalAttention, SelfAttention, eat_classifier
 from pcea.cli import main
-from pcea.description import NetworkDescription, StoredNetwork
+from pcea.io.description import NetworkDescription, StoredNetwork
+from pcea.io.weights import save_weights
 from pcea.models.build import build_network, builds_networks
 from pcea.models.eamlp import ImageTransformer
 from pcea.models.pct_checkpoint import load_pct_checkpoint
 from pcea.models.resnet import imagenet_weights
 from pcea.tasks.generation import load_generator
-from pcea.weights import save_weights
 
 SIZES = {"num_classes": 3, "dim": 8, "num_centers": [8, 4], "num_neighbors": 4, "memory_units": 4, "out_channels": 8,
          "widths": [8, 8]}  # fmt: skip
@@ -34,17 +34,17 @@ def classifier():
 
 
 def test_a_network_comes_back(classifier):
-    back = build_network(stored(classifier, "pcea.models.point_transformer.eat_classifier", SIZES), "file")
+    back = build_network(stored(classifier, "pcea.models.eat_classifier", SIZES), "file")
     points = torch.rand(2, 16, 3)
     assert torch.equal(back(points), classifier(points))
     assert not back.training
 
 
-@pytest.mark.parametrize("path", ["pcea.SelfAttention", "pcea.attention.SelfAttention"])
+@pytest.mark.parametrize("path", ["pcea.SelfAttention", "pcea.nn.SelfAttention"])
 def test_a_part_is_prepared_where_the_builder_takes_a_function(path):
     attention = {"class_path": path, "init_args": {"key_dim": 4}}
     network = ImageTransformer(lambda dim: SelfAttention(dim, key_dim=4), **VIT).eval()
-    made = stored(network, "pcea.models.eamlp.ImageTransformer", {"attention": attention, **VIT}, "images")
+    made = stored(network, "pcea.models.ImageTransformer", {"attention": attention, **VIT}, "images")
     images = torch.randn(1, 3, 16, 16)
     assert torch.equal(build_network(made, "file")(images), network(images))
 
@@ -76,7 +76,11 @@ def checkpoint(network, state):
 
 def old(network):
     """As Lightning noted the configuration."""
-    noted = {"_class_path": "pcea.tasks.classification.ClassificationTask", "_instantiator": "x", "network": network}
+    noted = {
+        "_class_path": "pcea.tasks.point_classification.ClassificationTask",
+        "_instantiator": "x",
+        "network": network,
+    }
     return {"hyper_parameters": noted}
 
 
@@ -86,11 +90,11 @@ def new(network):
 
 def hostile(marker):
     """Checkpoints that want a command to be run, by what they try."""
-    network = {"class_path": "pcea.models.point_transformer.eat_classifier", "init_args": SIZES}
+    network = {"class_path": "pcea.models.eat_classifier", "init_args": SIZES}
     nested = {**network, "init_args": {**SIZES, "dim": evil(marker)}}
     in_list = {**network, "init_args": {**SIZES, "widths": [evil(marker), 8]}}
-    attention = {"class_path": "pcea.models.eamlp.ImageTransformer", "init_args": {**VIT, "attention": evil(marker)}}
-    made = {"class_path": "pcea.models.sagan.Generator", "init_args": {"attention": evil(marker)}}
+    attention = {"class_path": "pcea.models.ImageTransformer", "init_args": {**VIT, "attention": evil(marker)}}
+    made = {"class_path": "pcea.models.Generator", "init_args": {"attention": evil(marker)}}
     generator = {"_class_path": "pcea.tasks.generation.GenerationTask", "_instantiator": "x", "generator": made}
     yield "the network", old(evil(marker))
     yield "the network, new", new(evil(marker))
@@ -163,12 +167,12 @@ def test_the_users_own_word_opens_a_package(tmp_path, monkeypatch):
 
 
 def test_sizes_are_compared_before_memory_is_taken(classifier):
-    large = stored(classifier, "pcea.models.point_transformer.eat_classifier", {**SIZES, "dim": 1_000_000_000})
+    large = stored(classifier, "pcea.models.eat_classifier", {**SIZES, "dim": 1_000_000_000})
     code = textwrap.dedent("""
         import resource, sys, torch
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         from pcea.models.build import build_network
-        from pcea.description import NetworkDescription, StoredNetwork
+        from pcea.io.description import NetworkDescription, StoredNetwork
         try:
             about = NetworkDescription("points", "pcea.eat_classifier", {"dim": 10**9})
             build_network(StoredNetwork(about, {}), "file")

@@ -12,7 +12,6 @@ from reference import image_patches, sinusoid_positions
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcea.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
 from pcea.models.eamlp import (
     ImageTransformer,
     TokensToToken,
@@ -26,6 +25,7 @@ from pcea.models.eamlp import (
     t2t_vit_14,
     t2t_vit_19,
 )
+from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
 
 ATTENTIONS = {
     "external": partial(MultiHeadExternalAttention, num_heads=2, memory_units=5),
@@ -366,8 +366,8 @@ def test_a_small_network_from_yaml(attention: str, options: dict[str, Any]) -> N
     parser.add_argument("--network", type=nn.Module)
     sizes = {"num_classes": 10, "dim": 32, "depth": 3, "kernel_sizes": [3, 3], "strides": [2, 2], "drop_path": 0.1}
     config = {
-        "class_path": "pcea.models.eamlp.ImageTransformer",
-        "init_args": {"attention": {"class_path": f"pcea.attention.{attention}", "init_args": options}, **sizes},
+        "class_path": "pcea.models.ImageTransformer",
+        "init_args": {"attention": {"class_path": f"pcea.nn.attention.{attention}", "init_args": options}, **sizes},
     }
     model = parser.instantiate(parser.parse_object({"network": config})).network
     assert type(model.blocks[2].attention).__name__ == attention

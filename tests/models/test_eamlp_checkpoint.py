@@ -9,9 +9,9 @@ import torch
 from reference import StraightforwardEamlp, sinusoid_positions
 from torch import Tensor, nn
 
-from pcea.attention import MultiHeadExternalAttention
 from pcea.models.eamlp import ImageTransformer, eamlp_7, t2t_vit_7
 from pcea.models.eamlp_checkpoint import load_eamlp_checkpoint
+from pcea.nn.attention import MultiHeadExternalAttention
 
 
 @pytest.fixture(scope="module")

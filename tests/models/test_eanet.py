@@ -10,8 +10,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcea.attention import record_attention
 from pcea.models.eanet import EANet, eanet_50, eanet_101
+from pcea.nn.attention import record_attention
 
 
 def tiny(**options: Any) -> EANet:
@@ -167,7 +167,7 @@ def test_a_small_network_from_yaml() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
     sizes = {"num_classes": 3, "depth": [1, 1, 1, 1], "width": 8, "output_stride": 16, "stem": "plain", "tied": True}
-    config = {"class_path": "pcea.models.eanet.EANet", "init_args": sizes}
+    config = {"class_path": "pcea.models.EANet", "init_args": sizes}
     model = parser.instantiate(parser.parse_object({"network": config})).network
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3, 32, 32)
     assert model.attention.attention.value is None

@@ -14,7 +14,6 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from pcea.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention, record_attention
 from pcea.models.point_transformer import (
     PointTransformerClassifier,
     PointTransformerEncoder,
@@ -22,6 +21,7 @@ from pcea.models.point_transformer import (
     naive_pct_classifier,
     pct_classifier,
 )
+from pcea.nn.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention, record_attention
 from pcea.ops import farthest_point_sample, gather_points
 
 ATTENTIONS = {

@@ -11,8 +11,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from pcea.attention import record_attention
 from pcea.models.rcnn import CascadeRCNN, FasterRCNN, MaskRCNN, RetinaNet
+from pcea.nn.attention import record_attention
 
 SMALL = {"num_classes": 3, "depth": 18, "channels": 16, "image_size": (64, 96), "anchor_sizes": (8, 16, 32, 64, 128)}
 TWO_STAGES = {"hidden": 32, "proposals": (60, 30), "box_batch": 16}
@@ -321,7 +321,7 @@ def test_from_yaml() -> None:
         assert (network.num_classes, network.has_masks) == (2, build is not FasterRCNN)
         with pytest.raises(Exception, match="widht"):
             parser.parse_object({"network": {"class_path": path, "init_args": {**chosen, "widht": 1}}})
-    parsed = parser.parse_object({"network": {"class_path": "pcea.models.rcnn.RetinaNet", "init_args": chosen}})
+    parsed = parser.parse_object({"network": {"class_path": "pcea.models.RetinaNet", "init_args": chosen}})
     assert not parser.instantiate(parsed).network.has_masks
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 
-from pcea.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
 from pcea.models.sagan import (
     ConditionalBatchNorm,
     Discriminator,
@@ -16,6 +15,7 @@ from pcea.models.sagan import (
     GeneratorBlock,
     ScaledAttention,
 )
+from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
 
 external = partial(ExternalAttention, memory_units=5)
 LABEL = torch.tensor([0, 6, 2])

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pcea.checkpoint import read_checkpoint
-from pcea.datamodules import PointCloudDataModule, ShapesDataModule
-from pcea.datasets.clouds import PointClouds
+from pcea.datamodules.points import PointCloudDataModule, ShapesDataModule
+from pcea.datasets.points import PointClouds
+from pcea.io.checkpoints import read_checkpoint
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.base import OneCycle
-from pcea.tasks.classification import ClassificationTask
-from pcea.transforms import RandomDropPoints, RandomJitter, RandomScale
+from pcea.tasks.point_classification import ClassificationTask
+from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale
 
 SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pcea.detection_batch import DetectionBatch
+from pcea.datasets.batches import DetectionBatch
 from pcea.tasks.detection import DetectionTask
 
 SGD = partial(torch.optim.SGD, lr=0.1)

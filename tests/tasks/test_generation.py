@@ -6,30 +6,36 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from examples import COLOR_LABEL as LABEL
+from examples import REAL_COLORS as REAL
+from examples import MeanColor as Given
+from examples import color_images as colors
+from examples import trained_on_colors as trained
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from test_generation_metrics import LABEL, REAL, Given, colors, trained
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pcea.attention import ExternalAttention
 from pcea.cli import main
+from pcea.datamodules.images import ImageDataModule
 from pcea.datasets.images import ImageTensors
-from pcea.image_datamodules import ImageDataModule
-from pcea.image_transforms import RandomFlip
+from pcea.inference.networks import TrainedNetwork
+from pcea.metrics import generation as generation_metrics
+from pcea.metrics.generation import GenerationMetrics
 from pcea.models.sagan import Discriminator, Generator
-from pcea.tasks import generation, generation_metrics
+from pcea.nn.attention import ExternalAttention
+from pcea.tasks import generation
 from pcea.tasks.generation import (
     GenerationTask,
     discriminator_loss,
     generate,
     generator_loss,
+    load_features,
     load_generator,
     to_bytes,
 )
-from pcea.tasks.generation_metrics import GenerationMetrics, load_features
-from pcea.trained_network import TrainedNetwork
+from pcea.transforms.images import RandomFlip
 
 # There is no validation.
 pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
@@ -289,7 +295,7 @@ def test_images_of_no_class(label, message):
 
 def test_a_test_makes_an_image_for_each_of_the_split(monkeypatch):
     """Of its classes; the same in every test; with the moving average."""
-    monkeypatch.setattr(generation_metrics, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
     updates = []
     update = GenerationMetrics.update
     monkeypatch.setattr(GenerationMetrics, "update", lambda *values: (updates.append(values[1:]), update(*values)))
@@ -317,7 +323,7 @@ def test_a_test_makes_an_image_for_each_of_the_split(monkeypatch):
 
 def test_validation(monkeypatch):
     """Of other images in each batch, and the same in every epoch."""
-    monkeypatch.setattr(generation_metrics, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
     model = task(feature_network="some.ckpt", optimizer=partial(torch.optim.SGD, lr=0.0))
     images = []
     monkeypatch.setattr(GenerationMetrics, "update", lambda *values: images.append(values[2]))
@@ -329,7 +335,7 @@ def test_validation(monkeypatch):
     assert torch.equal(torch.cat(images[:5]), torch.cat(images[5:]))
     monkeypatch.undo()
 
-    monkeypatch.setattr(generation_metrics, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
     run = trainer(2)
     run.fit(task(feature_network="some.ckpt"), datamodule=Data(val_fraction=0.5))
     assert run.callback_metrics["val/real_class_accuracy"] == 1
@@ -383,13 +389,13 @@ def test_no_inception(monkeypatch, error, kind, message):
     [
         (TrainedNetwork(Given(), (), 0, {}), "w.ckpt holds a Given, not a classifier of images"),
         (trained(nn.Identity()), "w.ckpt: A Identity is no image classifier with a linear layer `head`"),
-        (trained(labels_pixels=True), "w.ckpt: A Given is no image classifier"),
+        (trained(labels_pixels=True), "w.ckpt holds a MeanColor, not a classifier of images"),
         (trained(Given(2)), r"w.ckpt has 2 classes .*, the generator 3 .*must be the same"),
         (trained(class_names=("a", "c", "b")), r"w.ckpt has 3 classes \(a, c, b, ...\), the generator 3 \(a, b, c, "),
     ],
 )
 def test_other_feature_networks(monkeypatch, network, message):
-    monkeypatch.setattr(generation_metrics, "load_network", lambda _: network)
+    monkeypatch.setattr(generation, "load_network", lambda _: network)
     with pytest.raises(ValueError, match=message):
         load_features("w.ckpt", 3, ("a", "b", "c"))
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 
-from pcea.checkpoint import read_checkpoint
+from pcea.datamodules.images import ImageDataModule
+from pcea.datasets.batches import ImageBatch
 from pcea.datasets.images import ImageTensors
-from pcea.image_batch import ImageBatch
-from pcea.image_datamodules import ImageDataModule
-from pcea.image_transforms import RandomErase, RandomFlip, RandomShift
+from pcea.io.checkpoints import read_checkpoint
 from pcea.tasks.image_classification import ImageClassificationTask
 from pcea.tasks.schedules import WarmupCosine
+from pcea.transforms.images import RandomErase, RandomFlip, RandomShift
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization import ColorBar, palette, view_query, view_slots, weights_at
 from pcea.visualization.browser import Browser, Subject, shared_views
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization import ColorBar, View, drawing, palette, render, save_gif, save_png, view_of
 from pcea.visualization.drawing import (
     Camera,
@@ -504,7 +504,7 @@ def test_a_killed_or_hanging_process_is_a_machine_that_cannot_draw(monkeypatch):
 
 MILLION = """
 import resource, sys, torch
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization import render
 points = torch.rand(1_000_000, 3)
 weights = torch.randn(1, 1024, 64).softmax(-1)

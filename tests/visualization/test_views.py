@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcea.attention import AttentionMap, ExternalAttention, record_attention
+from pcea.nn.attention import AttentionMap, ExternalAttention, record_attention
 from pcea.visualization import (
     ColorBar,
     palette,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization import drawing, show
 from pcea.visualization.window import check_display, pick_point
 
@@ -168,7 +168,7 @@ def display(tmp_path):
 
 SHOW = """
 import torch
-from pcea.attention import AttentionMap
+from pcea.nn.attention import AttentionMap
 from pcea.visualization import show
 {before}
 points = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)

@@ -1,0 +1,70 @@
+from .nn.attention import (
+    AttentionMap,
+    ExternalAttention,
+    MultiHeadExternalAttention,
+    OffsetAttention,
+    ResidualAttention,
+    SelfAttention,
+    double_normalize,
+    record_attention,
+)
+from .nn.layers import ExternalAttention2d, LinearNormAct
+from .models.eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
+from .models.eanet import EANet, eanet_50, eanet_101
+from .models.point_segmenter import (
+    PointTransformerSegmenter,
+    eat_part_segmenter,
+    eat_semantic_segmenter,
+    pct_part_segmenter,
+)
+from .models.point_transformer import (
+    PointTransformerClassifier,
+    PointTransformerEncoder,
+    eat_classifier,
+    naive_pct_classifier,
+    pct_classifier,
+)
+from .ops.grouping import gather_points, group_neighbors
+from .ops.interpolation import interpolate_features
+from .ops.neighbors import ball_query, knn
+from .ops.sampling import farthest_point_sample
+from .commands.cpu import tune_allocator
+
+__all__ = [
+    "AttentionMap",
+    "EANet",
+    "ExternalAttention",
+    "ExternalAttention2d",
+    "ImageTransformer",
+    "LinearNormAct",
+    "MultiHeadExternalAttention",
+    "OffsetAttention",
+    "PointTransformerClassifier",
+    "PointTransformerEncoder",
+    "PointTransformerSegmenter",
+    "ResidualAttention",
+    "SelfAttention",
+    "ball_query",
+    "double_normalize",
+    "eamlp_7",
+    "eamlp_14",
+    "eamlp_19",
+    "eanet_50",
+    "eanet_101",
+    "eat_classifier",
+    "eat_part_segmenter",
+    "eat_semantic_segmenter",
+    "farthest_point_sample",
+    "gather_points",
+    "group_neighbors",
+    "interpolate_features",
+    "knn",
+    "naive_pct_classifier",
+    "pct_classifier",
+    "pct_part_segmenter",
+    "record_attention",
+    "t2t_vit_7",
+    "t2t_vit_14",
+    "t2t_vit_19",
+    "tune_allocator",
+]

@@ -1,0 +1,94 @@
+"""The user's own pictures with a map each whose pixels number the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.datasets.image_folder import Split
+from pcea.datasets.images import read_header, read_image
+from pcea.datasets.mask_folder import find_pairs
+from pcea.datasets.masks import read_values
+from pcea.datasets.objects import ObjectImages, Target
+
+
+class InstanceFiles(ObjectImages):
+    """Pictures with label maps of 8 or 16 bits: 0 is the background, each other value an object, all of one class.
+
+    Args:
+        images: The picture files, L.
+        labels: The label map of each, L.
+        class_name: Name of the class.
+    """
+
+    has_masks = True
+
+    def __init__(self, images: Sequence[Path], labels: Sequence[Path], *, class_name: str = "object"):
+        self.files, self.labels = images, labels
+        self.class_names, self.category_ids = (class_name,), (1,)
+        self.image_names = [path.name for path in images]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Read one image and its objects, by their values; a box ends behind the last pixel of its object."""
+        image, values = read_image(self.files[index]), read_values(self.labels[index])
+        H, W = image.shape[1:]
+        if values.shape != (H, W):
+            raise ValueError(
+                f"{self.files[index]} has {H}x{W} pixels, but its label map {self.labels[index]} has "
+                f"{values.shape[0]}x{values.shape[1]}."
+            )
+        return image, _objects(values, self.labels[index]) | {"image_id": torch.tensor(index)}
+
+    @property
+    def strata(self) -> Tensor:
+        """Pictures of one size and kind of colours (grey, RGB, ...) are a stratum, (L,) int64."""
+        kinds = [read_header(path) for path in self.files]
+        number = {kind: number for number, kind in enumerate(sorted({*kinds}))}
+        return torch.tensor([number[kind] for kind in kinds])
+
+
+def read_instance_folder(root: str | Path, split: Split, *, class_name: str = "object") -> InstanceFiles | None:
+    """Pictures with label maps of the same names, `images/x.jpg` and `labels/x.png` (or `masks/x.png`).
+
+    Splits are stored as in `read_folder_masks`, or not, which `has_masks_split` tells.
+
+    Args:
+        root: The folder.
+        split: train, val or test; of a folder without splits, any of them is all.
+        class_name: Name of the one class.
+
+    Returns:
+        The split, or None for `val` if there is none.
+
+    Raises:
+        FileNotFoundError: If a folder, the split or a file that a list names is missing.
+        ValueError: If images and label maps do not match.
+    """
+    is_masks = not (Path(root) / "labels").is_dir() and (Path(root) / "masks").is_dir()
+    pairs = find_pairs(root, split, masks="masks" if is_masks else "labels")
+    return pairs and InstanceFiles(*pairs, class_name=class_name)
+
+
+def _objects(values: np.ndarray, path: Path) -> Target:
+    """The objects of a label map (H, W), read from `path`: boxes, labels, masks, iscrowd and area."""
+    from scipy import ndimage
+
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError(f"{path}: values of a label map must be 0..65535, got {values.min()}..{values.max()}.")
+    counts = np.bincount(values.ravel(), minlength=1)
+    counts[0] = 0
+    found = counts.nonzero()[0]
+    slices = ndimage.find_objects(values)
+    sides = [slices[value - 1] for value in found]
+    boxes = [[columns.start, rows.start, columns.stop, rows.stop] for rows, columns in sides]
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+        "labels": torch.ones(len(found), dtype=torch.int64),
+        "masks": torch.from_numpy((values == found[:, None, None]).view(np.uint8)),
+        "iscrowd": torch.zeros(len(found), dtype=torch.int64),
+        "area": torch.from_numpy(counts[found]).float(),
+    }

@@ -1,0 +1,210 @@
+"""Files of points with a label each, and sets of them parsed once into one cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.datasets.cache import Arrays, summarize
+from pcea.io.ply import read_ply
+from pcea.io.points import as_points, normalize_points
+from pcea.io.readers import NORMAL_NAMES, POINT_NAMES, as_table, read_h5, read_numpy, read_table
+
+LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
+# What `read_all` makes, beside `normal`.
+ARRAYS = ("data", "label", "sizes", "category", "skipped")
+
+
+class LabelledCloud(NamedTuple):
+    """One cloud with a label a point.
+
+    Attributes:
+        points: Coordinates, (N, 3), float32 or float64 as in `Points`.
+        normals: Unit normals, (N, 3), or None.
+        label: As the file has them, (N,) int64.
+    """
+
+    points: Tensor
+    normals: Tensor | None
+    label: Tensor
+
+
+def read_labelled(path: Path, *, with_normals: bool = False) -> LabelledCloud:
+    """Read a file of labelled points, in its own unit and order.
+
+    Text (.txt .csv .xyz .pts) and .npy hold x y z label or x y z nx ny nz label a row; .npz and .h5 an array `points`
+    or `data` (N, 3), one of `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with a property of
+    that name, and perhaps nx ny nz.
+
+    Args:
+        path: The file.
+        with_normals: Also return normals, which the file must then hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file does not hold labelled points.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}.")
+    extension = path.suffix.lower()
+    if extension not in _READERS:
+        raise ValueError(
+            f"{path} has an unknown extension {extension!r}; labelled points are in {' '.join(_READERS)} files."
+        )
+    table = _READERS[extension](path)
+    return as_labelled(table, path=path, with_normals=with_normals)
+
+
+def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) -> LabelledCloud:
+    """Check the rows x y z label or x y z nx ny nz label, (N, 4 | 7), of one cloud; `path` is for the message.
+
+    Raises:
+        ValueError: If they are anything else, or a label is not a whole number.
+    """
+    if table.size == 0:
+        raise ValueError(f"{path} is empty: it holds no points.")
+    if table.ndim != 2 or table.shape[1] not in (4, 7):
+        columns = table.shape[1] if table.ndim == 2 else f"shape {table.shape}"
+        raise ValueError(f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {columns}.")
+    if with_normals and table.shape[1] == 4:
+        raise ValueError(f"{path} has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed.")
+    cloud = as_points(table[:, :-1], path=path, normals="required" if with_normals else "none")
+    return LabelledCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
+
+
+def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
+    """Numbers (N,) of any type as labels, (N,) int64; `path` is for the message.
+
+    Raises:
+        ValueError: If one is not a whole number.
+    """
+    wrong = numbers[(numbers != np.round(numbers)) | ~(np.abs(numbers) < 2**31)]
+    if len(wrong):
+        raise ValueError(f"{path}: {len(wrong)} of {len(numbers)} labels are not whole numbers, first {wrong[0]:g}.")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def read_all(
+    files: Sequence[Path],
+    category: Sequence[int],
+    parts: Mapping[str, Sequence[int]],
+    read: Callable[[Path], LabelledCloud],
+    *,
+    description: str,
+    first_label: int | None = None,
+    skip_unreadable: bool = False,
+    advice: str = "Repair or remove them, or set skip_unreadable.",
+) -> Arrays:
+    """Read and normalise labelled files, with a progress bar.
+
+    Args:
+        files: The files, L.
+        category: Number of each file's category, L.
+        parts: The classes of each category, by its name, in the order of those numbers.
+        read: A file's points and labels.
+        description: Stands before the progress bar.
+        first_label: Labels in the files count a category's parts from this number; None if they are the classes.
+        skip_unreadable: Leave unreadable files out instead of stopping.
+        advice: What to do about unreadable files; ends the message.
+
+    Returns:
+        data (T, 3) zero mean and in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
+        normals, and skipped: what is wrong, a line a file.
+
+    Raises:
+        ValueError: If there are no files, or one cannot be read; all of them are counted and ten are named.
+    """
+    from rich.progress import track
+
+    if not files:
+        raise ValueError(f"{description}: there are no files of this split.")
+    names, classes = list(parts), list(parts.values())
+    clouds: list[LabelledCloud] = []
+    kept: list[int] = []
+    skipped: list[str] = []
+    for file, number in track(list(zip(files, category)), description=description, transient=True):
+        try:
+            cloud = read(file)
+            label = _to_classes(cloud.label, classes[number], first_label, file, names[number])
+        except (ValueError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        clouds.append(cloud._replace(points=normalize_points(cloud.points), label=label))
+        kept.append(number)
+    if skipped and not (skip_unreadable and clouds):
+        raise ValueError(f"{summarize(skipped, len(files))} {advice}")
+    arrays = {
+        "data": torch.cat([cloud.points for cloud in clouds]).numpy(),
+        "label": torch.cat([cloud.label for cloud in clouds]).numpy(),
+        "sizes": np.array([len(cloud.points) for cloud in clouds], dtype=np.int64),
+        "category": np.array(kept, dtype=np.int64),
+        "skipped": np.array([line.encode() for line in skipped], dtype=bytes),
+    }
+    if clouds[0].normals is not None:
+        arrays["normal"] = torch.cat([cloud.normals for cloud in clouds if cloud.normals is not None]).numpy()
+    return arrays
+
+
+def to_tensors(arrays: Arrays, *, with_normals: bool) -> dict[str, Any]:
+    """The arrays of `read_all` as arguments of `LabelledPoints`."""
+    return {
+        "points": torch.from_numpy(arrays["data"]),
+        "label": torch.from_numpy(arrays["label"]),
+        "sizes": torch.from_numpy(arrays["sizes"]),
+        "normals": torch.from_numpy(arrays["normal"]) if with_normals else None,
+        "category": torch.from_numpy(arrays["category"]),
+    }
+
+
+def _to_classes(label: Tensor, classes: Sequence[int], first: int | None, path: Path, category: str) -> Tensor:
+    allowed = list(classes) if first is None else list(range(first, first + len(classes)))
+    strangers = sorted(set(label.unique().tolist()) - set(allowed))
+    if strangers:
+        raise ValueError(
+            f"{path}: label {strangers[0]} is not a part of category {category}, whose labels are "
+            f"{', '.join(map(str, allowed))}."
+        )
+    return label if first is None else torch.tensor(classes)[label - first]
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    content = read_numpy(path)
+    return content if isinstance(content, np.ndarray) else _join(content, path)
+
+
+def _read_h5(path: Path) -> np.ndarray:
+    return _join(read_h5(path, required=(), optional=(*POINT_NAMES, *NORMAL_NAMES, *LABEL_NAMES)), path)
+
+
+def _read_ply(path: Path) -> np.ndarray:
+    arrays = read_ply(path).columns
+    for name, axes in (("points", ("x", "y", "z")), ("normals", ("nx", "ny", "nz"))):
+        if {*axes} <= {*arrays}:
+            arrays[name] = np.stack([arrays[axis] for axis in axes], axis=1)
+    return _join(arrays, path)
+
+
+def _join(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    """Rows x y z [nx ny nz] label from named arrays."""
+    rows = as_table(arrays, path=path)
+    label = next((arrays[name].reshape(-1) for name in LABEL_NAMES if name in arrays), None)
+    if label is None:
+        raise ValueError(f"{path} has no labels: none of {', '.join(LABEL_NAMES)} is there.")
+    if rows.ndim != 2 or rows.shape[1] not in (3, 6) or len(label) != len(rows):
+        raise ValueError(f"{path}: points must be (N, 3) with N labels, got {rows.shape} and {label.shape}.")
+    return np.hstack([rows, label[:, None]])
+
+
+_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), read_table),
+    ".npy": _read_numpy,
+    ".npz": _read_numpy,
+    ".h5": _read_h5,
+    ".hdf5": _read_h5,
+    ".ply": _read_ply,
+}

@@ -1,0 +1,237 @@
+"""Labelled point clouds, kept as tensors and fetched a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pcea.datasets.batches import CloudBatch
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+Parts = dict[str, tuple[int, ...]]
+
+
+class PointClouds(Dataset):
+    """Labelled clouds of one size, held in memory.
+
+    Args:
+        points: Coordinates, (L, N, 3).
+        label: Class of each cloud, (L,), or part of each point, (L, N); int64.
+        class_names: Name of each class (or part).
+        normals: Unit normals, (L, N, 3).
+        category: Object category of each cloud, (L,), where `label` is per point.
+        category_names: Name of each category.
+
+    Raises:
+        ValueError: If shapes disagree, coordinates are not finite or a label is outside `class_names`.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        label: Tensor,
+        *,
+        class_names: Sequence[str],
+        normals: Tensor | None = None,
+        category: Tensor | None = None,
+        category_names: Sequence[str] = (),
+    ):
+        if points.ndim != 3 or points.shape[-1] != 3:
+            raise ValueError(f"points must be (clouds, points, 3), got {tuple(points.shape)}.")
+        if label.shape not in (points.shape[:1], points.shape[:2]):
+            raise ValueError(
+                f"label must be {tuple(points.shape[:1])} or {tuple(points.shape[:2])}, got {tuple(label.shape)}."
+            )
+        if normals is not None and normals.shape != points.shape:
+            raise ValueError(
+                f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}."
+            )
+        bad = ~points.isfinite().flatten(1).all(1)
+        if bad.any():
+            first = int(bad.int().argmax())
+            raise ValueError(
+                f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
+            )
+        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
+            raise ValueError(
+                f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}."
+            )
+        self.points, self.label, self.normals, self.category = points, label, normals, category
+        self.class_names, self.category_names = tuple(class_names), tuple(category_names)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> Data:
+        """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+        from torch_geometric.data import Data
+
+        data = Data(pos=self.points[index], y=self.label[index])
+        if self.normals is not None:
+            data.normal = self.normals[index]
+        if self.category is not None:
+            data.category = self.category[index]
+        return data
+
+    def __getitems__(self, indices: Sequence[int]) -> CloudBatch:
+        """Many clouds at once: one index operation for a tensor, which keeps loading far below a training step."""
+        index = torch.as_tensor(indices)
+        normals = None if self.normals is None else self.normals[index]
+        category = None if self.category is None else self.category[index]
+        return CloudBatch(self.points[index], self.label[index], normals, category)
+
+    @property
+    def strata(self) -> Tensor:
+        """What a held-out share is to be balanced by, (L,) int64."""
+        return self.label if self.category is None else self.category
+
+    def subset(self, indices: Tensor) -> PointClouds:
+        """The clouds at `indices`, (L',) int64, as a set of their own."""
+        return PointClouds(
+            self.points[indices],
+            self.label[indices],
+            class_names=self.class_names,
+            normals=None if self.normals is None else self.normals[indices],
+            category=None if self.category is None else self.category[indices],
+            category_names=self.category_names,
+        )
+
+
+class LabelledPoints(Dataset):
+    """Clouds of any sizes with a label a point, held in memory one behind the other; T points of L clouds together.
+
+    Args:
+        points: Coordinates, (T, 3).
+        label: Class of each point, (T,) int64.
+        sizes: Points of each cloud, (L,) int64.
+        class_names: Name of each class (part).
+        normals: Unit normals, (T, 3).
+        category: Object category of each cloud, (L,) int64; None for scenes, which have none.
+        parts: The classes that each category's points can have, by its name, in the order of `category`.
+
+    Raises:
+        ValueError: If shapes disagree, coordinates are not finite or a label is not one of its category's parts.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        label: Tensor,
+        sizes: Tensor,
+        *,
+        class_names: Sequence[str],
+        normals: Tensor | None = None,
+        category: Tensor | None = None,
+        parts: Mapping[str, Sequence[int]] | None = None,
+    ):
+        if points.ndim != 2 or points.shape[-1] != 3:
+            raise ValueError(f"points must be (points of all clouds, 3), got {tuple(points.shape)}.")
+        if label.shape != points.shape[:1]:
+            raise ValueError(f"label must be {tuple(points.shape[:1])}, got {tuple(label.shape)}.")
+        if normals is not None and normals.shape != points.shape:
+            raise ValueError(
+                f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}."
+            )
+        if int(sizes.sum()) != len(points) or (len(sizes) and int(sizes.min()) < 1):
+            raise ValueError(
+                f"sizes must be positive and sum to {len(points)} points, got a sum of {int(sizes.sum())}."
+            )
+        if not points.isfinite().all():
+            raise ValueError(f"{int((~points.isfinite()).any(1).sum())} points have NaN or infinite coordinates.")
+        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
+            raise ValueError(
+                f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}."
+            )
+        if (category is None) != (parts is None):
+            raise ValueError("category and parts belong together: give both or neither.")
+        self.points, self.label, self.normals, self.category, self.sizes = points, label, normals, category, sizes
+        self.class_names = tuple(class_names)
+        self.parts = {} if parts is None else {name: tuple(classes) for name, classes in parts.items()}
+        self.starts = sizes.cumsum(0) - sizes
+        if category is not None:
+            _check_parts(label, category, sizes, self.parts, self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Data:
+        """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+        from torch_geometric.data import Data
+
+        rows = slice(int(self.starts[index]), int(self.starts[index] + self.sizes[index]))
+        data = Data(pos=self.points[rows], y=self.label[rows])
+        if self.normals is not None:
+            data.normal = self.normals[rows]
+        if self.category is not None:
+            data.category = self.category[index]
+        return data
+
+    def __getitems__(self, indices: Sequence[int]) -> CloudBatch:
+        """Many clouds at once, padded with copies of their first points to the largest one."""
+        index = torch.as_tensor(indices)
+        sizes = self.sizes[index].unsqueeze(1)
+        place = torch.arange(int(sizes.max()))
+        mask = place < sizes
+        rows = self.starts[index].unsqueeze(1) + torch.where(mask, place, 0)
+        return CloudBatch(
+            self.points[rows],
+            self.label[rows],
+            None if self.normals is None else self.normals[rows],
+            None if self.category is None else self.category[index],
+            None if mask.all() else mask,
+        )
+
+    @property
+    def strata(self) -> Tensor:
+        """What a held-out share is to be balanced by, (L,) int64."""
+        return torch.zeros(len(self), dtype=torch.int64) if self.category is None else self.category
+
+    def subset(self, indices: Tensor) -> LabelledPoints:
+        """The clouds at `indices`, (L',) int64, as a set of their own."""
+        sizes = self.sizes[indices]
+        shift = self.starts[indices] - (sizes.cumsum(0) - sizes)
+        rows = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
+        return LabelledPoints(
+            self.points[rows],
+            self.label[rows],
+            sizes,
+            class_names=self.class_names,
+            normals=None if self.normals is None else self.normals[rows],
+            category=None if self.category is None else self.category[indices],
+            parts=self.parts or None,
+        )
+
+
+def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, ...]]:
+    """Count the parts of all categories, given by their names, from 0.
+
+    Returns:
+        The classes of each category, and the class names `category/part`.
+    """
+    parts: Parts = {}
+    class_names: list[str] = []
+    for category, members in names.items():
+        parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
+        class_names += [f"{category}/{part}" for part in members]
+    return parts, tuple(class_names)
+
+
+def _check_parts(label: Tensor, category: Tensor, sizes: Tensor, parts: Parts, names: Sequence[str]) -> None:
+    """Require the label of each point, (T,), to be a part of the category of its cloud, (L,)."""
+    if category.shape != sizes.shape:
+        raise ValueError(f"category must be {tuple(sizes.shape)} like sizes, got {tuple(category.shape)}.")
+    if len(category) and not 0 <= int(category.min()) <= int(category.max()) < len(parts):
+        raise ValueError(f"categories must be in 0..{len(parts) - 1}, got {category.min()}..{category.max()}.")
+    category = category.repeat_interleave(sizes)
+    for number, (name, classes) in enumerate(parts.items()):
+        found = label[category == number].unique().tolist()
+        strangers = sorted(set(found) - set(classes))
+        if strangers:
+            wanted = ", ".join(f"{c} {names[c]}" for c in classes)
+            raise ValueError(f"Points of category {name} have label {strangers[0]}; its parts are {wanted}.")

@@ -1,0 +1,182 @@
+"""The objects in a picture file: detect, draw, write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcea.inference.networks import TrainedDetector
+from pcea.visualization.colors import palette
+from pcea.visualization.images import fit
+
+OBJECT_ENDINGS = ("_objects.jpg",)
+"""What `draw_objects` pictures add to a name."""
+OBJECTS_FILE = "objects.json"
+"""The file of all pictures' objects."""
+# Smaller pictures are drawn larger, so that scores can be read.
+_DRAWN_SIDE = 800
+
+
+class ObjectPrediction(NamedTuple):
+    """The K objects found in one picture, those of the highest score first.
+
+    Attributes:
+        picture: Its colours, (3, H, W) uint8.
+        boxes: Their places, x1 y1 x2 y2 in pixels, (K, 4).
+        label: Class of each, (K,) int64; a position in `class_names`.
+        scores: How sure the network is, (K,), in 0..1.
+        class_names: Names of all classes of the network.
+        masks: True where the object is, (K, H, W); None if the network finds boxes alone.
+    """
+
+    picture: Tensor
+    boxes: Tensor
+    label: Tensor
+    scores: Tensor
+    class_names: tuple[str, ...]
+    masks: Tensor | None = None
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many objects of each class there are, the most frequent first."""
+        counts = self.label.bincount(minlength=len(self.class_names))
+        return {self.class_names[c]: int(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
+
+
+@torch.inference_mode()
+def find_objects(picture: Tensor, trained: TrainedDetector, *, threshold: float = 0.5) -> ObjectPrediction:
+    """Find the objects in a picture (3, H, W) uint8.
+
+    Args:
+        picture: Its colours.
+        trained: The network.
+        threshold: Objects with a lower score are left out.
+
+    Raises:
+        ValueError: If the threshold is not in 0..1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in 0..1, got {threshold}.")
+    [found] = trained.network([picture.float() / 255])
+    return of_detections(found, picture, trained.class_names, threshold=threshold)
+
+
+def of_detections(
+    found: dict[str, Tensor], picture: Tensor, class_names: Sequence[str], *, threshold: float = 0.0
+) -> ObjectPrediction:
+    """The objects that a detector of torchvision's kind found in a picture."""
+    kept = found["scores"] >= threshold
+    masks = found["masks"][kept, 0] > 0.5 if "masks" in found else None
+    boxes, label, scores = found["boxes"][kept].float(), found["labels"][kept] - 1, found["scores"][kept].float()
+    return ObjectPrediction(picture, boxes, label, scores, tuple(class_names), masks)
+
+
+def coco_annotations(prediction: ObjectPrediction, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The objects as COCO's results: boxes as x, y, width, height, masks in run-length encoding.
+
+    Args:
+        prediction: The objects.
+        image_id: Number of the picture.
+        category_ids: Number of each class; () counts from 1.
+    """
+    from torchvision.ops import box_convert
+
+    ids = tuple(category_ids) or range(1, 1 + len(prediction.class_names))
+    boxes = box_convert(prediction.boxes.cpu().double(), "xyxy", "xywh")
+    annotations: list[dict[str, Any]] = [
+        {
+            "image_id": image_id,
+            "category_id": int(ids[label]),
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 5),
+        }
+        for box, label, score in zip(boxes.tolist(), prediction.label.tolist(), prediction.scores.tolist())
+    ]
+    if prediction.masks is not None:
+        from pycocotools import mask as rle
+
+        for annotation, mask in zip(annotations, prediction.masks.cpu().numpy().astype(np.uint8)):
+            encoded = rle.encode(np.asfortranarray(mask))
+            annotation["segmentation"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    return annotations
+
+
+def coco_dataset(class_names: Sequence[str], category_ids: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """A COCO dataset without images, to which `add_to_coco` adds; () as `category_ids` counts classes from 1."""
+    ids = tuple(category_ids) or range(1, 1 + len(class_names))
+    categories = [{"id": int(number), "name": name} for number, name in zip(ids, class_names)]
+    return {"images": [], "categories": categories, "annotations": []}
+
+
+def add_to_coco(dataset: dict[str, list[dict[str, Any]]], name: str, prediction: ObjectPrediction) -> None:
+    """Add a picture, by its name, and the objects in it to a COCO dataset; they also have a score."""
+    H, W = prediction.picture.shape[1:]
+    images, annotations = dataset["images"], dataset["annotations"]
+    images.append({"id": len(images) + 1, "file_name": name, "width": W, "height": H})
+    ids = [category["id"] for category in dataset["categories"]]
+    for index, annotation in enumerate(coco_annotations(prediction, len(images), ids)):
+        width, height = annotation["bbox"][2:]
+        area = width * height if prediction.masks is None else int(prediction.masks[index].sum())
+        annotations.append({"id": len(annotations) + 1, **annotation, "area": round(area, 2), "iscrowd": 0})
+
+
+def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np.ndarray:
+    """Draw boxes, masks, names and scores on the picture; (H', W', 3) uint8.
+
+    Objects are coloured by class, or, where the network knows one class alone, each on its own.
+
+    Args:
+        prediction: The picture and the objects.
+        size: Longest side of the result in pixels; None for that of the picture, or 800 if it is smaller.
+    """
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    several = len(prediction.class_names) > 1
+    H, W = prediction.picture.shape[1:]
+    size = size or max(H, W, _DRAWN_SIDE)
+    picture = prediction.picture if size == max(H, W) else fit(prediction.picture, size)
+    if not len(prediction.boxes):
+        return picture.permute(1, 2, 0).numpy()
+    hues = palette(len(prediction.class_names) if several else len(prediction.boxes)).tolist()
+    colors = [tuple(hues[i]) for i in (prediction.label.tolist() if several else range(len(prediction.boxes)))]
+    scale = picture.shape[2] / W
+    if prediction.masks is not None:
+        shown = tuple(picture.shape[1:])
+        masks = F.interpolate(prediction.masks[None].float(), shown, mode="nearest-exact")[0] > 0
+        picture = draw_segmentation_masks(picture, masks, alpha=0.5, colors=colors)
+    names = [prediction.class_names[i] for i in prediction.label.tolist()]
+    scores = [f"{100 * score:.0f}" for score in prediction.scores.tolist()]
+    texts = [f"{name} {score}" for name, score in zip(names, scores)] if several else scores
+    drawn = draw_bounding_boxes(picture, prediction.boxes * scale, colors=colors, width=2)
+    return _write_texts(drawn.permute(1, 2, 0).numpy(), prediction.boxes[:, :2] * scale, texts, colors)
+
+
+def _write_texts(
+    drawn: np.ndarray, places: Tensor, texts: Sequence[str], colors: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """Write texts into a picture (H, W, 3), each on a ground of its colour whose corner is at x, y."""
+    from matplotlib import font_manager
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(drawn)
+    brush, font = ImageDraw.Draw(image), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
+    # The best last, on top.
+    for (x, y), text, color in reversed([*zip(places.round().int().tolist(), texts, colors)]):
+        left, top, right, bottom = brush.textbbox((x + 3, y + 1), text, font=font)
+        brush.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill=color)
+        is_bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        brush.text((x + 3, y + 1), text, font=font, fill=(0, 0, 0) if is_bright else (255, 255, 255))
+    return np.asarray(image)
+
+
+def write_objects(folder: Path, stem: str, prediction: ObjectPrediction) -> None:
+    """Write the drawn picture, `<stem>_objects.jpg`, into a folder that is there."""
+    from PIL import Image
+
+    Image.fromarray(draw_objects(prediction)).save(folder / f"{stem}{OBJECT_ENDINGS[0]}", quality=92)

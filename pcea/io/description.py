@@ -1,0 +1,189 @@
+"""What a trained network is, in plain values: the same in a checkpoint and in a weights file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+TaskKind = Literal["points", "parts", "images", "masks", "objects", "generation"]
+"""What a network does: one label per cloud, per point, per image, per pixel; boxes; or new images."""
+TASKS: tuple[str, ...] = get_args(TaskKind)
+
+
+class NetworkDescription(NamedTuple):
+    """How a trained network is built and used, in plain values only: nothing here is code or can become some.
+
+    Attributes:
+        task: What it does; this alone decides how files are shown to it.
+        builder: Import path of the function or class that builds it, such as `pcea.models.eat_classifier`.
+        arguments: Keyword arguments of the builder: numbers, text, lists and dictionaries. A part that the builder
+            takes, such as an attention, is `{"class_path": ..., "init_args": {...}}`.
+        class_names: Name of each class, without the background.
+        num_points: Number of points per cloud in training; 0 if unknown, or for images.
+        has_normals: Whether the network is given normals.
+        parts: Classes of each object category, by its name, in the order of the category numbers; empty if there are
+            no categories.
+        mean: Mean of red, green and blue, in 0..1, that is subtracted from images; () for none.
+        std: Standard deviation by which images are then divided; () for none.
+        image_size: Height and width of the training images; () if unknown.
+        category_ids: Number of each class in the annotation files that a detector learned from; () if unknown.
+        source: Where the weights come from: commit, epoch, seed.
+    """
+
+    task: str
+    builder: str
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    class_names: tuple[str, ...] = ()
+    num_points: int = 0
+    has_normals: bool = False
+    parts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    image_size: tuple[int, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    source: Mapping[str, Any] = MappingProxyType({})
+
+    def as_plain(self) -> dict[str, Any]:
+        """The fields as dictionaries, lists, text and numbers, for JSON or a checkpoint."""
+        return _plain(self._asdict())
+
+
+class StoredNetwork(NamedTuple):
+    """The content of a checkpoint or a weights file.
+
+    Attributes:
+        description: What the network is.
+        state: Its parameters and buffers, by name.
+    """
+
+    description: NetworkDescription
+    state: dict[str, Tensor]
+
+
+def parse_description(content: object, where: str) -> NetworkDescription:
+    """Check the description that a file holds. Nothing is imported or built.
+
+    Args:
+        content: What the file holds in its place; unknown fields are ignored, so that newer files can be read.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If a field is missing, has the wrong type or contradicts another one.
+    """
+    if not isinstance(content, Mapping):
+        raise _malformed(where, "description", "a mapping", content)
+    missing = [name for name in ("task", "builder") if name not in content]
+    if missing:
+        raise ValueError(f"{where} does not say which network it holds: its description has no {missing[0]!r}.")
+    fields = {name: _at_present(content[name]) for name in NetworkDescription._fields if name in content}
+    for name, value in fields.items():
+        expected, is_valid = _SCHEMA[name]
+        if not is_valid(value):
+            raise _malformed(where, name, expected, value)
+    for name in ("class_names", "mean", "std", "image_size", "category_ids"):
+        fields[name] = tuple(fields.get(name, ()))
+    fields["parts"] = {name: tuple(classes) for name, classes in fields.get("parts", {}).items()}
+    fields["arguments"] = without_weights(fields.get("arguments", {}))
+    description = NetworkDescription(**fields)
+    num_classes = len(description.class_names)
+    for category, classes in description.parts.items():
+        if not classes or not all(0 <= c < num_classes for c in classes):
+            raise ValueError(f"{where}: the parts of {category} must be classes 0..{num_classes - 1}, got {classes}.")
+    if len(description.mean) != len(description.std):
+        raise ValueError(f"{where}: mean and std belong together, got {description.mean} and {description.std}.")
+    if description.category_ids and len(description.category_ids) != num_classes:
+        raise ValueError(f"{where} has {num_classes} classes, but {len(description.category_ids)} category_ids.")
+    return description
+
+
+def _at_present(value: Any) -> Any:
+    """Plain values with the paths of parts where these are now; files name where they were."""
+    if isinstance(value, Mapping):
+        new = {name: _at_present(inner) for name, inner in value.items()}
+        if isinstance(value.get("class_path"), str):
+            new["class_path"] = re.sub(r"^pcea\.(attention|layers)\.", "pcea.nn.", value["class_path"])
+        return new
+    return [_at_present(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's arguments without those that name other weights, which the trained ones replace; at every depth."""
+    return {
+        name: without_weights(value) if isinstance(value, Mapping) else value
+        for name, value in arguments.items()
+        if name not in ("weights", "pretrained")
+    }
+
+
+def is_part(value: object) -> bool:
+    """Whether a value stands for a part of a network: a class or function to be called with arguments."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _is_plain(value: object) -> bool:
+    """None, text, finite numbers, lists and dictionaries of them; a part has a path and arguments alone."""
+    if isinstance(value, Mapping):
+        if is_part(value) and not (
+            _is_path(value["class_path"])
+            and {*value} <= {"class_path", "init_args"}
+            and isinstance(value.get("init_args") or {}, Mapping)
+        ):
+            return False
+        return all(isinstance(name, str) for name in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", value) is not None
+
+
+def _is_list(value: object, kind: type | tuple[type, ...], lengths: tuple[int, ...] = ()) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and all(isinstance(inner, kind) and not isinstance(inner, bool) for inner in value)
+        and (not lengths or len(value) in lengths)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+_SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "task": (f"one of {', '.join(TASKS)}", lambda v: isinstance(v, str) and v in TASKS),
+    "builder": ("an import path", _is_path),
+    "arguments": ("plain keyword arguments", lambda v: isinstance(v, Mapping) and not is_part(v) and _is_plain(v)),
+    "class_names": ("a list of names", lambda v: _is_list(v, str)),
+    "num_points": ("a number of points", _is_count),
+    "has_normals": ("true or false", lambda v: isinstance(v, bool)),
+    "parts": (
+        "a list of classes for each category",
+        lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and _is_list(c, int) for k, c in v.items()),
+    ),
+    "mean": ("three numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(map(math.isfinite, v))),
+    "std": ("three positive numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(0 < x < 1e9 for x in v)),
+    "image_size": ("height and width", lambda v: _is_list(v, int, (0, 2)) and all(0 < x < 2**16 for x in v)),
+    "category_ids": ("a list of whole numbers", lambda v: _is_list(v, int)),
+    "source": ("plain values", lambda v: isinstance(v, Mapping) and _is_plain(v)),
+}
+
+
+def _malformed(where: str, name: str, expected: str, got: object) -> ValueError:
+    shown = repr(got)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return ValueError(f"{where}: {name} of the network must be {expected}, got {shown}.")

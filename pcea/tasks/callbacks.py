@@ -1,0 +1,103 @@
+"""Callbacks for training, beside those of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from pcea.datasets.batches import CloudBatch
+from pcea.nn.attention import record_attention
+from pcea.tasks.point_segmentation import SegmentationTask
+from pcea.visualization.colors import color_parts
+from pcea.visualization.views import view_slots, weights_at
+
+
+class LogClouds(L.Callback):
+    """Show a few test clouds in TensorBoard, in 3D, coloured by what the network makes of them.
+
+    A segmenter's clouds have the colours of the predicted parts, and once those of the true ones. A classifier's points
+    have the colour of their strongest slot in the last attention layer; a colour is not the same slot in every epoch.
+    Nothing is measured or chosen by them.
+
+    Switch it on by `--trainer.callbacks+=pcea.tasks.callbacks.LogClouds`.
+
+    Args:
+        every_n_epochs: Epochs between two pictures.
+        num_clouds: Clouds, evenly spaced over the test split.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, num_clouds: int = 4):
+        if every_n_epochs < 1 or num_clouds < 1:
+            raise ValueError(f"every_n_epochs and num_clouds must be positive, got {every_n_epochs} and {num_clouds}.")
+        self.every_n_epochs, self.num_clouds = every_n_epochs, num_clouds
+        self._batch: CloudBatch | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the clouds."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not _writers(trainer):
+            return
+        data.setup("test")
+        clouds = data.sets["test"]
+        count = min(self.num_clouds, len(clouds))
+        batch = clouds.__getitems__([i * len(clouds) // count for i in range(count)])
+        for transform in data.evaluate:
+            batch = transform(batch)
+        self._batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+        if isinstance(pl_module, SegmentationTask):
+            self._log(trainer, "true", _part_colors(pl_module, self._batch, self._batch.label))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the clouds."""
+        if self._batch is None or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        pl_module.eval()
+        with torch.inference_mode():
+            if isinstance(pl_module, SegmentationTask):
+                # A generator of its own: training must draw the same numbers with and without pictures.
+                probabilities = pl_module.probabilities(self._batch, torch.Generator().manual_seed(0))
+                self._log(trainer, "predicted", _part_colors(pl_module, self._batch, probabilities))
+            else:
+                self._log(trainer, "strongest slot", _slot_colors(pl_module, self._batch))
+        pl_module.train()
+
+    def _log(self, trainer: L.Trainer, what: str, colors: Iterable[Tensor]) -> None:
+        assert self._batch is not None
+        for i, color in enumerate(colors):
+            points = _real(self._batch.points, self._batch, i).float()
+            for writer in _writers(trainer):
+                writer.add_mesh(f"cloud {i}, {what}", points[None], colors=color[None], global_step=trainer.global_step)
+
+
+def _writers(trainer: L.Trainer) -> list[Any]:
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _real(values: Tensor, batch: CloudBatch, i: int) -> Tensor:
+    """What (B, N, ...) holds of the real points of a cloud."""
+    return values[i] if batch.mask is None else values[i][batch.mask[i]]
+
+
+def _slot_colors(task: Any, batch: CloudBatch) -> Iterator[Tensor]:
+    with record_attention(task.network) as layers:
+        task.network(batch.points, batch.normals, mask=batch.mask)
+    attention = list(layers.values())[-1]
+    for i in range(len(batch.points)):
+        points = _real(batch.points, batch, i)
+        yield view_slots(points, weights_at(points, attention, cloud=i)).colors
+
+
+def _part_colors(task: SegmentationTask, batch: CloudBatch, parts_of_points: Tensor) -> Iterator[Tensor]:
+    """Colours by label (B, N), or by the most probable part of the category of probabilities (B, N, num_classes)."""
+    categories = list(task.parts.values()) or [tuple(range(len(task.class_names)))]
+    for i in range(len(batch.points)):
+        parts = list(categories[0 if batch.category is None else int(batch.category[i])])
+        chosen = _real(parts_of_points, batch, i)
+        if chosen.ndim == 2:
+            chosen = torch.tensor(parts, device=chosen.device)[chosen[:, parts].argmax(1)]
+        yield color_parts(chosen, parts).cpu()

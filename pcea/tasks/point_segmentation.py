@@ -1,0 +1,200 @@
+"""Segmentation of point clouds: parts of objects, or classes of a scene's points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from pcea.datasets.batches import CloudBatch
+from pcea.io.description import NetworkDescription
+from pcea.metrics.part_iou import PartIoU
+from pcea.models.subsets import classify_every_point
+from pcea.tasks.base import SchedulerCallable, Task
+from pcea.transforms.points import RandomScale
+
+
+class SegmentationTask(Task):
+    """Train and test a segmenter of point clouds.
+
+    Objects with categories are measured by `PartIoU`, whose two conventions are both reported; scenes by mean IoU and
+    overall accuracy over all their points. Every point of a cloud is measured: where a cloud has more points than the
+    data's `num_points`, the network sees it in random subsets of that size.
+
+    Args:
+        network: Maps points (B, N, 3), normals and category to logits (B, N, num_classes); has the attributes
+            `num_classes` and `num_categories`.
+        optimizer: Builds the optimizer from the parameters.
+        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        label_smoothing: As in PyTorch: the share spread over all classes.
+        scales: Test passes, each of the cloud scaled by one factor, whose probabilities are averaged. (1.0,) is the
+            protocol to compare by; PCT's paper tests with 0.7, 0.8, ..., 1.4.
+        votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
+            random factor in [0.8, 1.25], each in subsets of their own. 1 is no voting.
+    """
+
+    kind = "parts"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        scheduler: SchedulerCallable | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        scales: Sequence[float] = (1.0,),
+        votes: int = 1,
+    ):
+        super().__init__(network, optimizer, scheduler)
+        if votes < 1:
+            raise ValueError(f"votes must be at least 1, got {votes}.")
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive and at least one, got {list(scales)}.")
+        self.votes, self.scales, self.label_smoothing = votes * len(scales), tuple(scales), label_smoothing
+        self._votes_per_scale = votes
+        self.parts: dict[str, tuple[int, ...]] = {}
+        self.part_iou: PartIoU | None = None
+        self.by_category: dict[str, tuple[int, float | None]] = {}
+
+    @property
+    def convention(self) -> str:
+        """How the mean IoU of the record is to be read."""
+        if not self.parts:
+            return "miou: mean over the classes of the IoU over all points"
+        return (
+            "instance_miou and category_miou: argmax over the category's own parts; with _all_parts: over all parts; "
+            "a part absent from prediction and truth counts 1; all points of a cloud are measured"
+        )
+
+    def setup(self, stage: str) -> None:
+        """Take classes, categories and the network's number of points from the data."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        parts = getattr(data, "parts", {})
+        num_categories = int(getattr(self.network, "num_categories", 0))
+        if num_categories and len(parts) != num_categories:
+            raise ValueError(
+                f"The data has {len(parts)} categories, but the network has num_categories={num_categories}. "
+                f"Set model.init_args.network.init_args.num_categories to {len(parts)}."
+            )
+        self.parts = parts
+        self.num_points = getattr(data, "num_points", 0)
+        num_classes = self._num_classes
+        metrics: dict[str, Metric | MetricCollection] = {
+            "overall_accuracy": MulticlassAccuracy(num_classes, average="micro")
+        }
+        if parts:
+            self.part_iou = PartIoU(parts, num_classes)
+        else:
+            metrics["miou"] = MulticlassJaccardIndex(num_classes)
+        # A metric added to a finished collection would be updated by the first batch alone.
+        self.point_metrics = MetricCollection(metrics)
+
+    @property
+    def _num_classes(self) -> int:
+        return int(self.network.num_classes)  # type: ignore[arg-type]
+
+    def forward(self, batch: CloudBatch) -> Tensor:
+        """Logits (B, N, num_classes) of a batch."""
+        return self.network(batch.points, batch.normals, category=self._category(batch), mask=batch.mask)
+
+    def training_step(self, batch: CloudBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Cross-entropy of the real points of one batch."""
+        logits, label = _real(self(batch).float(), batch), _real(batch.label, batch)
+        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))
+        log("train/loss", loss.detach(), prog_bar=True)
+        log("train/overall_accuracy", (logits.detach().argmax(1) == label).float().mean())
+        return loss
+
+    def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:
+        """Count one batch."""
+        self._count(self.probabilities(batch, torch.Generator().manual_seed(batch_idx)), batch)
+
+    def test_step(self, batch: CloudBatch, batch_idx: int) -> None:
+        """Count one batch, averaged over scales and votes."""
+        # Two generators, so that the device of the batch does not decide the subsets.
+        subsets = torch.Generator().manual_seed(batch_idx)
+        generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
+        random_scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
+        passes = []
+        for scale in self.scales:
+            scaled = batch._replace(points=scale * batch.points)
+            passes.append(scaled)
+            passes += [random_scale(scaled, generator=generator) for _ in range(self._votes_per_scale - 1)]
+        self._count(torch.stack([self.probabilities(each, subsets) for each in passes]).mean(0), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all batches."""
+        self._log_metrics("val/")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all batches, and keep the table of categories."""
+        if self.part_iou is not None:
+            with self.part_iou.sync_context():
+                self.by_category = self.part_iou.by_category()
+        self._log_metrics("test/")
+
+    def describe_network(self) -> NetworkDescription | None:
+        """How the network is built, and the parts of its categories."""
+        description = super().describe_network()
+        return description and description._replace(parts=self.parts)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what prediction needs beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["parts"] = {name: list(classes) for name, classes in self.parts.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what prediction needs, and refuse another architecture."""
+        super().on_load_checkpoint(checkpoint)
+        self.parts = {name: tuple(classes) for name, classes in checkpoint.get("parts", {}).items()}
+
+    def _category(self, batch: CloudBatch) -> Tensor | None:
+        return batch.category if getattr(self.network, "num_categories", 0) else None
+
+    def probabilities(self, batch: CloudBatch, generator: torch.Generator) -> Tensor:
+        """Probabilities (B, N, num_classes) of all points of a batch; the generator decides the subsets."""
+        if not 0 < self.num_points < batch.points.shape[1]:
+            return self(batch).float().softmax(-1)
+        out = batch.points.new_zeros(*batch.points.shape[:2], self._num_classes, dtype=torch.float32)
+        categories = self._category(batch)
+        for b in range(len(out)):
+            real = slice(None) if batch.mask is None else batch.mask[b]
+            out[b, real] = classify_every_point(
+                self.network,
+                batch.points[b, real],
+                None if batch.normals is None else batch.normals[b, real],
+                category=None if categories is None else categories[b],
+                num_points=self.num_points,
+                generator=generator,
+            )
+        return out
+
+    def _count(self, probabilities: Tensor, batch: CloudBatch) -> None:
+        self.point_metrics.update(_real(probabilities, batch), _real(batch.label, batch))
+        if self.part_iou is not None:
+            assert batch.category is not None
+            self.part_iou.update(probabilities, batch.label, batch.category, batch.mask)
+
+    def _log_metrics(self, prefix: str) -> None:
+        values = self.point_metrics.compute()
+        self.point_metrics.reset()
+        if self.part_iou is not None:
+            values |= self.part_iou.compute()
+            self.part_iou.reset()
+        for name, value in values.items():
+            # Equal on all devices already: the metrics are.
+            self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"), sync_dist=True)
+
+
+def _real(values: Tensor, batch: CloudBatch) -> Tensor:
+    """The rows of (B, N, ...) that belong to real points, (T, ...)."""
+    return values.flatten(0, 1) if batch.mask is None else values[batch.mask]

@@ -1,0 +1,222 @@
+"""Batched augmentation, on the device of the batch and never in place.
+
+Each transform is called as `transform(batch, generator=generator)` and returns a new `CloudBatch`. The generator must
+live on the device of the batch; None draws from torch's global one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcea.datasets.batches import CloudBatch
+from pcea.ops import farthest_point_sample, gather_points
+
+
+class Transform(ABC):
+    """Maps a batch to a new batch."""
+
+    @abstractmethod
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Return the transformed batch."""
+
+
+class RandomScale(Transform):
+    """Multiply each cloud by a random factor; normals are carried along exactly.
+
+    Args:
+        low: Smallest factor.
+        high: Largest factor.
+        anisotropic: Whether every axis gets a factor of its own.
+    """
+
+    def __init__(self, *, low: float = 2 / 3, high: float = 3 / 2, anisotropic: bool = True):
+        if not 0 < low <= high:
+            raise ValueError(f"0 < low <= high expected, got low={low}, high={high}.")
+        self.low, self.high, self.anisotropic = low, high, anisotropic
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Scale points (B, N, 3)."""
+        shape = (len(batch.points), 1, 3 if self.anisotropic else 1)
+        factor = _uniform(batch.points, shape, self.low, self.high, generator)
+        normals = None if batch.normals is None else F.normalize(batch.normals / factor, dim=-1)
+        return batch._replace(points=batch.points * factor, normals=normals)
+
+
+class RandomTranslate(Transform):
+    """Shift each cloud by a random vector.
+
+    Args:
+        extent: Largest shift along each axis.
+    """
+
+    def __init__(self, *, extent: float = 0.2):
+        if extent < 0:
+            raise ValueError(f"extent must not be negative, got {extent}.")
+        self.extent = extent
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Shift points (B, N, 3)."""
+        shift = _uniform(batch.points, (len(batch.points), 1, 3), -self.extent, self.extent, generator)
+        return batch._replace(points=batch.points + shift)
+
+
+class RandomRotate(Transform):
+    """Rotate each cloud by a random angle about the vertical (y) axis.
+
+    Args:
+        degrees: Largest angle, to either side.
+    """
+
+    def __init__(self, *, degrees: float = 180.0):
+        if not 0 <= degrees <= 180:
+            raise ValueError(f"degrees must be in 0..180, got {degrees}.")
+        self.degrees = degrees
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Rotate points and normals (B, N, 3)."""
+        radians = torch.pi * self.degrees / 180
+        angle = _uniform(batch.points, (len(batch.points),), -radians, radians, generator)
+        rotation = torch.zeros(len(angle), 3, 3, dtype=angle.dtype, device=angle.device)
+        rotation[:, 0, 0] = rotation[:, 2, 2] = angle.cos()
+        rotation[:, 0, 2], rotation[:, 2, 0] = angle.sin(), -angle.sin()
+        rotation[:, 1, 1] = 1
+        normals = None if batch.normals is None else batch.normals @ rotation.mT
+        return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+
+
+class RandomOrientation(Transform):
+    """Turn a random share of the clouds any way up, uniformly over all rotations.
+
+    Args:
+        probability: Share of the clouds that are turned.
+    """
+
+    def __init__(self, *, probability: float = 1.0):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in 0..1, got {probability}.")
+        self.probability = probability
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Rotate points and normals (B, N, 3)."""
+        B = len(batch.points)
+        w, x, y, z = F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0)
+        rows = (
+            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        )
+        rotation = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # of the quaternion w, x, y, z
+        is_turned = _uniform(batch.points, (B, 1, 1), 0, 1, generator) < self.probability
+        rotation = torch.where(is_turned, rotation, torch.eye(3, dtype=rotation.dtype, device=rotation.device))
+        normals = None if batch.normals is None else batch.normals @ rotation.mT
+        return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+
+
+class RandomJitter(Transform):
+    """Add clipped Gaussian noise to every point.
+
+    Args:
+        std: Standard deviation of the noise.
+        clip: Largest absolute value of the noise.
+    """
+
+    def __init__(self, *, std: float = 0.01, clip: float = 0.05):
+        if std < 0 or clip < 0:
+            raise ValueError(f"std and clip must not be negative, got std={std}, clip={clip}.")
+        self.std, self.clip = std, clip
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Move points (B, N, 3)."""
+        noise = torch.empty_like(batch.points).normal_(0, self.std, generator=generator)
+        return batch._replace(points=batch.points + noise.clamp_(-self.clip, self.clip))
+
+
+class RandomDropPoints(Transform):
+    """Replace a random share of each cloud's real points by its first real point.
+
+    Args:
+        max_ratio: Each cloud loses a share drawn from 0..max_ratio.
+    """
+
+    def __init__(self, *, max_ratio: float = 0.875):
+        if not 0 <= max_ratio < 1:
+            raise ValueError(f"max_ratio must be in 0..1, below 1, got {max_ratio}.")
+        self.max_ratio = max_ratio
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Drop points (B, N, 3) with everything that belongs to them."""
+        b, n, _ = batch.points.shape
+        ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
+        dropped = _uniform(batch.points, (b, n), 0, 1, generator) < ratio
+        index = torch.arange(n, device=dropped.device).expand(b, n)
+        first: Tensor | int = 0
+        if batch.mask is not None:
+            dropped, first = dropped & batch.mask, batch.mask.int().argmax(1, keepdim=True)
+        index = torch.where(dropped, first, index)
+        return select_points(batch, index)
+
+
+class RandomSubset(Transform):
+    """Keep a random subset of each cloud's real points, in random order; clouds that have fewer stay padded.
+
+    Args:
+        num_points: Points kept.
+    """
+
+    def __init__(self, *, num_points: int):
+        self.num_points = num_points
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+        """Choose from points (B, N, 3) with everything that belongs to them."""
+        _check_enough(batch, self.num_points)
+        key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
+        if batch.mask is not None:
+            key = key + (~batch.mask)  # padding comes last
+        subset = select_points(batch, key.argsort(dim=1)[:, : self.num_points])
+        return subset if subset.mask is None or not subset.mask.all() else subset._replace(mask=None)
+
+
+class FarthestSubset(Transform):
+    """Keep the points that farthest point sampling chooses, for evaluation: even coverage, nothing random.
+
+    Args:
+        num_points: Points kept.
+    """
+
+    def __init__(self, *, num_points: int):
+        self.num_points = num_points
+
+    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:  # noqa: ARG002
+        """Choose from points (B, N, 3) with everything that belongs to them."""
+        _check_enough(batch, self.num_points)
+        subset = select_points(batch, farthest_point_sample(batch.points, self.num_points, mask=batch.mask))
+        if batch.mask is None:
+            return subset
+        # A cloud's real points come first; where they are too few, one of them fills up and must not count again.
+        mask = torch.arange(self.num_points, device=batch.mask.device) < batch.mask.sum(1, keepdim=True)
+        return subset._replace(mask=None if mask.all() else mask)
+
+
+def select_points(batch: CloudBatch, index: Tensor) -> CloudBatch:
+    """Keep the points at `index`, (B, M), with their normals, labels and mask."""
+    return batch._replace(
+        points=gather_points(batch.points, index),
+        normals=None if batch.normals is None else gather_points(batch.normals, index),
+        label=batch.label if batch.label.ndim == 1 else batch.label.gather(1, index),
+        mask=None if batch.mask is None else batch.mask.gather(1, index),
+    )
+
+
+def _check_enough(batch: CloudBatch, num_points: int) -> None:
+    if num_points > batch.points.shape[1]:
+        raise ValueError(f"num_points must be at most N={batch.points.shape[1]} of the clouds, got {num_points}.")
+
+
+def _uniform(
+    like: Tensor, shape: tuple[int, ...] | torch.Size, low: float, high: float, generator: torch.Generator | None
+) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(low, high, generator=generator)

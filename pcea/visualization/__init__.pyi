@@ -1,0 +1,40 @@
+from .colors import color_parts, color_values, palette
+from .drawing import render, render_picture, save_gif, save_png
+from .images import view_picture
+from .views import (
+    ColorBar,
+    View,
+    spread,
+    view_class,
+    view_of,
+    view_parts,
+    view_query,
+    view_slot,
+    view_slots,
+    view_values,
+    weights_at,
+)
+from .window import show
+
+__all__ = [
+    "ColorBar",
+    "View",
+    "color_parts",
+    "color_values",
+    "palette",
+    "render",
+    "render_picture",
+    "save_gif",
+    "save_png",
+    "show",
+    "spread",
+    "view_class",
+    "view_of",
+    "view_parts",
+    "view_picture",
+    "view_query",
+    "view_slot",
+    "view_slots",
+    "view_values",
+    "weights_at",
+]

@@ -1,0 +1,183 @@
+"""Checkpoints: found, read without executing anything, rebuilt; and what two processes make of them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from examples import TINY
+
+from pcea.cli import main
+from pcea.commands.fit import export
+from pcea.inference.networks import load_network
+from pcea.io.checkpoints import newest_checkpoint, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with a configuration and one short run of it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    (folder / "tiny.yaml").write_text(
+        TINY.replace("ROOT", str(folder / "runs")).replace("max_epochs: 2", "max_epochs: 1")
+    )
+    main(["fit", "--config", str(folder / "tiny.yaml")])
+    return folder
+
+
+def test_the_newest_run_is_found(tmp_path):
+    for version, time in ((9, 200), (10, 300), (11, 100)):
+        checkpoint = tmp_path / f"version_{version}" / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (time, time))
+    assert newest_checkpoint(tmp_path).parts[-3] == "version_10"
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint under .*nowhere.*pcea fit"):
+        newest_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_rebuilds_its_network(fitted):
+    last = newest_checkpoint(fitted / "runs")
+    trained, again = load_network(str(last)), load_network(str(last))
+    stored = torch.load(last, weights_only=True)["state_dict"]
+    assert {f"network.{name}": 0 for name in trained.network.state_dict()}.keys() == stored.keys()
+    assert all(torch.equal(value, stored[f"network.{name}"]) for name, value in trained.network.state_dict().items())
+    points = torch.randn(3, 32, 3)
+    assert torch.equal(trained.network(points), again.network(points))
+    assert (trained.num_points, len(trained.class_names), trained.network.num_classes) == (32, 12, 12)
+
+
+def test_a_checkpoint_holds_a_description_and_no_code(fitted):
+    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
+    assert "hyper_parameters" not in checkpoint
+    about = checkpoint["network"]
+    assert (about["task"], about["builder"]) == ("points", "pcea.models.eat_classifier")
+    assert (about["num_points"], about["class_names"][:1], about["arguments"]["dim"]) == (32, ["airplane"], 16)
+
+
+def test_checkpoints_from_before_there_were_descriptions(fitted, tmp_path):
+    last = newest_checkpoint(fitted / "runs")
+    checkpoint = read_checkpoint(last)
+    about = checkpoint.pop("network")
+    checkpoint["hyper_parameters"] = {
+        "network": {"class_path": about["builder"], "init_args": {**about["arguments"], "weights": None}},
+        "optimizer": {"class_path": "torch.optim.AdamW"},
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "_class_path": "pcea.tasks.point_classification.ClassificationTask",
+    }
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old, now = load_network(str(tmp_path / "old.ckpt")), load_network(str(last))
+    points = torch.randn(3, 32, 3)
+    assert torch.equal(old.network(points), now.network(points))
+    assert old[1:] == now[1:]
+
+
+def test_a_checkpoint_that_does_not_say_its_network(fitted, tmp_path):
+    checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
+    del checkpoint["network"]
+    torch.save(checkpoint, tmp_path / "bare.ckpt")
+    for use in (load_network, lambda path: export(path, tmp_path / "out.safetensors")):
+        with pytest.raises(ValueError, match=r"bare\.ckpt was not made by `pcea fit`"):
+            use(str(tmp_path / "bare.ckpt"))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def fit_parts(folder):
+    """Train a tiny segmenter by `tiny.yaml` of a folder; its last checkpoint."""
+    content = yaml.safe_load(TINY.replace("ROOT", str(folder / "runs")))
+    content["trainer"]["max_epochs"] = 1
+    content["checkpoint"]["monitor"] = None
+    content["model"]["class_path"] = "pcea.tasks.SegmentationTask"
+    content["model"]["init_args"]["network"] = {
+        "class_path": "pcea.models.eat_part_segmenter",
+        "init_args": {"num_classes": 42, "num_categories": 12, "dim": 16, "num_neighbors": 4, "memory_units": 8,
+                      "out_channels": 32, "widths": [16, 8]},
+    }  # fmt: skip
+    content["data"]["class_path"] = "pcea.datamodules.ShapesPartsDataModule"
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(folder / "tiny.yaml")])
+    return newest_checkpoint(folder / "runs")
+
+
+def test_a_segmenter_is_exported_with_its_parts(tmp_path):
+    last = fit_parts(tmp_path)
+    export(last, tmp_path / "parts.safetensors")
+
+    trained, restored = load_network(str(last)), load_network(str(tmp_path / "parts.safetensors"))
+    assert list(restored.parts.items()) == list(trained.parts.items())
+    assert (len(restored.parts), len(restored.class_names), restored.num_points) == (12, 42, 32)
+    assert restored.class_names == trained.class_names
+    points, category = torch.randn(2, 32, 3), torch.tensor([3, 11])
+    torch.testing.assert_close(  # half precision
+        restored.network(points, category=category), trained.network(points, category=category), atol=0.03, rtol=0.03
+    )
+
+
+SAVE_EVERY_RANK = """
+import lightning as L
+import torch
+
+
+class SaveEveryRank(L.Callback):
+    def on_train_end(self, trainer, module):
+        torch.save(module.state_dict(), f"rank{trainer.global_rank}.pt")
+"""
+
+
+def pcea(folder, command, *options):
+    """Run a command on the configuration of a folder in processes of its own; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pcea", command, "--config", "tiny.yaml", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_as_one(fitted):
+    """25 clouds, of which each process gets another number."""
+    both, alone = (
+        pcea(fitted, "test", "--data.init_args.num_test=25", "--trainer.strategy=ddp", f"--trainer.devices={devices}")
+        for devices in (2, 1)
+    )
+    accuracies = [[line for line in output.splitlines() if "accuracy" in line] for output in (both, alone)]
+    assert len(accuracies[0]) == 2
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same_parts_as_one(tmp_path):
+    fit_parts(tmp_path)
+    both, alone = (
+        pcea(tmp_path, "test", "--data.init_args.num_test=25", "--trainer.strategy=ddp", f"--trainer.devices={devices}")
+        for devices in (2, 1)
+    )
+    tables = [[line for line in output.splitlines() if "%" in line] for output in (both, alone)]
+    assert len(tables[0]) == 5 + 12
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_both_processes_end_with_the_same_eat(tmp_path):
+    """With dropout, augmentation and batch norm; each process has statistics of its own, the first's are kept."""
+    (tmp_path / "save_every_rank.py").write_text(SAVE_EVERY_RANK)
+    content = yaml.safe_load(TINY.replace("ROOT", str(tmp_path / "runs")))
+    content["trainer"] |= {
+        "devices": 2,
+        "strategy": "ddp",
+        "callbacks": [{"class_path": "save_every_rank.SaveEveryRank"}],
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    pcea(tmp_path, "fit")
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    stored = read_checkpoint(newest_checkpoint(tmp_path / "runs"))["state_dict"]
+    for name, value in first.items():
+        assert torch.equal(stored[name], value), name
+        if "running_" not in name:
+            assert torch.equal(second[name], value), name

@@ -1,0 +1,233 @@
+"""Classes of files, with weights trained here on boxes that stand and boxes that lie; and parts of files."""
+
+import csv
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from examples import PART_SIZES, PARTS, one_thread, trained_on_parts, true_parts
+
+from pcea import eat_classifier
+from pcea.commands.predict import classify_files, predict
+from pcea.inference.networks import load_network
+from pcea.io.description import NetworkDescription, StoredNetwork
+from pcea.io.points import normalize_points
+from pcea.io.weights import save_weights
+from pcea.models.point_segmenter import eat_part_segmenter
+
+SIZES = {"dim": 16, "num_centers": (16, 8), "num_neighbors": 4, "memory_units": 8, "out_channels": 32,
+         "widths": (16, 8), "dropout": 0.0}  # fmt: skip
+NAMES = ("lying", "standing", "ball")
+EXTENTS = {"lying": (3, 1, 3), "standing": (1, 4, 1)}
+
+
+def boxes(count, generator):
+    """Surface-like clouds of both kinds, (B, 64, 3), and their classes."""
+    label = torch.arange(count) % 2
+    extents = torch.tensor([EXTENTS["lying"], EXTENTS["standing"]], dtype=torch.float32)[label]
+    points = torch.rand(count, 64, 3, generator=generator) - 0.5
+    return normalize_points(points * extents[:, None]), label
+
+
+@pytest.fixture(scope="module")
+@one_thread()
+def weights(tmp_path_factory):
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = eat_classifier(3, **SIZES)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(40):
+        points, label = boxes(32, generator)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(points), label).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "boxes.safetensors"
+    arguments = {"num_classes": 3, **SIZES}
+    normals = arguments.get("in_channels") == 6
+    description = NetworkDescription("points", "pcea.eat_classifier", arguments, NAMES, 64, normals)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
+    return str(path)
+
+
+@pytest.fixture
+def classify(weights):
+    return partial(classify_files, trained=load_network(weights))
+
+
+def write_mesh(path, kind):
+    trimesh.creation.box(EXTENTS[kind]).export(path)
+    return path
+
+
+@pytest.mark.parametrize("extension", ["off", "stl", "ply", "obj"])
+@pytest.mark.parametrize("kind", EXTENTS)
+def test_meshes(tmp_path, classify, kind, extension):
+    [prediction] = classify([write_mesh(tmp_path / f"box.{extension}", kind)])
+    assert prediction.class_names[0] == kind
+    assert sum(prediction.probabilities) == pytest.approx(1, abs=1e-5)
+    assert list(prediction.probabilities) == sorted(prediction.probabilities, reverse=True)
+
+
+@pytest.mark.parametrize("count", [17, 64, 500])
+def test_clouds_larger_and_smaller_than_in_training(tmp_path, classify, count):
+    points = (np.random.default_rng(0).random((count, 3)) - 0.5) * EXTENTS["standing"] + 100
+    np.save(tmp_path / "cloud.npy", points)
+    assert classify([tmp_path / "cloud.npy"])[0].class_names[0] == "standing"
+
+
+def test_up_turns_the_shape(tmp_path, classify):
+    points = (np.random.default_rng(0).random((64, 3)) - 0.5) * (1, 1, 4)  # stands along z
+    np.save(tmp_path / "z.npy", points)
+    np.save(tmp_path / "y.npy", points[:, [0, 2, 1]] * (1, 1, -1))
+    [as_it_is] = classify([tmp_path / "z.npy"])
+    [turned] = classify([tmp_path / "z.npy"], up="z")
+    [upright] = classify([tmp_path / "y.npy"])
+    assert turned.class_names[0] == "standing"
+    assert turned[1:] == upright[1:]
+    assert as_it_is.probabilities != pytest.approx(turned.probabilities, abs=0.01)
+
+
+def test_what_is_printed_and_written(tmp_path, weights, capsys):
+    files = [write_mesh(tmp_path / f"{kind}.off", kind) for kind in EXTENTS]
+    predict(files, weights=weights, top=2, output=tmp_path / "out.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[str(f), kind] for f, kind in zip(files, EXTENTS)]
+    with (tmp_path / "out.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["file"], row["rank"]) for row in rows] == [(str(f), rank) for f in files for rank in ("1", "2")]
+    assert rows[0]["class"] == "lying"
+    # Rounded to 0.1 % on the screen and to 0.01 % in the file.
+    assert float(lines[0].split()[2].rstrip("%")) == pytest.approx(100 * float(rows[0]["probability"]), abs=0.06)
+
+
+def test_unreadable_files_are_counted_and_named_and_nothing_is_written(tmp_path, weights, capsys):
+    good = write_mesh(tmp_path / "box.off", "lying")
+    (tmp_path / "picture.off").write_bytes(b"\x89PNG\r\n")
+    np.save(tmp_path / "small.npy", np.random.default_rng(0).random((15, 3)))
+    files = [good, tmp_path / "picture.off", good, tmp_path / "small.npy"]
+    with pytest.raises(ValueError, match=r"2 of 4 files cannot be read.*picture\.off.*small\.npy holds 15 points"):
+        predict(files, weights=weights, output=tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_errors(tmp_path, classify):
+    with pytest.raises(FileNotFoundError, match=r"No such file: .*a\.off, .*b\.off"):
+        predict([tmp_path / "a.off", tmp_path / "b.off"])
+    box = write_mesh(tmp_path / "box.off", "lying")
+    with pytest.raises(ValueError, match=r"^up must be one of x, y, z, -x, -y, -z, got 'q'"):
+        predict([box], up="q")
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        classify([box], top=0)
+    with pytest.raises(FileNotFoundError, match="modelnet40_eat_cpu"):
+        predict([box], weights="nothing")
+    with pytest.raises(ValueError, match=r"--output .* is a folder: .* writes a CSV file"):
+        predict([box], output=tmp_path)
+    with pytest.raises(ValueError, match="names the class of a file: --category is not for it"):
+        predict([box], category="tower")
+
+
+@pytest.fixture(scope="module")
+def part_weights(tmp_path_factory):
+    network, names, num_points, parts = trained_on_parts()
+    path = str(tmp_path_factory.mktemp("weights") / "parts.safetensors")
+    arguments = {"num_classes": 5, "num_categories": 2, **PART_SIZES}
+    normals = arguments.get("in_channels") == 6
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, num_points, normals, parts)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
+    return path
+
+
+@pytest.fixture
+def cloud(tmp_path, rng):
+    points = 3 * rng.random((300, 3)).astype(np.float32) + 10
+    np.save(tmp_path / "cloud.npy", points)
+    return tmp_path / "cloud.npy", torch.from_numpy(points)
+
+
+def test_parts_are_printed_and_written(tmp_path, part_weights, cloud, capsys):
+    file, points = cloud
+    box = write_mesh(tmp_path / "box.off", "lying")
+    options = {"weights": part_weights, "category": "tower", "num_points": 150}
+    predict([file, box], output=tmp_path / "out", **options)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    first, second, last = printed.out.splitlines()
+    assert first.startswith(f"{file}  tower  300 points  foot ")
+    assert second.startswith(f"{box}    tower  150 points  foot ")
+    assert str(tmp_path / "out") in last
+    names = ["box.npz", "box.ply", "cloud.npz", "cloud.ply"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    arrays = np.load(tmp_path / "out" / "cloud.npz")
+    assert np.array_equal(arrays["points"], points.numpy())
+    assert (torch.from_numpy(arrays["part_label"]) == true_parts(normalize_points(points), "tower")).sum() > 255
+    foot = 100 * float((arrays["part_label"] == PARTS["tower"][0]).mean())
+    assert f"foot {foot:.1f} %  head {100 - foot:.1f} %" in first
+    assert first.endswith(f"mean confidence {100 * float(arrays['confidence'].mean()):.1f} %")
+
+    predict([file, box], **options)
+    assert capsys.readouterr().out.splitlines() == [first, second]
+
+
+def test_nothing_is_written_if_a_file_of_points_cannot_be_read(tmp_path, part_weights, cloud, capsys):
+    (tmp_path / "bad.npy").write_text("no cloud")
+    with pytest.raises(ValueError, match=r"1 of 2 files cannot be read: .*bad\.npy"):
+        predict([cloud[0], tmp_path / "bad.npy"], weights=part_weights, category="bar", output=tmp_path / "out")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_parts(tmp_path, part_weights, cloud):
+    with pytest.raises(ValueError, match="--category must be one of tower, bar"):
+        predict([cloud[0]], weights=part_weights)
+    with pytest.raises(ValueError, match="names the parts of points: --top is not for it"):
+        predict([cloud[0]], weights=part_weights, category="bar", top=3)
+    with pytest.raises(ValueError, match="would both be written"):
+        predict([cloud[0], cloud[0]], weights=part_weights, category="bar", output=tmp_path / "out")
+
+
+@pytest.fixture
+def weights_with_normals(tmp_path):
+    arguments = {"num_classes": 5, "num_categories": 2, "in_channels": 6, **PART_SIZES}
+    state = eat_part_segmenter(**arguments).state_dict()
+    names = trained_on_parts().class_names
+    path = str(tmp_path / "normals.safetensors")
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, 64, True, PARTS)
+    save_weights(path, StoredNetwork(description, state))
+    return path
+
+
+def test_normals_are_estimated_where_there_are_none(tmp_path, weights_with_normals, cloud, capsys):
+    pytest.importorskip("open3d")
+    box = write_mesh(tmp_path / "box.off", "lying")
+    predict([cloud[0], box], weights=weights_with_normals, category="bar", output=tmp_path / "out")
+    [note] = capsys.readouterr().err.splitlines()
+    assert "1 of 2 files have none" in note
+    assert "cloud.npy" in note
+    normals = np.load(tmp_path / "out" / "cloud.npz")["normals"]
+    assert np.linalg.norm(normals, axis=1) == pytest.approx(np.ones(300), abs=1e-5)
+    predict([box], weights=weights_with_normals, category="bar")
+    assert capsys.readouterr().err == ""
+
+
+def test_normals_without_open3d(weights_with_normals, cloud, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(ImportError, match=r"needs normals, and 1 of 1 files have none .*cannot be imported"):
+        predict([cloud[0]], weights=weights_with_normals, category="bar")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_shipped_weights_know_40_classes():
+    network, names, num_points, parts = load_network("modelnet40_eat_cpu")
+    assert not network.training
+    assert (len(names), names[0], num_points, parts) == (40, "airplane", 1024, {})
+    assert network(torch.randn(2, 1024, 3)).shape == (2, 40)
+
+
+def test_weights_of_another_builder(tmp_path):
+    save_weights(tmp_path / "other", StoredNetwork(NetworkDescription("points", "pcea.resnet"), {"x": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"other names pcea\.resnet, which cannot be imported"):
+        load_network(tmp_path / "other")

@@ -1,0 +1,220 @@
+"""The command: files in, pictures and coloured clouds out. Pictures need Open3D and EGL."""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from examples import PARTS, trained_on_parts
+from examples import POINT_SIZES as SIZES
+from examples import run_visualize as run
+from PIL import Image
+
+from pcea import eat_classifier
+from pcea.commands import visualize
+from pcea.io.description import NetworkDescription, StoredNetwork
+from pcea.io.readers import read_file
+from pcea.io.weights import save_weights
+from pcea.visualization.drawing import check_rendering
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    network = eat_classifier(3, **SIZES)
+    path = tmp_path_factory.mktemp("weights") / "classes.safetensors"
+    names = ("cup", "lamp", "table")
+    description = NetworkDescription("points", "pcea.eat_classifier", {"num_classes": 3, **SIZES}, names, 40)
+    save_weights(path, StoredNetwork(description, network.state_dict()))
+    return str(path)
+
+
+@pytest.fixture
+def can_draw() -> None:
+    try:
+        check_rendering()
+    except (OSError, ImportError) as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A box as a mesh, a cloud far from the origin, and one with numbers in text."""
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.stl")
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "cloud.npy", rng.random((300, 3)) * 50 + 1000)
+    np.savetxt(tmp_path / "text.xyz", rng.random((200, 3)))
+    return [tmp_path / name for name in ("box.stl", "cloud.npy", "text.xyz")]
+
+
+@pytest.mark.usefixtures("can_draw")
+@pytest.mark.parametrize("mode", ["slots", "slot", "query", "critical", "prediction"])
+def test_a_picture_in_each_mode(mode, files, weights, tmp_path, capsys) -> None:
+    output = tmp_path / "picture.png"
+    options = ("--checkpoint", weights, "--mode", mode, "--size", 200, "--num_points", 500)
+    code, out, _ = run(capsys, files[0], *options, "--output", output)
+    assert code == 0
+    picture = np.asarray(Image.open(output))
+    height, width, _ = picture.shape
+    assert out.strip() == f"{output}: {width} x {height} pixels"
+    assert (picture[:, :200] != 255).any(-1).mean() > 0.1  # the box
+    assert (picture[:, 200:] != 255).any(-1).mean() > 0.01  # the meaning of its colours
+
+
+@pytest.mark.usefixtures("can_draw")
+def test_sheets(files, weights, tmp_path, capsys) -> None:
+    options = ("--checkpoint", weights, "--size", 90, "--num_points", 300, "--grid", "--output", tmp_path / "sheet.png")
+    run(capsys, *files, *options)
+    several = np.asarray(Image.open(tmp_path / "sheet.png")).shape
+    run(capsys, files[1], *options)
+    one = np.asarray(Image.open(tmp_path / "sheet.png")).shape
+    # Three files in two rows; four layers in the three modes of attention, and a row of what depends on no layer.
+    assert (several[0], one[0]) == (2 * 120, 4 * 120)
+    assert several[1] < one[1]
+
+
+@pytest.mark.usefixtures("can_draw")
+def test_a_turntable(files, weights, tmp_path, capsys) -> None:
+    options = ("--checkpoint", weights, "--size", 60, "--num_points", 300, "--animate", tmp_path / "turn.gif")
+    assert run(capsys, files[0], *options)[0] == 0
+    with Image.open(tmp_path / "turn.gif") as gif:
+        assert (gif.n_frames, gif.info["loop"]) == (36, 0)
+        frames = [np.asarray(gif.convert("RGB")).astype(int) for i in range(0, 36, 9) if gif.seek(i) is None]
+    changed = [np.abs(a - b).max() > 100 for a, b in pairwise(frames)]
+    assert all(changed)
+
+
+def test_a_coloured_cloud_has_the_files_order_and_coordinates(files, weights, tmp_path, capsys) -> None:
+    output = tmp_path / "slots.ply"
+    code, out, _ = run(capsys, files[1], "--checkpoint", weights, "--output", output)
+    assert (code, out.strip()) == (0, f"{output}: 300 points")
+    columns = trimesh.load(output).metadata["_ply_raw"]["vertex"]["data"]
+    expected = np.load(files[1])
+    for axis, name in enumerate("xyz"):
+        np.testing.assert_allclose(columns[name].ravel(), expected[:, axis], atol=1e-4)
+    colors = np.stack([columns[name].ravel() for name in ("red", "green", "blue")], 1)
+    slot = columns["slot"].ravel()
+    for number in np.unique(slot):
+        assert len(np.unique(colors[slot == number], axis=0)) == 1
+    assert len(np.unique(slot)) > 1
+
+
+def test_the_query_is_a_number_or_a_place_in_the_files_coordinates(files, weights, tmp_path, capsys) -> None:
+    points = np.load(files[1])
+    place = ",".join(map(str, points[123]))
+    for query in ("123", place):
+        run(capsys, files[1], "--checkpoint", weights, f"--query={query}", "--output", tmp_path / "query.ply")
+        value = trimesh.load(tmp_path / "query.ply").metadata["_ply_raw"]["vertex"]["data"]["value"].ravel()
+        assert value.argmax() == 123
+        assert value[123] == pytest.approx(1, abs=1e-5)
+
+
+def test_parts(files, tmp_path, capsys) -> None:
+    trained = trained_on_parts()
+    path = tmp_path / "parts.safetensors"
+    arguments = {"num_classes": 5, "num_categories": 2, "dim": 16, "num_neighbors": 4, "memory_units": 8,
+                 "out_channels": 32, "widths": (16, 8), "dropout": 0.0}  # fmt: skip
+    state = trained.network.state_dict()
+    normals = arguments.get("in_channels") == 6
+    names = trained.class_names
+    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, 64, normals, PARTS)
+    save_weights(path, StoredNetwork(description, state))
+    options = ("--checkpoint", path, "--mode", "parts", "--output", tmp_path / "parts.ply")
+    assert run(capsys, files[2], *options, "--category", "tower")[0] == 0
+    labels = trimesh.load(tmp_path / "parts.ply").metadata["_ply_raw"]["vertex"]["data"]["part_label"]
+    assert set(np.unique(labels)) == set(PARTS["tower"])
+    code, _, error = run(capsys, files[2], *options)
+    assert code == 2
+    assert "Say what the files show: --category must be one of tower, bar" in error
+
+
+def test_without_output_the_window_begins_with_what_was_asked_for(files, weights, monkeypatch, capsys) -> None:
+    opened = []
+    monkeypatch.setattr(visualize, "check_display", lambda: None)
+    monkeypatch.setattr(visualize, "open_window", opened.append)
+    run(capsys, *files, "--checkpoint", weights, "--slot", 5, "--layer", 2, "--num_points", 100)
+    [browser] = opened
+    assert (browser.mode, browser.slot, browser.layer, len(browser.subjects)) == ("slot", 5, 2, 3)
+    assert len(browser.subject.points) == 100
+
+
+BAD = [
+    (("cloud.npy", "--output", "picture.jpg"), "--output must end in .png or .ply, got picture.jpg"),
+    (("cloud.npy", "--animate", "turn.png"), "--animate must end in .gif"),
+    (("cloud.npy", "--output", "no/where/picture.png"), "No folder no/where to write picture.png into"),
+    (("cloud.npy", "text.xyz", "--output", "o.png"), "2 files make one picture only as a sheet: add --grid"),
+    (("cloud.npy", "text.xyz", "--output", "o.ply"), "holds the points of one file in one view"),
+    (("cloud.npy", "--grid"), "--grid is a picture: add --output sheet.png"),
+    (("cloud.npy", "--query", "300", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
+    (("cloud.npy", "--query=-1", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
+    (("cloud.npy", "--query", "1,2", "--output", "o.ply"), "--query must be the number of a point or x,y,z, got '1,2'"),
+    (("cloud.npy", "--query", "leg", "--output", "o.ply"), "--query must be the number of a point or x,y,z, got 'leg'"),
+    (("cloud.npy", "--layer", "4", "--output", "o.ply"), "layer must be one of 0 (encoder.blocks.0.attention)"),
+    (("cloud.npy", "--slot", "8", "--output", "o.ply"), "slot must be in 0..7, got 8"),
+    (("cloud.npy", "--mode", "parts", "--output", "o.ply"), "has the modes slots, slot, query, critical, prediction"),
+    (("cloud.npy", "--up", "w", "--output", "o.ply"), "up must be one of"),
+    (("cloud.npy", "--category", "Chair", "--output", "o.ply"), "The network has no categories"),
+    (("missing.off", "--output", "o.ply"), "No such file: missing.off"),
+    (("nan.npy", "--output", "o.ply"), "1 of 50 points have NaN or infinite coordinates"),
+    (("empty.npy", "--output", "o.ply"), "empty.npy is empty or unreadable"),
+    (("fake.off", "--output", "o.ply"), "fake.off could not be read as .off"),
+    (("cloud.npy", "fake.off", "nan.npy", "--grid", "--output", "o.png"), "2 of 3 files cannot be read"),
+    (("few.npy", "--output", "o.ply"), "few.npy: points must be at least num_centers=16, got N=10"),
+    (("shape.xyzq", "--output", "o.ply"), "unknown extension '.xyzq'"),
+    (("cloud.npy", "--size", "0", "--output", "o.png"), "size must be in 1..4096 pixels, got 0"),
+    (("cloud.npy", "--slot", "1", "--query", "2", "--output", "o.png"), "--slot is for --mode slot, got --mode query"),
+    (("cloud.npy", "--slot", "1", "--mode", "critical", "--output", "o.png"), "--slot is for --mode slot"),
+    ((".", "--output", "o.png"), "Files are expected, got the folder ."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(visualize, "check_rendering", lambda: None)
+    rng = np.random.default_rng(0)
+    np.save("nan.npy", np.where(np.arange(150) == 7, np.nan, rng.random(150)).reshape(50, 3))
+    np.save("empty.npy", np.zeros((0, 3)))
+    np.save("few.npy", rng.random((10, 3)))
+    Path("fake.off").write_text("hello")
+    Path("shape.xyzq").write_text("1 2 3\n")
+    before = sorted(Path().iterdir())
+    code, out, error = run(capsys, *arguments, "--checkpoint", weights)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert out == ""
+    assert sorted(Path().iterdir()) == before
+
+
+def test_no_display(files, weights, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    code, _, error = run(capsys, files[1], "--checkpoint", weights)
+    assert code == 2
+    assert "There is no display to open a window on" in error
+    assert "--output picture.png" in error
+
+
+def test_a_read_only_folder(files, weights, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who can write anywhere
+    code, _, error = run(capsys, files[1], "--checkpoint", weights, "--output", tmp_path / "o.png")
+    assert (code, error) == (2, f"pcea: error: The folder {tmp_path} cannot be written to.\n")
+
+
+def test_a_checkpoint_that_is_none(files, tmp_path, capsys) -> None:
+    (tmp_path / "bad.ckpt").write_bytes(b"hello")
+    code, _, error = run(capsys, files[1], "--checkpoint", tmp_path / "bad.ckpt", "--output", tmp_path / "o.ply")
+    assert code == 2
+    assert "bad.ckpt is not a checkpoint" in error
+
+
+def test_a_result_can_be_read_again(files, weights, tmp_path, capsys) -> None:
+    run(capsys, files[0], "--checkpoint", weights, "--num_points", 120, "--output", tmp_path / "box.ply")
+    table = read_file(tmp_path / "box.ply")
+    assert np.asarray(table).shape == (120, 6)
+    assert np.abs(np.asarray(table)[:, :3]).max(0) == pytest.approx([0.5, 1, 1.5], abs=0.05)

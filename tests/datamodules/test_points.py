@@ -1,0 +1,360 @@
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pcea.datamodules.points import (
+    FolderDataModule,
+    ModelNet10DataModule,
+    ModelNet40DataModule,
+    PointCloudDataModule,
+    PyGDataModule,
+    ScanObjectNNDataModule,
+    ShapesDataModule,
+    stratified_sample,
+)
+from pcea.datasets.batches import CloudBatch
+from pcea.datasets.points import PointClouds
+from pcea.tasks.point_classification import ClassificationTask
+from pcea.transforms.points import RandomJitter
+
+NUM_CLASSES = 3
+
+
+class NumberedClouds(PointCloudDataModule):
+    """30 training and 11 test clouds of 3 classes; all coordinates of cloud i are i."""
+
+    def load(self, split):
+        count = 30 if split == "train" else 11
+        points = torch.arange(float(count)).view(-1, 1, 1).expand(count, self.num_points, 3).clone()
+        names = [f"class {c}" for c in range(NUM_CLASSES)]
+        normals = -points if self.with_normals else None
+        return PointClouds(points, torch.arange(count) % NUM_CLASSES, class_names=names, normals=normals)
+
+
+def attach(data: PointCloudDataModule, *, world_size: int = 1, rank: int = 0, training: bool = False) -> Any:
+    """Give the data module what it asks of a trainer."""
+    data.trainer = SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        training=training,
+        fit_loop=SimpleNamespace(total_batch_idx=0),
+    )
+    return data.trainer
+
+
+def cloud_numbers(loader, epoch=0) -> list[list[int]]:
+    if loader.sampler is not None and hasattr(loader.sampler, "set_epoch"):
+        loader.sampler.set_epoch(epoch)
+    return [batch.points[:, 0, 0].int().tolist() for batch in loader]
+
+
+@pytest.fixture
+def seed_everything(monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    return lambda seed: monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+
+
+def test_constructors_touch_no_disk(tmp_path):
+    def make():
+        raise AssertionError("made in the constructor")
+
+    root = str(tmp_path / "missing")
+    for data in (
+        ModelNet40DataModule(root),
+        ModelNet10DataModule(root),
+        ScanObjectNNDataModule(root),
+        FolderDataModule(root),
+        PyGDataModule(make, make),
+        ShapesDataModule(),
+    ):
+        assert data.sets == {}
+        assert data.class_names == ()
+    with pytest.raises(FileNotFoundError, match="pcea download modelnet40"):
+        ModelNet40DataModule(root).setup("fit")
+
+
+def test_stratified_sample_by_hand():
+    label = torch.tensor([0] * 10 + [1] * 4 + [2] * 2 + [3])
+    chosen = stratified_sample(label, 0.25, seed=0)
+    # round(2.5) = 2, 1, at least one of two, and never the only one (round(0.25) = 0)
+    assert label[chosen].bincount(minlength=4).tolist() == [2, 1, 1, 0]
+
+
+def test_stratified_sample_is_seeded_and_chooses_anybody():
+    label = torch.arange(200) % 4
+    assert torch.equal(stratified_sample(label, 0.1, seed=3), stratified_sample(label, 0.1, seed=3))
+    drawn = torch.stack([stratified_sample(label, 0.1, seed=seed) for seed in range(150)])
+    assert (drawn.sum(1) == 4 * round(0.1 * 50)).all()
+    assert drawn.any(0).all()
+    assert not stratified_sample(label, 0.0, seed=0).any()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_val_fraction_out_of_range(fraction):
+    with pytest.raises(ValueError, match=f"val_fraction must be in 0..1, below 1, got {fraction}"):
+        NumberedClouds(val_fraction=fraction)
+
+
+def test_validation_is_held_out_of_training():
+    data = NumberedClouds(batch_size=4, num_points=5, val_fraction=0.2)
+    attach(data)
+    data.setup("fit")
+    train, val = (data.sets[name].points[:, 0, 0].int().tolist() for name in ("train", "val"))
+    assert sorted(train + val) == list(range(30))
+    assert data.sets["val"].label.bincount().tolist() == [2, 2, 2]
+    assert cloud_numbers(data.val_dataloader()) == [val]
+    other = NumberedClouds(num_points=5, val_fraction=0.2, split_seed=1)
+    other.setup("fit")
+    assert other.sets["val"].points[:, 0, 0].int().tolist() != val
+
+
+def test_no_validation_without_a_fraction():
+    data = NumberedClouds(batch_size=4, num_points=5, val_fraction=0)
+    data.setup("fit")
+    assert len(data.sets["train"]) == 30
+    assert data.val_dataloader() == []
+
+
+def test_only_the_splits_of_the_stage_are_read_and_once():
+    data = NumberedClouds(num_points=5)
+    data.setup("test")
+    assert list(data.sets) == ["test"]
+    test = data.sets["test"]
+    data.setup("test")
+    data.setup("fit")
+    assert data.sets["test"] is test
+    assert list(data.sets) == ["test", "train", "val"]
+    train = data.sets["train"]
+    data.setup("validate")
+    assert data.sets["train"] is train
+
+
+def test_batches_have_one_size_and_the_small_last_one_is_dropped(seed_everything):
+    data = NumberedClouds(batch_size=7, num_points=5, with_normals=True, val_fraction=0)
+    attach(data)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [tuple(batch.points.shape) for batch in batches] == [(7, 5, 3)] * 4
+    assert all(torch.equal(batch.normals, -batch.points) for batch in batches)
+    assert all(torch.equal(batch.label, batch.points[:, 0, 0].long() % NUM_CLASSES) for batch in batches)
+
+
+def test_test_and_predict_see_every_cloud_in_order():
+    data = NumberedClouds(batch_size=4, num_points=5)
+    attach(data)
+    data.setup("test")
+    expected = [list(range(8)), [8, 9, 10]]
+    assert cloud_numbers(data.test_dataloader()) == expected
+    assert cloud_numbers(data.predict_dataloader()) == expected
+
+
+class Echo(L.LightningModule):
+    def forward(self, batch):
+        return batch.label
+
+
+def test_the_trainer_predicts():
+    """Lightning makes loaders for prediction again, from the keywords of those that it is given."""
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    labels = trainer.predict(Echo(), datamodule=NumberedClouds(batch_size=4, num_points=5))
+    assert torch.equal(torch.cat(labels), torch.arange(11) % NUM_CLASSES)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_processes_test_every_cloud_once(world_size):
+    numbers = []
+    for rank in range(world_size):
+        data = NumberedClouds(batch_size=2, num_points=2)
+        attach(data, world_size=world_size, rank=rank)
+        data.setup("test")
+        numbers += [number for batch in cloud_numbers(data.test_dataloader()) for number in batch]
+    assert sorted(numbers) == list(range(11))
+
+
+def test_order_follows_seed_and_epoch_alone(seed_everything):
+    def order(seed, epoch):
+        seed_everything(seed)
+        torch.manual_seed(torch.initial_seed() + 1)  # the global generator must not matter
+        data = NumberedClouds(batch_size=5, num_points=2, val_fraction=0)
+        attach(data)
+        data.setup("fit")
+        return cloud_numbers(data.train_dataloader(), epoch)
+
+    first = order(0, 0)
+    assert sorted(number for numbers in first for number in numbers) == list(range(30))
+    assert order(0, 0) == first
+    assert order(0, 1) != first
+    assert order(1, 0) != first
+
+
+def test_two_processes_share_each_batch_of_one():
+    def batches(batch_size, world_size, rank):
+        data = NumberedClouds(batch_size=batch_size, num_points=2, val_fraction=0)
+        attach(data, world_size=world_size, rank=rank)
+        data.setup("fit")
+        return cloud_numbers(data.train_dataloader(), epoch=3)
+
+    whole, *halves = batches(6, 1, 0), batches(3, 2, 0), batches(3, 2, 1)
+    assert len(whole) == 5
+    for i in range(5):
+        assert sorted(halves[0][i] + halves[1][i]) == sorted(whole[i])
+
+
+def test_augmentation_follows_seed_batch_and_rank_alone(seed_everything):
+    def augmented(seed=0, step=0, rank=0, world_size=1, training=True):
+        seed_everything(seed)
+        torch.manual_seed(torch.initial_seed() + 1)
+        data = NumberedClouds(num_points=5, augment=[RandomJitter()])
+        trainer = attach(data, world_size=world_size, rank=rank, training=training)
+        trainer.fit_loop.total_batch_idx = step
+        return data.on_after_batch_transfer(CloudBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).points
+
+    first = augmented()
+    assert torch.equal(augmented(), first)
+    assert augmented(training=False).eq(0).all()
+    others = [augmented(seed=1), augmented(step=1), augmented(rank=1, world_size=2), augmented(1, 1, 1, 2)]
+    for other in others:
+        assert not torch.equal(other, first)
+
+
+def test_evaluation_has_transforms_of_its_own():
+    data = NumberedClouds(num_points=5, augment=[RandomJitter()], evaluate=[lambda batch: batch._replace(label=None)])
+    attach(data)
+    assert data.on_after_batch_transfer(CloudBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).label is None
+
+
+def test_too_few_clouds_for_a_batch():
+    data = NumberedClouds(batch_size=16, num_points=2, val_fraction=0)
+    attach(data, world_size=2)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"batch_size=16 on 2 devices needs at least as many training clouds, got 30"):
+        data.train_dataloader()
+
+
+class Linear(nn.Module):
+    """Mean point, and mean normal where there are any, to logits."""
+
+    def __init__(self, num_classes, channels=3):
+        super().__init__()
+        self.num_classes, self.linear = num_classes, nn.Linear(channels, num_classes)
+
+    def forward(self, points, features=None, **_):
+        self.seen = features
+        return self.linear((points if features is None else torch.cat([points, features], -1)).mean(1))
+
+
+def trainer(**options):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return L.Trainer(**quiet, enable_model_summary=False, **options)
+
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def test_num_classes_that_do_not_fit_the_data():
+    message = r"The data has 3 classes, but the network has num_classes=4. Set .*num_classes to 3"
+    with pytest.raises(ValueError, match=message):
+        trainer(max_steps=1).fit(ClassificationTask(Linear(4), SGD), datamodule=NumberedClouds(num_points=2))
+
+
+def test_normals_reach_the_network_where_asked_for():
+    for with_normals in (True, False):
+        network = Linear(3, channels=6 if with_normals else 3)
+        data = NumberedClouds(batch_size=4, num_points=2, with_normals=with_normals)
+        trainer(max_epochs=1).test(ClassificationTask(network, SGD), datamodule=data, verbose=False)
+        assert (network.seen is not None) == with_normals
+        if with_normals:
+            assert network.seen[:, 0, 0].tolist() == [-8, -9, -10]
+
+
+def test_modelnet40_in_a_folder(tmp_path):
+    folder = tmp_path / "modelnet40_ply_hdf5_2048"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    (folder / "shape_names.txt").write_text("".join(f"shape{i}\n" for i in range(40)))
+    for split, count in (("train", 60), ("test", 7)):
+        (folder / f"{split}_files.txt").write_text(f"data/modelnet40_ply_hdf5_2048/{split}0.h5\n")
+        with h5py.File(folder / f"{split}0.h5", "w") as file:
+            file["data"] = rng.random((count, 2048, 3), dtype=np.float32)
+            file["label"] = (np.arange(count, dtype=np.uint8) % 5)[:, None]
+    data = ModelNet40DataModule(str(tmp_path), batch_size=11, num_points=13)
+    attach(data)
+    data.setup("fit")
+    data.setup("test")
+    assert data.class_names == tuple(f"shape{i}" for i in range(40))
+    assert {name: len(clouds) for name, clouds in data.sets.items()} == {"train": 55, "val": 5, "test": 7}
+    batch = next(iter(data.train_dataloader()))
+    assert batch.points.shape == (11, 13, 3)
+    assert batch.label.shape == (11,)
+    assert batch.label.dtype == torch.int64
+    assert batch.normals is None
+
+
+def test_a_folder_of_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("key", "mug"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            np.save(tmp_path / name / f"{i}.npy", rng.random((17, 3)) * [1, 2, 3])
+    options = {"batch_size": 4, "num_points": 11, "val_fraction": 0.25, "test_fraction": 0.2}
+    data = FolderDataModule(str(tmp_path), **options)
+    data.setup("fit")
+    data.setup("test")
+    assert data.class_names == ("key", "mug")
+    assert {name: len(clouds) for name, clouds in data.sets.items()} == {"train": 12, "val": 4, "test": 4}
+    assert data.sets["test"].points.shape == (4, 11, 3)
+    z_up = FolderDataModule(str(tmp_path), **options, up="z")
+    z_up.setup("test")
+    x, y, z = data.sets["test"].points.unbind(-1)
+    torch.testing.assert_close(z_up.sets["test"].points, torch.stack([x, z, -y], dim=-1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
+def test_any_pyg_dataset():
+    from torch_geometric.data import Data
+
+    def make(count):
+        return [Data(pos=torch.randn(19, 3), y=torch.tensor([i % 2])) for i in range(count)]
+
+    data = PyGDataModule(partial(make, 20), partial(make, 6), batch_size=4, num_points=13, val_fraction=0.2)
+    attach(data)
+    data.setup("fit")
+    data.setup("test")
+    assert {name: len(clouds) for name, clouds in data.sets.items()} == {"train": 16, "val": 4, "test": 6}
+    batch = next(iter(data.train_dataloader()))
+    assert batch.points.shape == (4, 13, 3)
+    torch.testing.assert_close(batch.points.norm(dim=-1).amax(1), torch.ones(4))
+    assert data.sets["test"].label.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "data", [PyGDataModule(list, list, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
+)
+def test_normals_that_are_not_there(data):
+    with pytest.raises(ValueError, match=r"set data\.init_args\.with_normals to false"):
+        data.setup("test")
+
+
+def test_shapes_of_every_split():
+    data = ShapesDataModule(num_train=24, num_val=12, num_test=13, num_points=32, batch_size=5)
+    attach(data)
+    data.setup("fit")
+    assert {name: len(clouds) for name, clouds in data.sets.items()} == {"train": 24, "val": 12}
+    data.setup("test")
+    assert len(data.sets["test"]) == 13
+    batch = next(iter(data.train_dataloader()))
+    assert batch.points.shape == (5, 32, 3)
+    assert batch.normals is None
+    assert len(data.class_names) == 12
+    again = ShapesDataModule(num_train=24, num_val=12, num_points=32, with_normals=True)
+    again.setup("validate")
+    assert torch.equal(again.sets["val"].points, data.sets["val"].points)
+    assert not torch.equal(data.sets["val"].points, data.sets["train"].points[:12])
+    torch.testing.assert_close(again.sets["val"].normals.norm(dim=-1), torch.ones(12, 32))

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcea.datasets.batches import IGNORE
+from pcea.datasets.mask_folder import has_masks_split, read_class_names, read_folder_masks
+
+
+def write(root, *names, mask=(0, 1, 255)):
+    """An image and a mask for each name, such as `train/a`."""
+    for name in names:
+        for kind, suffix, values in (("images", "jpg", (9, 9, 9)), ("masks", "png", mask)):
+            path = root / kind / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.array([values], dtype=np.uint8)).save(path)
+    return root
+
+
+def names(files):
+    return [path.stem for path in files.images]
+
+
+def test_a_folder_without_splits(tmp_path):
+    write(tmp_path, "b", "a")
+    assert not has_masks_split(tmp_path)
+    files = read_folder_masks(tmp_path, "train", num_classes=2)
+    assert names(files) == ["a", "b"]
+    image, mask = files[0]
+    assert image.shape == (3, 1, 3)
+    assert mask.tolist() == [[0, 1, IGNORE]]
+    assert files.class_names == ("class 0", "class 1")
+
+
+def test_splits_are_folders(tmp_path):
+    write(tmp_path, "train/a", "train/b", "val/c")
+    assert has_masks_split(tmp_path)
+    assert names(read_folder_masks(tmp_path, "train", num_classes=2)) == ["a", "b"]
+    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["c"]
+    assert read_folder_masks(tmp_path, "val", num_classes=2) is None
+    write(tmp_path, "test/d")
+    assert names(read_folder_masks(tmp_path, "val", num_classes=2)) == ["c"]
+    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["d"]
+
+
+def test_splits_are_lists(tmp_path):
+    write(tmp_path, "a", "b", "c", "left over")
+    (tmp_path / "train.txt").write_text("b\na.jpg\n")
+    with pytest.raises(FileNotFoundError, match=r", by its lists, has train, but not a `test` or a `val`"):
+        read_folder_masks(tmp_path, "test", num_classes=2)
+    (tmp_path / "test.txt").write_text("c\n")
+    assert has_masks_split(tmp_path)
+    assert names(read_folder_masks(tmp_path, "train", num_classes=2)) == ["b", "a"]
+    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["c"]
+    assert read_folder_masks(tmp_path, "val", num_classes=2) is None
+    (tmp_path / "test.txt").write_text("c\nd\n")
+    with pytest.raises(FileNotFoundError, match=r"test\.txt names d, but there is no such file in .*images"):
+        read_folder_masks(tmp_path, "test", num_classes=2)
+
+
+def test_classes_have_names(tmp_path):
+    write(tmp_path, "a")
+    (tmp_path / "classes.yaml").write_text("- background\n- on\n- 007\n")
+    files = read_folder_masks(tmp_path, "train")
+    assert files.class_names == ("background", "on", "007")
+    with pytest.raises(ValueError, match=r"classes\.yaml names 3 classes, but num_classes is 2"):
+        read_class_names(tmp_path / "classes.yaml", 2)
+
+
+@pytest.mark.parametrize("content", ["a: 1", "", "- a\n- a", "- [a]", "- a\n - b: ["])
+def test_names_that_are_none(tmp_path, content):
+    (tmp_path / "classes.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"classes\.yaml (must be a list of different names|is not YAML)"):
+        read_class_names(tmp_path / "classes.yaml", None)
+
+
+@pytest.mark.parametrize("num_classes", [None, 0])
+def test_no_classes(tmp_path, num_classes):
+    with pytest.raises(ValueError, match=r"num_classes is not given and there is no .*classes\.yaml"):
+        read_class_names(tmp_path / "classes.yaml", num_classes)
+
+
+def test_the_ignored_value_is_an_option(tmp_path):
+    write(tmp_path, "a", mask=(0, 1, 2))
+    assert read_folder_masks(tmp_path, "train", num_classes=3, ignore_value=1)[0][1].tolist() == [[0, IGNORE, 2]]
+    assert read_folder_masks(tmp_path, "train", num_classes=2, ignore_value=2)[0][1].tolist() == [[0, 1, IGNORE]]
+    with pytest.raises(ValueError, match=r"a\.png has the value 2 .* Classes are 0\.\.1, ignored values are none"):
+        read_folder_masks(tmp_path, "train", num_classes=2, ignore_value=None)[0]
+
+
+def test_images_and_masks_that_do_not_match(tmp_path):
+    write(tmp_path, "a", "b")
+    (tmp_path / "masks" / "b.png").rename(tmp_path / "masks" / "B.png")
+    with pytest.raises(ValueError, match=r"images/b\.jpg has no mask of the same name"):
+        read_folder_masks(tmp_path, "train", num_classes=2)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError, match=r"No files in .*masks that end in \.png"):
+        read_folder_masks(tmp_path, "train", num_classes=2)
+    with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere/images"):
+        read_folder_masks(tmp_path / "nowhere", "train", num_classes=2)

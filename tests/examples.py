@@ -1,0 +1,189 @@
+"""What several tests share: tiny recipes and networks, files made by hand, and the command line as a user meets it."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from pcea.cli import main
+from pcea.inference.networks import TrainedImageNetwork, TrainedNetwork
+from pcea.io.points import normalize_points
+from pcea.models.point_segmenter import eat_part_segmenter
+
+TINY = """\
+seed_everything: 0
+trainer: {default_root_dir: ROOT, max_epochs: 2, accelerator: cpu, enable_progress_bar: false}
+checkpoint: {monitor: val/overall_accuracy}
+model:
+  class_path: pcea.tasks.ClassificationTask
+  init_args:
+    network:
+      class_path: pcea.models.eat_classifier
+      init_args:
+        {num_classes: 12, dim: 16, num_centers: [16, 8], num_neighbors: 4, memory_units: 8, out_channels: 32,
+         widths: [16, 8]}
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
+    scheduler: {class_path: pcea.tasks.OneCycle, init_args: {max_lr: 0.01}}
+data:
+  class_path: pcea.datamodules.ShapesDataModule
+  init_args:
+    {num_train: 48, num_val: 12, num_test: 24, num_points: 32, batch_size: 12,
+     augment: [{class_path: pcea.transforms.RandomScale}]}
+"""
+
+
+def run(capsys, *arguments):
+    """Exit code, output and errors of a command."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def assert_one_line(result, *words):
+    code, _, errors = result
+    message = [line for line in errors.splitlines() if line.startswith("pcea: error:")]
+    assert code == 2
+    assert len(message) == 1
+    assert "Traceback" not in errors
+    for word in words:
+        assert word in message[0]
+
+
+def recipe(name, folder, network):
+    """Options that shrink a shipped recipe to two epochs of a tiny network."""
+    options = {
+        "trainer.default_root_dir": folder / "runs",
+        "trainer.max_epochs": 2,
+        "trainer.precision": 32,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "data.init_args.root": folder / "data",
+        **{f"model.init_args.network.init_args.{key}": value for key, value in network.items()},
+    }
+    return ["--config", name, *(f"--{key}={value}" for key, value in options.items())]
+
+
+PART_SIZES = {"dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32, "widths": (16, 8), "dropout": 0.0}
+
+
+# The classes of a category need not be neighbours.
+PARTS = {"tower": (1, 3), "bar": (0, 2, 4)}
+
+
+PART_NAMES = ("bar/left", "tower/foot", "bar/middle", "tower/head", "bar/right")
+
+
+NUM_POINTS = 64
+
+
+def true_parts(points, category):
+    """Classes (..., N) of normalised points (..., N, 3)."""
+    if category == "tower":
+        return torch.tensor(PARTS["tower"])[(points[..., 1] > 0).long()]
+    return torch.tensor(PARTS["bar"])[1 + (points[..., 0] > 0.3).long() - (points[..., 0] < -0.3).long()]
+
+
+@contextmanager
+def one_thread():
+    """For what trains before a test's own fixture sets it: the same numbers on every machine, and less waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+@one_thread()
+def trained_on_parts() -> TrainedNetwork:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = eat_part_segmenter(5, 2, **PART_SIZES)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(80):
+        points = normalize_points(torch.rand(16, NUM_POINTS, 3, generator=generator))
+        category = torch.arange(16) % 2
+        label = torch.stack([true_parts(p, list(PARTS)[c]) for p, c in zip(points, category)])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(points, category=category).flatten(0, 1), label.flatten()).backward()
+        optimizer.step()
+    return TrainedNetwork(network.eval(), PART_NAMES, NUM_POINTS, PARTS)
+
+
+POINT_SIZES = {"dim": 16, "num_centers": (16, 8), "num_neighbors": 4, "memory_units": 8, "out_channels": 32,
+         "widths": (16, 8)}  # fmt: skip
+
+
+PLY_VERTICES = [(0, 0, 0), (2, 0, 0), (2, 1, 0), (0, 1, 0), (1, 0.5, 3)]
+
+
+PLY_HOUSE = [(0, 1, 2, 3), (0, 1, 4), (1, 2, 4), (2, 3, 4), (3, 0, 4)]  # a floor and a roof
+
+
+PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+def make_ply(kind, faces, *, faces_first=False, newline="\n", name="vertex_indices"):
+    """A file with a colour and a list beside what is wanted, and an element behind."""
+    order = PLY_ORDERS[kind]
+    vertex = ["element vertex 5", "property float x", "property uchar red", "property double y", "property float z"]
+    face = [f"element face {len(faces)}", f"property list uchar int {name}", "property uchar red"]
+    elements = [face, vertex] if faces_first else [vertex, face]
+    header = ["ply", f"format {kind} 1.0", "comment made by hand", *elements[0], *elements[1]]
+    header += ["element edge 1", "property int vertex1", "property int vertex2", "end_header", ""]
+    blocks = [
+        [("fBdf", (x, 7, y, z)) for x, y, z in PLY_VERTICES],
+        [(f"B{len(f)}iB", (len(f), *f, 9)) for f in faces],
+    ]
+    rows = [*(blocks[::-1] if faces_first else blocks), [("ii", (0, 1))]]
+    if order:
+        body = b"".join(struct.pack(order + code, *row) for block in rows for code, row in block)
+    else:
+        body = "".join(" ".join(map(str, row)) + newline for block in rows for _, row in block).encode()
+    return newline.join(header).encode() + body
+
+
+class MeanColor(nn.Module):
+    """Its features are the mean colour, 0..1, and so are its logits, times 100; three classes."""
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes, bias=False)
+        self.head.weight.data = 100 * torch.eye(num_classes, 3)
+
+    def forward(self, images):
+        return self.head(images.mean((2, 3)))
+
+
+def trained_on_colors(network=None, **options):
+    names = {"class_names": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3, "image_size": ()}
+    return TrainedImageNetwork(network or MeanColor(), **{**names, "labels_pixels": False, **options})
+
+
+def color_images(rows):
+    """Images of one colour each."""
+    return torch.tensor(rows, dtype=torch.uint8).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
+
+
+REAL_COLORS = [[100, 0, 0], [200, 0, 0], [0, 100, 0], [0, 200, 0], [0, 0, 250]]
+
+
+COLOR_LABEL = torch.tensor([0, 0, 1, 1, 2])
+
+
+def run_visualize(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main(["visualize", *map(str, arguments)])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

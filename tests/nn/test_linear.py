@@ -1,0 +1,32 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pcea.nn import linear as module
+from pcea.nn.linear import linear
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [32, 35])  # a multiple of the images, and none
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_it_equals_the_product_of_torch(monkeypatch, threads, rows, has_bias) -> None:
+    monkeypatch.setattr(module, "_SMALL", 0)
+    torch.set_num_threads(threads)
+    tokens = torch.randn(2, rows, 5, requires_grad=True)
+    weight = torch.randn(3, 5, requires_grad=True)
+    bias = torch.randn(3, requires_grad=True) if has_bias else None
+    inputs = [tokens, weight, *([bias] if has_bias else [])]
+    out, expected = linear(tokens, weight, bias), F.linear(tokens, weight, bias)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    for ours, theirs in zip(torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_products_go_to_onednn(threads) -> None:
+    torch.set_num_threads(threads)
+    tokens, weight = torch.randn(2, 1024, 256), torch.randn(64, 256)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        linear(tokens, weight)
+    assert any("mkldnn_convolution" in event.key for event in profile.key_averages())

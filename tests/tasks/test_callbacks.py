@@ -1,0 +1,99 @@
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+from pcea import eat_classifier, eat_part_segmenter
+from pcea.datamodules.parts import ShapesPartsDataModule
+from pcea.datamodules.points import ShapesDataModule
+from pcea.tasks.callbacks import LogClouds
+from pcea.tasks.point_classification import ClassificationTask
+from pcea.tasks.point_segmentation import SegmentationTask
+from pcea.visualization import palette
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+SIZES = {"dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32, "widths": (16, 8)}
+DATA = {"num_train": 8, "num_val": 4, "num_test": 6, "num_points": 64, "batch_size": 4}
+
+
+def fit(root: Path, task: L.LightningModule, data: L.LightningDataModule, *callbacks: L.Callback) -> L.Trainer:
+    L.seed_everything(1)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=4, logger=TensorBoardLogger(root, name="", version=""), callbacks=list(callbacks),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=root,
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=data)
+    return trainer
+
+
+def segmentation() -> tuple[L.LightningModule, L.LightningDataModule]:
+    data = ShapesPartsDataModule(**DATA)
+    data.setup("test")
+    network = eat_part_segmenter(len(data.class_names), len(data.parts), **SIZES)
+    return SegmentationTask(network, SGD), ShapesPartsDataModule(**DATA)
+
+
+def classification() -> tuple[L.LightningModule, L.LightningDataModule]:
+    data = ShapesDataModule(**DATA)
+    data.setup("test")
+    network = eat_classifier(len(data.class_names), num_centers=(32, 16), **SIZES)
+    return ClassificationTask(network, SGD), ShapesDataModule(**DATA)
+
+
+def logged(root: Path) -> dict[str, list[tuple[int, torch.Tensor]]]:
+    """What TensorBoard would show: for every tag the steps and arrays."""
+    events = EventAccumulator(str(root), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [(e.step, torch.tensor(tensor_util.make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+
+
+def test_a_segmenter_logs_predicted_and_true_parts(tmp_path: Path) -> None:
+    task, data = segmentation()
+    fit(tmp_path, task, data, LogClouds(every_n_epochs=2, num_clouds=3))
+    tags = logged(tmp_path)
+    names = {tag.rpartition("_")[0] for tag in tags}
+    assert names == {f"cloud {i}, {what}" for i in range(3) for what in ("predicted", "true")}
+    # Epochs 2 and 4 of two batches each; the truth once, before the first.
+    assert {tuple(step for step, _ in tags[tag]) for tag in tags if "predicted" in tag} == {(4, 8)}
+    assert {tuple(step for step, _ in tags[tag]) for tag in tags if "true" in tag} == {(0,)}
+    # Clouds 0, 2 and 4 of the test split, in the colours of their true parts.
+    clouds = data.sets["test"].__getitems__([0, 2, 4])
+    arrays = [[array for _, array in tags[tag]] for tag in tags if tag.startswith("cloud 1, true")]
+    points, colors = sorted((a[0][0] for a in arrays), key=lambda a: a.max())  # in -1..1 and 0..255
+    torch.testing.assert_close(points, clouds.points[1])
+    parts = torch.tensor(list(data.parts.values())[clouds.category[1]])
+    place = (clouds.label[1][:, None] == parts).int().argmax(1)
+    assert torch.equal(colors.to(torch.uint8), palette(len(parts))[place])
+
+
+def test_a_classifier_logs_its_strongest_slots(tmp_path: Path) -> None:
+    task, data = classification()
+    fit(tmp_path, task, data, LogClouds(every_n_epochs=3, num_clouds=20))
+    tags = logged(tmp_path)
+    assert {tag.rpartition("_")[0] for tag in tags} == {f"cloud {i}, strongest slot" for i in range(6)}
+    assert {step for values in tags.values() for step, _ in values} == {6}
+
+
+@pytest.mark.parametrize("make", [segmentation, classification])
+def test_training_is_the_same_with_and_without(make, tmp_path: Path) -> None:
+    states = []
+    for name, callbacks in (("with", [LogClouds(every_n_epochs=1)]), ("without", [])):
+        torch.manual_seed(0)
+        task, data = make()
+        fit(tmp_path / name, task, data, *callbacks)
+        assert task.training
+        states.append(task.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="must be positive, got 0 and 4"):
+        LogClouds(every_n_epochs=0)
