@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pcea.datamodules.images import CIFAR10DataModule, ImageDataModule
 from pcea.datamodules.masks import CamVidDataModule
-from pcea.datamodules.objects import DetectionDataModule, InstanceFolderDataModule, VocDetectionDataModule
+from pcea.datamodules.objects import ObjectDataModule, ObjectFolderDataModule, VocObjectDataModule
 from pcea.datasets.batches import IGNORE
 from pcea.inference.images import classify_picture, label_pixels
 from pcea.inference.networks import TrainedDetector, TrainedImageNetwork, load_network
@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="Folder of the data.")
     parser.add_argument("--runs", type=Path, help="Folder of the runs; that of the configurations by default.")
     options = parser.parse_args()
-    cells = VocDetectionDataModule(str(options.root / "BCCD"), class_names=("RBC", "WBC", "Platelets"))
-    drawings: dict[str, tuple[ImageDataModule | DetectionDataModule, Callable, Sequence[int]]] = {
+    cells = VocObjectDataModule(str(options.root / "BCCD"), class_names=("RBC", "WBC", "Platelets"))
+    drawings: dict[str, tuple[ImageDataModule | ObjectDataModule, Callable, Sequence[int]]] = {
         "cifar10_eamlp": (CIFAR10DataModule(str(options.root)), draw_classes, range(0, 10_000, 313)),
         "camvid_eanet50": (CamVidDataModule(str(options.root)), draw_masks, (20, 100, 180)),
         "bccd_fasterrcnn_ea": (cells, draw_boxes, (3, 30, 60)),
-        "dsb2018_maskrcnn_ea": (InstanceFolderDataModule(str(options.root / "dsb2018")), draw_boxes, (5, 40, 100)),
+        "dsb2018_maskrcnn_ea": (ObjectFolderDataModule(str(options.root / "dsb2018")), draw_boxes, (5, 40, 100)),
     }
     for name in options.names or drawings:
         data, draw, chosen = drawings[name]

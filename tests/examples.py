@@ -20,7 +20,7 @@ seed_everything: 0
 trainer: {default_root_dir: ROOT, max_epochs: 2, accelerator: cpu, enable_progress_bar: false}
 checkpoint: {monitor: val/overall_accuracy}
 model:
-  class_path: pcea.tasks.ClassificationTask
+  class_path: pcea.tasks.PointClassificationTask
   init_args:
     network:
       class_path: pcea.models.eat_classifier

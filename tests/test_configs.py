@@ -11,11 +11,11 @@ from torchvision import models
 
 from pcea.datamodules.images import ImageDataModule
 from pcea.datamodules.masks import MaskDataModule
-from pcea.datamodules.objects import DetectionDataModule, InstanceFolderDataModule
+from pcea.datamodules.objects import ObjectDataModule, ObjectFolderDataModule
 from pcea.datamodules.parts import PartDataModule
-from pcea.datasets.batches import CloudBatch, ImageBatch, normalize
+from pcea.datasets.batches import ImageBatch, PointBatch, normalize
 from pcea.datasets.images import ImageTensors, TransformedImages
-from pcea.datasets.objects import ObjectImages, TransformedObjects
+from pcea.datasets.objects import ObjectDataset, TransformedObjects
 from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS
 from pcea.datasets.shapes import PARTS
 from pcea.io.configs import config_names, config_path
@@ -53,7 +53,7 @@ def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
     if isinstance(task, GenerationTask):
         check_generation(task, data)
         return
-    if isinstance(data, DetectionDataModule):
+    if isinstance(data, ObjectDataModule):
         check_objects(task, data)
         return
     if isinstance(data, ImageDataModule):
@@ -61,7 +61,7 @@ def test_it_builds_a_network_for_its_data(name, tmp_path, monkeypatch):
         return
     points, normals = F.normalize(torch.randn(2, 2, data.num_points, 3), dim=-1)
     per_point = isinstance(data, PartDataModule)
-    batch = CloudBatch(
+    batch = PointBatch(
         points,
         torch.zeros(points.shape[: 1 + per_point], dtype=torch.int64),
         normals if data.with_normals else None,
@@ -99,7 +99,7 @@ def check_images(task, data):
         assert task.eval()(crop).shape == expected
 
 
-class Objects(ObjectImages):
+class Objects(ObjectDataset):
     """One picture with two objects."""
 
     image_names, has_masks = ("one",), True
@@ -116,7 +116,7 @@ class Objects(ObjectImages):
 def check_objects(task, data):
     """The network learns from images and objects of the data, and detects."""
     batch = TransformedObjects(Objects(), data.train_transforms, seed=1).__getitems__([0])
-    assert task.has_masks <= getattr(data, "masks", isinstance(data, InstanceFolderDataModule))
+    assert task.has_masks <= getattr(data, "masks", isinstance(data, ObjectFolderDataModule))
     task.network.transform.min_size, task.network.transform.max_size = (64,), 96
     losses = task.network([image / 255 for image in batch.images], batch.targets)
     assert all(loss.isfinite() for loss in losses.values())

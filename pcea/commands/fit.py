@@ -27,9 +27,9 @@ from pcea.tasks.base import Task
 from pcea.tasks.detection import DetectionTask  # noqa: F401
 from pcea.tasks.generation import GenerationTask  # noqa: F401
 from pcea.tasks.image_classification import ImageClassificationTask  # noqa: F401
-from pcea.tasks.image_segmentation import SemanticSegmentationTask  # noqa: F401
-from pcea.tasks.point_classification import ClassificationTask  # noqa: F401  # Lightning loads only what is imported
-from pcea.tasks.point_segmentation import SegmentationTask  # noqa: F401
+from pcea.tasks.image_segmentation import ImageSegmentationTask  # noqa: F401
+from pcea.tasks.point_classification import PointClassificationTask  # noqa: F401  # Lightning loads only what is imported
+from pcea.tasks.point_segmentation import PointSegmentationTask  # noqa: F401
 
 
 class PceaCLI(LightningCLI):

@@ -38,7 +38,7 @@ from pcea.inference.objects import (
 from pcea.inference.parts import PartPrediction, find_category, predict_parts, read_clouds, write_parts
 from pcea.io.checkpoints import newest_checkpoint
 from pcea.io.configs import runs_folder
-from pcea.io.output_folder import all_or_nothing, check_output
+from pcea.io.output_folder import atomic_folder, check_output
 from pcea.io.points import Points, estimate_normals, load_points, normalize_points, orient
 from pcea.io.readers import import_open3d
 from pcea.models.point_segmenter import PointTransformerSegmenter
@@ -238,7 +238,7 @@ def _print_parts(
     if trained.has_normals:
         clouds = with_normals(clouds, files)
     width = max(len(str(file)) for file in files)
-    with nullcontext() if output is None else all_or_nothing(output) as folder:
+    with nullcontext() if output is None else atomic_folder(output) as folder:
         for file, cloud in zip(files, clouds):
             prediction = predict_parts(
                 cloud, trained, category=category, up=up, points_per_pass=points_per_pass, seed=seed
@@ -255,7 +255,7 @@ def _print_pixels(files: list[Path], trained: TrainedImageNetwork, *, longest_si
         check_output(output, files, endings=ENDINGS)
     check_pictures(files)
     width = max(len(str(file)) for file in files)
-    with nullcontext() if output is None else all_or_nothing(output) as folder:
+    with nullcontext() if output is None else atomic_folder(output) as folder:
         for file in files:
             prediction = label_pixels(read_image(file), trained, longest_side=longest_side)
             print(f"{file!s:{width}}  {_describe_pixels(prediction)}", flush=True)
@@ -271,7 +271,7 @@ def _print_objects(files: list[Path], trained: TrainedDetector, *, threshold: fl
     check_pictures(files)
     width = max(len(str(file)) for file in files)
     found = coco_dataset(trained.class_names, trained.category_ids)
-    with nullcontext() if output is None else all_or_nothing(output) as folder:
+    with nullcontext() if output is None else atomic_folder(output) as folder:
         for file in files:
             prediction = find_objects(read_image(file), trained, threshold=threshold)
             print(f"{file!s:{width}}  {_describe_objects(prediction)}", flush=True)

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler
 from pcea.datamodules.points import batch_seed, global_seed, stratified_sample
 from pcea.datasets.batches import ImageBatch, normalize
 from pcea.datasets.image_folder import Split, has_splits, read_cifar10, read_image_folder
-from pcea.datasets.images import LabelledImages, TransformedImages
-from pcea.datasets.transformed import TransformedSet
+from pcea.datasets.images import ImageDataset, TransformedImages
+from pcea.datasets.transformed import TransformedDataset
 from pcea.transforms.images import ImageTransform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -65,7 +65,7 @@ class SplitDataModule(L.LightningDataModule):
         """List or read one split; None for `val` if the data has none."""
         raise NotImplementedError
 
-    def transformed(self, name: str) -> TransformedSet:
+    def transformed(self, name: str) -> TransformedDataset:
         """One of the sets with its transforms, as `train` or to be measured."""
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class SplitDataModule(L.LightningDataModule):
         return self._loader(self.transformed(name), self.eval_batch_size)
 
     def _loader(
-        self, images: TransformedSet, batch_size: int, sampler: Sampler | None = None, *, drop_last: bool = False
+        self, images: TransformedDataset, batch_size: int, sampler: Sampler | None = None, *, drop_last: bool = False
     ) -> DataLoader:
         return DataLoader(
             images,
@@ -188,7 +188,7 @@ class ImageDataModule(SplitDataModule):
         self.mean, self.std = tuple(mean), tuple(std)
         self.augment = tuple(augment)
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List or read one split; None for `val` if the data has none."""
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.root, self.test_fraction = root, test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
         if has_splits(self.root):
             return read_image_folder(self.root, split)
@@ -257,13 +257,13 @@ class CIFAR10DataModule(ImageDataModule):
         super().__init__(**options)
         self.root = root
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """Read one split."""
         return read_cifar10(self.root, split)
 
 
 class _EpochSampler(DistributedSampler):
-    """Numbers every image anew in every epoch, `index + epoch * length`, as `TransformedSet` wants it."""
+    """Numbers every image anew in every epoch, `index + epoch * length`, as `TransformedDataset` wants it."""
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * len(self.dataset)  # type: ignore[arg-type]

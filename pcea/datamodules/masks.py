@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pcea.datamodules.images import ImageDataModule, check_test_fraction, divide
 from pcea.datasets.image_folder import Split
-from pcea.datasets.images import LabelledImages
-from pcea.datasets.mask_folder import has_masks_split, read_folder_masks
+from pcea.datasets.images import ImageDataset
+from pcea.datasets.mask_folder import has_mask_splits, read_mask_folder
 from pcea.datasets.mask_sets import read_ade20k, read_camvid, read_cityscapes, read_voc2012
 
 
@@ -38,7 +38,7 @@ class VOC2012DataModule(MaskDataModule):
         super().__init__(**options)
         self.root, self.train_split = root, train_split
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
         return None if split == "val" else read_voc2012(self.root, "val" if split == "test" else self.train_split)
 
@@ -55,7 +55,7 @@ class ADE20KDataModule(MaskDataModule):
         super().__init__(**options)
         self.root = root
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
         return None if split == "val" else read_ade20k(self.root, "validation" if split == "test" else "training")
 
@@ -72,7 +72,7 @@ class CityscapesDataModule(MaskDataModule):
         super().__init__(**options)
         self.root = root
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
         return None if split == "val" else read_cityscapes(self.root, "val" if split == "test" else "train")
 
@@ -98,14 +98,14 @@ class CamVidDataModule(MaskDataModule):
         super().__init__(in_memory=in_memory, **options)
         self.root, self.train_split = root, train_split
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
         if split == "train":
             return read_camvid(self.root, self.train_split)
         return None if (split, self.train_split) == ("val", "trainval") else read_camvid(self.root, split)
 
 
-class FolderMasksDataModule(MaskDataModule):
+class MaskFolderDataModule(MaskDataModule):
     """The user's own images and masks, `root/images/x.jpg` and `root/masks/x.png`.
 
     Splits are folders (`images/train`, `masks/train`, ...) or lists (`root/train.txt`, ...) of train, val and test;
@@ -133,9 +133,9 @@ class FolderMasksDataModule(MaskDataModule):
         self.test_fraction = test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Split) -> LabelledImages | None:
+    def load(self, split: Split) -> ImageDataset | None:
         """List the files of one split."""
-        files = read_folder_masks(self.root, split, num_classes=self.num_classes, ignore_value=self.ignore_value)
-        if files is None or has_masks_split(self.root):
+        files = read_mask_folder(self.root, split, num_classes=self.num_classes, ignore_value=self.ignore_value)
+        if files is None or has_mask_splits(self.root):
             return files
         return divide(files, split, test_fraction=self.test_fraction)

@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 from pcea.datamodules.images import SplitDataModule, check_test_fraction, divide
 from pcea.datamodules.points import global_seed
-from pcea.datasets.coco import CocoImages
+from pcea.datasets.coco import CocoObjects
 from pcea.datasets.image_folder import Split
-from pcea.datasets.mask_folder import has_masks_split
-from pcea.datasets.object_folder import read_instance_folder
-from pcea.datasets.objects import ObjectImages, TransformedObjects
-from pcea.datasets.voc_objects import VocImages
+from pcea.datasets.mask_folder import has_mask_splits
+from pcea.datasets.object_folder import read_object_folder
+from pcea.datasets.objects import ObjectDataset, TransformedObjects
+from pcea.datasets.voc_objects import VocObjects
 
 
-class DetectionDataModule(SplitDataModule):
-    """Images of any sizes with the objects in them; batches are `DetectionBatch`es.
+class ObjectDataModule(SplitDataModule):
+    """Images of any sizes with the objects in them; batches are `ObjectBatch`es.
 
     Transforms are called with an image and a dictionary of its objects, as those of `torchvision.transforms.v2` for
     detection want it; see `TransformedObjects`. Training leaves out regions of many objects (`iscrowd`), in which
@@ -34,7 +34,7 @@ class DetectionDataModule(SplitDataModule):
 
     root: str
 
-    def load(self, split: Split) -> ObjectImages | None:
+    def load(self, split: Split) -> ObjectDataset | None:
         """List or read one split; None for `val` if the data has none."""
         raise NotImplementedError
 
@@ -60,7 +60,7 @@ class DetectionDataModule(SplitDataModule):
         return TransformedObjects(self.sets[name], self.eval_transforms)
 
 
-class CocoDataModule(DetectionDataModule):
+class CocoDataModule(ObjectDataModule):
     """COCO 2017, or any set in its format. Its val, on which results are reported, is the test split.
 
     Args:
@@ -73,7 +73,7 @@ class CocoDataModule(DetectionDataModule):
         val_annotations: The JSON file of their objects.
         masks: Whether to read masks.
         keep_empty: Whether to train on images without objects too.
-        **options: Those of `DetectionDataModule`.
+        **options: Those of `ObjectDataModule`.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class CocoDataModule(DetectionDataModule):
             "test": (test_annotations, test_images),
         }
 
-    def load(self, split: Split) -> CocoImages | None:
+    def load(self, split: Split) -> CocoObjects | None:
         """Read the JSON file of one split."""
         annotations, folder = self.paths[split]
         if annotations is None or folder is None:
             return None
-        return CocoImages(
+        return CocoObjects(
             Path(self.root, annotations),
             Path(self.root, folder),
             masks=self.masks,
@@ -131,8 +131,8 @@ class CocoDataModule(DetectionDataModule):
                 )
 
 
-class VocDetectionDataModule(DetectionDataModule):
-    """Pascal VOC 2007 or 2012, or a set in its layout; see `VocImages`.
+class VocObjectDataModule(ObjectDataModule):
+    """Pascal VOC 2007 or 2012, or a set in its layout; see `VocObjects`.
 
     Args:
         root: Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.
@@ -140,7 +140,7 @@ class VocDetectionDataModule(DetectionDataModule):
         test_split: `test`, or `val` where the test's objects are secret, as in VOC 2012; then `val_fraction` is held
             out to validate by.
         class_names: The classes; None takes all names in the list `train`, sorted.
-        **options: Those of `DetectionDataModule`; `val_fraction` has no effect if the official `val` validates.
+        **options: Those of `ObjectDataModule`; `val_fraction` has no effect if the official `val` validates.
     """
 
     def __init__(
@@ -158,15 +158,15 @@ class VocDetectionDataModule(DetectionDataModule):
         self.root, self.train_split, self.test_split = root, train_split, test_split
         self.given_names = class_names
 
-    def load(self, split: Split) -> VocImages | None:
+    def load(self, split: Split) -> VocObjects | None:
         """Read the XML files of one split."""
         if split == "val" and (self.train_split, self.test_split) != ("train", "test"):
             return None
         listed = {"train": self.train_split, "val": "val", "test": self.test_split}[split]
-        return VocImages(self.root, listed, class_names=self.given_names)
+        return VocObjects(self.root, listed, class_names=self.given_names)
 
 
-class InstanceFolderDataModule(DetectionDataModule):
+class ObjectFolderDataModule(ObjectDataModule):
     """The user's own pictures, `root/images/x.jpg`, and label maps, `root/labels/x.png`: each value is an object.
 
     Splits are folders (`images/train`, `labels/train`, ...) or lists (`root/train.txt`, ...) of train, val and test;
@@ -177,7 +177,7 @@ class InstanceFolderDataModule(DetectionDataModule):
         root: The folder.
         class_name: Name of the class of all objects.
         test_fraction: Share held out for the test if the folder has no splits of its own.
-        **options: Those of `DetectionDataModule`.
+        **options: Those of `ObjectDataModule`.
     """
 
     def __init__(self, root: str, *, class_name: str = "object", test_fraction: float = 0.2, **options: Any):
@@ -185,10 +185,10 @@ class InstanceFolderDataModule(DetectionDataModule):
         self.root, self.class_name, self.test_fraction = root, class_name, test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Split) -> ObjectImages | None:
+    def load(self, split: Split) -> ObjectDataset | None:
         """List the files of one split."""
-        files = read_instance_folder(self.root, split, class_name=self.class_name)
-        if files is None or has_masks_split(self.root):
+        files = read_object_folder(self.root, split, class_name=self.class_name)
+        if files is None or has_mask_splits(self.root):
             return files
-        divided: ObjectImages | None = divide(files, split, test_fraction=self.test_fraction)
+        divided: ObjectDataset | None = divide(files, split, test_fraction=self.test_fraction)
         return divided

@@ -8,26 +8,26 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
-from pcea.datamodules.points import PointCloudDataModule, Split, batch_seed
-from pcea.datasets.batches import CloudBatch
-from pcea.datasets.points import LabelledPoints, number_parts
+from pcea.datamodules.points import PointDataModule, Split, batch_seed
+from pcea.datasets.batches import PointBatch
+from pcea.datasets.points import PartDataset, number_parts
 from pcea.transforms.points import RandomSubset
 
 
-class PartDataModule(PointCloudDataModule):
+class PartDataModule(PointDataModule):
     """Clouds with a label a point, of any sizes; training draws `num_points` of each cloud anew for every batch.
 
     Validation and test hand out all points of a cloud, in batches padded with a mask.
 
     Args:
         num_points: Points drawn; a cloud that has fewer is padded, with a mask.
-        **options: Those of `PointCloudDataModule`.
+        **options: Those of `PointDataModule`.
     """
 
     def __init__(self, *, num_points: int = 2048, **options: Any):
         super().__init__(num_points=num_points, **options)
 
-    def load(self, split: Split) -> LabelledPoints:
+    def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
         raise NotImplementedError
 
@@ -35,9 +35,9 @@ class PartDataModule(PointCloudDataModule):
     def parts(self) -> dict[str, tuple[int, ...]]:
         """Classes of each category, by its name, known after `setup`; empty where clouds have no category."""
         clouds = next(iter(self.sets.values()), None)
-        return clouds.parts if isinstance(clouds, LabelledPoints) else {}
+        return clouds.parts if isinstance(clouds, PartDataset) else {}
 
-    def on_after_batch_transfer(self, batch: CloudBatch, dataloader_idx: int) -> CloudBatch:
+    def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
         """Draw points and augment on the device."""
         trainer = self._attached_trainer
         if trainer.training and batch.points.shape[1] > self.num_points:
@@ -76,11 +76,11 @@ class ShapeNetPartDataModule(PartDataModule):
         if stage in ("fit", "validate") and self.train_split == "train" and "val" not in self.sets:
             self.sets["val"] = self._read("val")
 
-    def load(self, split: Split) -> LabelledPoints:
+    def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
         return self._read(self.train_split if split == "train" else "test")
 
-    def _read(self, split: Literal["train", "val", "trainval", "test"]) -> LabelledPoints:
+    def _read(self, split: Literal["train", "val", "trainval", "test"]) -> PartDataset:
         from pcea.datasets.shapenetpart import ShapeNetPart
 
         return ShapeNetPart(
@@ -101,7 +101,7 @@ class LabeledPSBDataModule(PartDataModule):
         super().__init__(**options)
         self.root, self.categories = root, categories
 
-    def load(self, split: Split) -> LabelledPoints:
+    def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
         from pcea.datasets.shapenetpart import LabeledPSB
 
@@ -109,7 +109,7 @@ class LabeledPSBDataModule(PartDataModule):
 
 
 class ShapesPartsDataModule(PartDataModule):
-    """Parts of procedural shapes, made in memory. Validation shapes are made, not held out.
+    """PartClasses of procedural shapes, made in memory. Validation shapes are made, not held out.
 
     Args:
         num_train: Training shapes.
@@ -132,13 +132,13 @@ class ShapesPartsDataModule(PartDataModule):
             if split not in self.sets:
                 self.sets[split] = self._make(split)
 
-    def _make(self, split: Literal["train", "val", "test"]) -> LabelledPoints:
+    def _make(self, split: Literal["train", "val", "test"]) -> PartDataset:
         from pcea.datasets.shapes import PARTS, Shapes
 
         L, N = self.counts[split], self.num_points
         made = Shapes(split, num_shapes=L, num_points=N, target="part", seed=self.data_seed)
         assert made.normals is not None
-        return LabelledPoints(
+        return PartDataset(
             made.points.flatten(0, 1),
             made.label.flatten(),
             torch.full((L,), N),
@@ -149,7 +149,7 @@ class ShapesPartsDataModule(PartDataModule):
         )
 
 
-class FolderPartsDataModule(PartDataModule):
+class PartFolderDataModule(PartDataModule):
     """The user's own labelled files, a folder per category.
 
     Args:
@@ -175,11 +175,11 @@ class FolderPartsDataModule(PartDataModule):
         self.root, self.parts_file, self.up = root, parts, up
         self.test_fraction, self.skip_unreadable = test_fraction, skip_unreadable
 
-    def load(self, split: Split) -> LabelledPoints:
+    def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
-        from pcea.datasets.part_folder import FolderParts
+        from pcea.datasets.part_folder import PartFolder
 
-        return FolderParts(
+        return PartFolder(
             self.root,
             split,
             parts=self.parts_file,
@@ -190,7 +190,7 @@ class FolderPartsDataModule(PartDataModule):
         )
 
 
-class PyGPartsDataModule(PartDataModule):
+class PyGPartDataModule(PartDataModule):
     """Any dataset of PyTorch Geometric whose items have `pos`, `y` a point and perhaps `category`, such as ShapeNet.
 
     Args:
@@ -212,7 +212,7 @@ class PyGPartsDataModule(PartDataModule):
         self.splits = {"train": train, "test": test}
         self.classes = parts
 
-    def load(self, split: Split) -> LabelledPoints:
+    def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
         from pcea.datasets.pyg import parts_from_pyg
 

@@ -12,14 +12,14 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from pcea.datasets.batches import CloudBatch
-from pcea.datasets.points import LabelledPoints, PointClouds
+from pcea.datasets.batches import PointBatch
+from pcea.datasets.points import PartDataset, PointDataset
 from pcea.transforms.points import Transform
 
 Split = Literal["train", "test"]
 
 
-class PointCloudDataModule(L.LightningDataModule):
+class PointDataModule(L.LightningDataModule):
     """Clouds of one size: split, loaded a batch at a time, augmented on the batch's device.
 
     Order and augmentation follow `seed_everything`, the epoch and the batch alone, so that a resumed run continues
@@ -53,9 +53,9 @@ class PointCloudDataModule(L.LightningDataModule):
         self.batch_size, self.num_points, self.with_normals = batch_size, num_points, with_normals
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.augment, self.evaluate = tuple(augment), tuple(evaluate)
-        self.sets: dict[str, PointClouds | LabelledPoints] = {}
+        self.sets: dict[str, PointDataset | PartDataset] = {}
 
-    def load(self, split: Split) -> PointClouds | LabelledPoints:
+    def load(self, split: Split) -> PointDataset | PartDataset:
         """Read one split from disk."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class PointCloudDataModule(L.LightningDataModule):
         """The test split in order."""
         return self._in_order("test")
 
-    def on_after_batch_transfer(self, batch: CloudBatch, dataloader_idx: int) -> CloudBatch:  # noqa: ARG002
+    def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:  # noqa: ARG002
         """Augment on the device."""
         trainer = self._attached_trainer
         if not trainer.training:
@@ -125,20 +125,20 @@ class PointCloudDataModule(L.LightningDataModule):
         return DataLoader(self.sets[name], batch_size=2 * self.batch_size, collate_fn=_as_it_is)
 
 
-class ModelNet40DataModule(PointCloudDataModule):
+class ModelNet40DataModule(PointDataModule):
     """ModelNet40 in any of its official forms.
 
     Args:
         root: Folder that holds the dataset's folder.
         layout: `h5`, `normals` or `off`; None takes the first that is there.
-        **options: Those of `PointCloudDataModule`.
+        **options: Those of `PointDataModule`.
     """
 
     def __init__(self, root: str = "data", *, layout: Literal["h5", "normals", "off"] | None = None, **options: Any):
         super().__init__(**options)
         self.root, self.layout = root, layout
 
-    def load(self, split: Split) -> PointClouds:
+    def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
         from pcea.datasets.modelnet40 import ModelNet40
 
@@ -150,7 +150,7 @@ class ModelNet40DataModule(PointCloudDataModule):
 class ModelNet10DataModule(ModelNet40DataModule):
     """ModelNet10, from its own meshes or out of any form of ModelNet40; arguments as for `ModelNet40DataModule`."""
 
-    def load(self, split: Split) -> PointClouds:
+    def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
         from pcea.datasets.modelnet40 import ModelNet10
 
@@ -159,13 +159,13 @@ class ModelNet10DataModule(ModelNet40DataModule):
         )
 
 
-class ScanObjectNNDataModule(PointCloudDataModule):
+class ScanObjectNNDataModule(PointDataModule):
     """ScanObjectNN, main split.
 
     Args:
         root: Folder that holds `h5_files`.
         variant: `obj_only`, `obj_bg` (with background) or `pb_t50_rs` (the hardest, moved and rotated).
-        **options: Those of `PointCloudDataModule`.
+        **options: Those of `PointDataModule`.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class ScanObjectNNDataModule(PointCloudDataModule):
         super().__init__(**options)
         self.root, self.variant = root, variant
 
-    def load(self, split: Split) -> PointClouds:
+    def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
         from pcea.datasets.scanobjectnn import ScanObjectNN
 
@@ -187,7 +187,7 @@ class ScanObjectNNDataModule(PointCloudDataModule):
         return ScanObjectNN(self.root, split, num_points=self.num_points, variant=self.variant)
 
 
-class ShapesDataModule(PointCloudDataModule):
+class ShapesDataModule(PointDataModule):
     """Procedural shapes, made in memory. Validation shapes are made, not held out.
 
     Args:
@@ -195,7 +195,7 @@ class ShapesDataModule(PointCloudDataModule):
         num_val: Validation shapes, from the training parameters.
         num_test: Test shapes, from parameters that training never sees.
         data_seed: Decides the shapes.
-        **options: Those of `PointCloudDataModule`; `val_fraction` has no effect.
+        **options: Those of `PointDataModule`; `val_fraction` has no effect.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class ShapesDataModule(PointCloudDataModule):
                     self.sets[split].normals = None
 
 
-class FolderDataModule(PointCloudDataModule):
+class PointFolderDataModule(PointDataModule):
     """The user's own files, a folder per class.
 
     Args:
@@ -226,7 +226,7 @@ class FolderDataModule(PointCloudDataModule):
         up: The files' upward axis: x, y, z, -x, -y or -z.
         test_fraction: Share of each class held out for the test if the folder has no splits of its own.
         skip_unreadable: Leave unreadable files out with a warning that names and counts them, instead of stopping.
-        **options: Those of `PointCloudDataModule`.
+        **options: Those of `PointDataModule`.
     """
 
     def __init__(
@@ -241,11 +241,11 @@ class FolderDataModule(PointCloudDataModule):
         super().__init__(**options)
         self.root, self.up, self.test_fraction, self.skip_unreadable = root, up, test_fraction, skip_unreadable
 
-    def load(self, split: Split) -> PointClouds:
+    def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
-        from pcea.datasets.point_folder import FolderClouds
+        from pcea.datasets.point_folder import PointFolder
 
-        return FolderClouds(
+        return PointFolder(
             self.root,
             split,
             num_points=self.num_points,
@@ -256,20 +256,20 @@ class FolderDataModule(PointCloudDataModule):
         )
 
 
-class PyGDataModule(PointCloudDataModule):
+class PyGPointDataModule(PointDataModule):
     """Any dataset of PyTorch Geometric whose items have `pos` (and `face` for meshes) and `y`.
 
     Args:
         train: Makes the training split; in YAML the class path and arguments of the dataset.
         test: Makes the test split.
-        **options: Those of `PointCloudDataModule`.
+        **options: Those of `PointDataModule`.
     """
 
     def __init__(self, train: Callable[[], Dataset], test: Callable[[], Dataset], **options: Any):
         super().__init__(**options)
         self.splits = {"train": train, "test": test}
 
-    def load(self, split: Split) -> PointClouds:
+    def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
         from pcea.datasets.pyg import from_pyg
 

@@ -12,7 +12,7 @@ IGNORE = 255
 """Label of a pixel that counts nowhere, whatever value stands for it in the files of a dataset."""
 
 
-class CloudBatch(NamedTuple):
+class PointBatch(NamedTuple):
     """What a task receives: B clouds of N points.
 
     Attributes:
@@ -48,7 +48,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images.float() - shift) / scale
 
 
-class DetectionBatch(NamedTuple):
+class ObjectBatch(NamedTuple):
     """B images of any sizes, each with the objects in it.
 
     Attributes:

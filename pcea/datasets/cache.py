@@ -33,7 +33,9 @@ class Clouds(NamedTuple):
     normals: Tensor | None = None
 
 
-def read_clouds(path: Path, *, num_classes: int, num_points: int | None = None, with_normals: bool = False) -> Clouds:
+def read_h5_clouds(
+    path: Path, *, num_classes: int, num_points: int | None = None, with_normals: bool = False
+) -> Clouds:
     """Read an HDF5 file with `data` (L, N, 3), `label` (L,) or (L, 1), and perhaps `normal` (L, N, 3).
 
     Args:
@@ -53,7 +55,7 @@ def read_clouds(path: Path, *, num_classes: int, num_points: int | None = None, 
 def as_clouds(
     arrays: Arrays, path: Path, *, num_classes: int, num_points: int | None = None, with_normals: bool = False
 ) -> Clouds:
-    """Check the arrays of `read_clouds`; `path` is where they came from, for the messages.
+    """Check the arrays of `read_h5_clouds`; `path` is where they came from, for the messages.
 
     Raises:
         ValueError: If they are anything else than labelled clouds.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.images import read_image
-from pcea.datasets.objects import ObjectImages, Target, box_area, boxes_without_area, clip_boxes
+from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without_area, clip_boxes
 
 
-class CocoImages(ObjectImages):
+class CocoObjects(ObjectDataset):
     """Pictures with the objects that a JSON file in COCO's format lists. Pictures and masks are read when needed.
 
     Classes are the categories of the file by their number, which may have gaps. Objects without area inside their image

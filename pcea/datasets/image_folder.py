@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from pcea.datasets.images import IMAGE_SUFFIXES, ImageFiles, ImageTensors, LabelledImages
+from pcea.datasets.images import IMAGE_SUFFIXES, ImageDataset, ImageFiles, ImageTensors
 
 Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
@@ -80,7 +80,7 @@ def read_image_folder(root: str | Path, split: Split | None = None) -> ImageFile
     return _list(root / stored, classes, may_lack=stored != "train")
 
 
-def read_cifar10(root: str | Path, split: Split) -> LabelledImages | None:
+def read_cifar10(root: str | Path, split: Split) -> ImageDataset | None:
     """CIFAR-10 in memory: 50,000 pictures of 32 x 32 pixels to train on, 10,000 to test on.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pcea.datasets.batches import IGNORE, ImageBatch
-from pcea.datasets.transformed import TransformedSet
+from pcea.datasets.transformed import TransformedDataset
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 
-class LabelledImages(Dataset):
+class ImageDataset(Dataset):
     """Images with a class each, or a class a pixel.
 
     Attributes:
@@ -40,7 +40,7 @@ class LabelledImages(Dataset):
         """One image (3, H, W) uint8, and its class () int64 or those of its pixels (H, W) uint8."""
 
     @abstractmethod
-    def subset(self, indices: Tensor) -> LabelledImages:
+    def subset(self, indices: Tensor) -> ImageDataset:
         """The images at `indices`, (L',) int64, as a set of their own."""
 
     @property
@@ -61,7 +61,7 @@ class LabelledImages(Dataset):
         )
 
 
-class ImageTensors(LabelledImages):
+class ImageTensors(ImageDataset):
     """Images in memory.
 
     Args:
@@ -119,7 +119,7 @@ class ImageTensors(LabelledImages):
         return ImageTensors(images, label, class_names=self.class_names)
 
 
-class ImageFiles(LabelledImages):
+class ImageFiles(ImageDataset):
     """Picture files with a class each.
 
     Args:
@@ -150,8 +150,8 @@ class ImageFiles(LabelledImages):
         return ImageFiles([self.files[i] for i in indices], self.label[indices], class_names=self.class_names)
 
 
-class TransformedImages(TransformedSet):
-    """Labelled images that go through transforms one by one, in batches of images and labels; see `TransformedSet`.
+class TransformedImages(TransformedDataset):
+    """Labelled images that go through transforms one by one, in batches of images and labels; see `TransformedDataset`.
 
     A batch has images (B, 3, H, W) uint8, which must have one size, with labels (B,) int64 or (B, H, W) uint8.
 
@@ -162,7 +162,7 @@ class TransformedImages(TransformedSet):
         seed: That of the run.
     """
 
-    def __init__(self, images: LabelledImages, transforms: Sequence[nn.Module] = (), *, seed: int = 0):
+    def __init__(self, images: ImageDataset, transforms: Sequence[nn.Module] = (), *, seed: int = 0):
         super().__init__(images, transforms, seed=seed)
 
     def _batch(self, numbers: Sequence[int]) -> ImageBatch:

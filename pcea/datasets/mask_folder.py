@@ -12,7 +12,7 @@ from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_file
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 
 
-def read_folder_masks(
+def read_mask_folder(
     root: str | Path,
     split: Split,
     *,
@@ -23,7 +23,7 @@ def read_folder_masks(
 
     Three layouts, told apart by what is there: folders `images/train` and `masks/train`, `images/val` ... and
     `images/test` ...; or lists of names `train.txt`, `val.txt` and `test.txt` in `root`, a name a line; or neither,
-    which `has_masks_split` tells. See `stored_split` for which split is which.
+    which `has_mask_splits` tells. See `stored_split` for which split is which.
 
     Args:
         root: The folder.
@@ -45,7 +45,7 @@ def read_folder_masks(
 
 
 def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple[list[Path], list[Path]] | None:
-    """The images of a split and their masks; see `read_folder_masks`.
+    """The images of a split and their masks; see `read_mask_folder`.
 
     Args:
         root: The folder.
@@ -78,7 +78,7 @@ def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple
     )
 
 
-def has_masks_split(root: str | Path) -> bool:
+def has_mask_splits(root: str | Path) -> bool:
     """Whether a folder of images and masks is divided, by folders or by lists."""
     return any(_splits(Path(root)))
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.images import IMAGE_SUFFIXES, LabelledImages, open_picture, read_image
+from pcea.datasets.images import IMAGE_SUFFIXES, ImageDataset, open_picture, read_image
 
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
-class MaskFiles(LabelledImages):
+class MaskFiles(ImageDataset):
     """Picture files with a mask each, read when they are needed.
 
     Args:

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
-from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_clouds, read_files
-from pcea.datasets.points import PointClouds
+from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_files, read_h5_clouds
+from pcea.datasets.points import PointDataset
 from pcea.io.points import Points, as_points, load_points
 from pcea.io.readers import read_table
 
@@ -36,7 +36,7 @@ _MODELNET10_PLACES = (
 )
 
 
-class ModelNet40(PointClouds):
+class ModelNet40(PointDataset):
     """ModelNet40: 9,843 clouds to train on and 2,468 to test on, 40 classes; zero mean, unit sphere, y up.
 
     The text and mesh layouts are parsed once, with a progress bar, and cached in `.pcea` beside the data.
@@ -72,7 +72,7 @@ class ModelNet40(PointClouds):
         super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
 
 
-class ModelNet10(PointClouds):
+class ModelNet10(PointDataset):
     """ModelNet10: 3,991 clouds to train on and 908 to test on, 10 classes; otherwise like `ModelNet40`.
 
     Its shapes are also in ModelNet40, so every layout of ModelNet40 serves besides the OFF meshes of ModelNet10.
@@ -168,7 +168,7 @@ def _read_h5_layout(
     # The list has the paths of its author's machine: only the base names count.
     files = [folder / Path(line).name for line in _lines(folder / marker)]
     parts = [
-        read_clouds(file, num_classes=len(names), num_points=num_points, with_normals=with_normals) for file in files
+        read_h5_clouds(file, num_classes=len(names), num_points=num_points, with_normals=with_normals) for file in files
     ]
     points, label = torch.cat([part.points for part in parts]), torch.cat([part.label for part in parts])
     normals = torch.cat([part.normals for part in parts if part.normals is not None]) if with_normals else None

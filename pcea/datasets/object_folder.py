@@ -13,10 +13,10 @@ from pcea.datasets.image_folder import Split
 from pcea.datasets.images import read_header, read_image
 from pcea.datasets.mask_folder import find_pairs
 from pcea.datasets.masks import read_values
-from pcea.datasets.objects import ObjectImages, Target
+from pcea.datasets.objects import ObjectDataset, Target
 
 
-class InstanceFiles(ObjectImages):
+class ObjectFiles(ObjectDataset):
     """Pictures with label maps of 8 or 16 bits: 0 is the background, each other value an object, all of one class.
 
     Args:
@@ -51,10 +51,10 @@ class InstanceFiles(ObjectImages):
         return torch.tensor([number[kind] for kind in kinds])
 
 
-def read_instance_folder(root: str | Path, split: Split, *, class_name: str = "object") -> InstanceFiles | None:
+def read_object_folder(root: str | Path, split: Split, *, class_name: str = "object") -> ObjectFiles | None:
     """Pictures with label maps of the same names, `images/x.jpg` and `labels/x.png` (or `masks/x.png`).
 
-    Splits are stored as in `read_folder_masks`, or not, which `has_masks_split` tells.
+    Splits are stored as in `read_mask_folder`, or not, which `has_mask_splits` tells.
 
     Args:
         root: The folder.
@@ -70,7 +70,7 @@ def read_instance_folder(root: str | Path, split: Split, *, class_name: str = "o
     """
     is_masks = not (Path(root) / "labels").is_dir() and (Path(root) / "masks").is_dir()
     pairs = find_pairs(root, split, masks="masks" if is_masks else "labels")
-    return pairs and InstanceFiles(*pairs, class_name=class_name)
+    return pairs and ObjectFiles(*pairs, class_name=class_name)
 
 
 def _objects(values: np.ndarray, path: Path) -> Target:

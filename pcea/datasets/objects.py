@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pcea.datasets.batches import DetectionBatch
-from pcea.datasets.transformed import TransformedSet
+from pcea.datasets.batches import ObjectBatch
+from pcea.datasets.transformed import TransformedDataset
 
 Target = dict[str, Tensor]
 
 
-class ObjectImages(Dataset):
+class ObjectDataset(Dataset):
     """Images with the objects in each.
 
     Attributes:
@@ -37,24 +37,24 @@ class ObjectImages(Dataset):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """One image (3, H, W) uint8 and its objects, as `DetectionBatch.targets`."""
+        """One image (3, H, W) uint8 and its objects, as `ObjectBatch.targets`."""
 
     @property
     def strata(self) -> Tensor:
         """What a held-out share is to be balanced by, (L,) int64."""
         return torch.zeros(len(self), dtype=torch.int64)
 
-    def subset(self, indices: Tensor) -> ObjectImages:
+    def subset(self, indices: Tensor) -> ObjectDataset:
         """The images at `indices`, (L',) int64, as a set of their own, in which they keep their `image_id`."""
         return _Subset(self, indices)
 
-    def in_memory(self, description: str) -> ObjectImages:
+    def in_memory(self, description: str) -> ObjectDataset:
         """The same images, read once; `description` stands before the progress bar."""
         return _InMemory(self, description)
 
 
-class TransformedObjects(TransformedSet):
-    """Images with objects that go through transforms one by one, in batches of `DetectionBatch`; see `TransformedSet`.
+class TransformedObjects(TransformedDataset):
+    """Images with objects that go through transforms one by one, in batches of `ObjectBatch`; see `TransformedDataset`.
 
     After the transforms boxes are clipped to the image, and objects whose box has no area or whose mask has no pixel
     are left out. The area of an object changes as its box does. Without transforms, targets stay as they were read.
@@ -70,7 +70,7 @@ class TransformedObjects(TransformedSet):
     """
 
     def __init__(
-        self, images: ObjectImages, transforms: Sequence[nn.Module] = (), *, seed: int = 0, with_crowds: bool = True
+        self, images: ObjectDataset, transforms: Sequence[nn.Module] = (), *, seed: int = 0, with_crowds: bool = True
     ):
         super().__init__(images, transforms, seed=seed)
         self.with_crowds = with_crowds
@@ -110,9 +110,9 @@ class TransformedObjects(TransformedSet):
             has_area &= left["masks"].flatten(1).any(1).bool()
         return image, _keep(left, has_area)
 
-    def _collate(self, samples: list[tuple[Tensor, Target]]) -> DetectionBatch:
+    def _collate(self, samples: list[tuple[Tensor, Target]]) -> ObjectBatch:
         images, targets = zip(*samples)
-        return DetectionBatch([*images], [*targets])
+        return ObjectBatch([*images], [*targets])
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -125,8 +125,8 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
 
 
-class _Subset(ObjectImages):
-    def __init__(self, images: ObjectImages, indices: Tensor):
+class _Subset(ObjectDataset):
+    def __init__(self, images: ObjectDataset, indices: Tensor):
         self.images, self.indices = images, indices.tolist()
         self.class_names, self.category_ids = images.class_names, images.category_ids
         self.has_masks = images.has_masks
@@ -140,10 +140,10 @@ class _Subset(ObjectImages):
         return self.images.strata[self.indices]
 
 
-class _InMemory(ObjectImages):
+class _InMemory(ObjectDataset):
     """Masks are kept as bits, of which eight fit where a mask's pixel took a byte."""
 
-    def __init__(self, images: ObjectImages, description: str):
+    def __init__(self, images: ObjectDataset, description: str):
         from rich.progress import track
 
         self.class_names, self.category_ids = images.class_names, images.category_ids
@@ -169,7 +169,7 @@ class _InMemory(ObjectImages):
     def strata(self) -> Tensor:
         return self._strata
 
-    def in_memory(self, description: str) -> ObjectImages:  # noqa: ARG002
+    def in_memory(self, description: str) -> ObjectDataset:  # noqa: ARG002
         return self
 
 

@@ -16,11 +16,11 @@ from pcea.io.points import as_points, normalize_points
 from pcea.io.readers import NORMAL_NAMES, POINT_NAMES, as_table, read_h5, read_numpy, read_table
 
 LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
-# What `read_all` makes, beside `normal`.
+# What `read_part_files` makes, beside `normal`.
 ARRAYS = ("data", "label", "sizes", "category", "skipped")
 
 
-class LabelledCloud(NamedTuple):
+class PartCloud(NamedTuple):
     """One cloud with a label a point.
 
     Attributes:
@@ -34,7 +34,7 @@ class LabelledCloud(NamedTuple):
     label: Tensor
 
 
-def read_labelled(path: Path, *, with_normals: bool = False) -> LabelledCloud:
+def read_part_file(path: Path, *, with_normals: bool = False) -> PartCloud:
     """Read a file of labelled points, in its own unit and order.
 
     Text (.txt .csv .xyz .pts) and .npy hold x y z label or x y z nx ny nz label a row; .npz and .h5 an array `points`
@@ -57,10 +57,10 @@ def read_labelled(path: Path, *, with_normals: bool = False) -> LabelledCloud:
             f"{path} has an unknown extension {extension!r}; labelled points are in {' '.join(_READERS)} files."
         )
     table = _READERS[extension](path)
-    return as_labelled(table, path=path, with_normals=with_normals)
+    return as_part_cloud(table, path=path, with_normals=with_normals)
 
 
-def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) -> LabelledCloud:
+def as_part_cloud(table: np.ndarray, *, path: Path, with_normals: bool = False) -> PartCloud:
     """Check the rows x y z label or x y z nx ny nz label, (N, 4 | 7), of one cloud; `path` is for the message.
 
     Raises:
@@ -74,7 +74,7 @@ def as_labelled(table: np.ndarray, *, path: Path, with_normals: bool = False) ->
     if with_normals and table.shape[1] == 4:
         raise ValueError(f"{path} has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed.")
     cloud = as_points(table[:, :-1], path=path, normals="required" if with_normals else "none")
-    return LabelledCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
+    return PartCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
 
 
 def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
@@ -89,11 +89,11 @@ def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
     return torch.from_numpy(numbers.astype(np.int64))
 
 
-def read_all(
+def read_part_files(
     files: Sequence[Path],
     category: Sequence[int],
     parts: Mapping[str, Sequence[int]],
-    read: Callable[[Path], LabelledCloud],
+    read: Callable[[Path], PartCloud],
     *,
     description: str,
     first_label: int | None = None,
@@ -124,7 +124,7 @@ def read_all(
     if not files:
         raise ValueError(f"{description}: there are no files of this split.")
     names, classes = list(parts), list(parts.values())
-    clouds: list[LabelledCloud] = []
+    clouds: list[PartCloud] = []
     kept: list[int] = []
     skipped: list[str] = []
     for file, number in track(list(zip(files, category)), description=description, transient=True):
@@ -151,7 +151,7 @@ def read_all(
 
 
 def to_tensors(arrays: Arrays, *, with_normals: bool) -> dict[str, Any]:
-    """The arrays of `read_all` as arguments of `LabelledPoints`."""
+    """The arrays of `read_part_files` as arguments of `PartDataset`."""
     return {
         "points": torch.from_numpy(arrays["data"]),
         "label": torch.from_numpy(arrays["label"]),

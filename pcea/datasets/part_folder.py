@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 
 from pcea.datasets.cache import cache_path, cached, summarize
-from pcea.datasets.part_files import ARRAYS, LabelledCloud, read_all, read_labelled, to_tensors
+from pcea.datasets.part_files import ARRAYS, PartCloud, read_part_file, read_part_files, to_tensors
 from pcea.datasets.point_folder import list_files
-from pcea.datasets.points import LabelledPoints, number_parts
+from pcea.datasets.points import PartDataset, number_parts
 from pcea.io.points import orient
 
 
-class FolderParts(LabelledPoints):
+class PartFolder(PartDataset):
     """Clouds with a label a point, the folder's name being the category; zero mean, unit sphere, y up.
 
-    The layouts are those of `FolderClouds`, the files those of `read_labelled`; clouds keep all their points. A YAML
+    The layouts are those of `PointFolder`, the files those of `read_part_file`; clouds keep all their points. A YAML
     file names the parts of each category, `chair: [seat, back, legs]`; the labels in the files of a category count its
     parts from 0 in that order. If there is but one category, the list of its parts alone will do. Categories, and
     through them the classes, are numbered in the order of the YAML.
@@ -71,15 +71,15 @@ class FolderParts(LabelledPoints):
                 f"The {split} split of {root} is empty. Add files or change test_fraction={test_fraction}."
             )
 
-        def read(path: Path) -> LabelledCloud:
-            cloud = read_labelled(path, with_normals=with_normals)
+        def read(path: Path) -> PartCloud:
+            cloud = read_part_file(path, with_normals=with_normals)
             normals = None if cloud.normals is None else orient(cloud.normals, up)
             return cloud._replace(points=orient(cloud.points, up), normals=normals)
 
         path = cache_path(root, f"parts_{split}", files, list(classes.items()), with_normals, up, skip_unreadable)
         arrays = cached(
             path if cache else None,
-            lambda: read_all(
+            lambda: read_part_files(
                 files,
                 category,
                 classes,
@@ -97,7 +97,7 @@ class FolderParts(LabelledPoints):
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the parts of each category from YAML, in its order; see `FolderParts`.
+    """The names of the parts of each category from YAML, in its order; see `PartFolder`.
 
     Args:
         path: The YAML file.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pcea.datasets.cache import as_clouds, cache_path, cached, read_files, summarize
-from pcea.datasets.points import PointClouds
+from pcea.datasets.points import PointDataset
 from pcea.io.points import load_points, orient
 
 _SPLITS = ("train", "test")
@@ -19,7 +19,7 @@ _SPLITS = ("train", "test")
 _COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
 
 
-class FolderClouds(PointClouds):
+class PointFolder(PointDataset):
     """Mesh and cloud files, the folder's name being the class; zero mean, unit sphere, y up.
 
     Three layouts, told apart by what is there: `root/train/<class>/*` with `root/test/<class>/*`;
@@ -85,7 +85,7 @@ class FolderClouds(PointClouds):
 
 
 def list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> dict[str, list[Path]]:
-    """The files of one split by class, in alphabetical order; see `FolderClouds` for the layouts.
+    """The files of one split by class, in alphabetical order; see `PointFolder` for the layouts.
 
     Raises:
         FileNotFoundError: If `root` is missing, or holds no class folder.

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-Parts = dict[str, tuple[int, ...]]
+PartClasses = dict[str, tuple[int, ...]]
 
 
-class PointClouds(Dataset):
+class PointDataset(Dataset):
     """Labelled clouds of one size, held in memory.
 
     Args:
@@ -79,21 +79,21 @@ class PointClouds(Dataset):
             data.category = self.category[index]
         return data
 
-    def __getitems__(self, indices: Sequence[int]) -> CloudBatch:
+    def __getitems__(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once: one index operation for a tensor, which keeps loading far below a training step."""
         index = torch.as_tensor(indices)
         normals = None if self.normals is None else self.normals[index]
         category = None if self.category is None else self.category[index]
-        return CloudBatch(self.points[index], self.label[index], normals, category)
+        return PointBatch(self.points[index], self.label[index], normals, category)
 
     @property
     def strata(self) -> Tensor:
         """What a held-out share is to be balanced by, (L,) int64."""
         return self.label if self.category is None else self.category
 
-    def subset(self, indices: Tensor) -> PointClouds:
+    def subset(self, indices: Tensor) -> PointDataset:
         """The clouds at `indices`, (L',) int64, as a set of their own."""
-        return PointClouds(
+        return PointDataset(
             self.points[indices],
             self.label[indices],
             class_names=self.class_names,
@@ -103,7 +103,7 @@ class PointClouds(Dataset):
         )
 
 
-class LabelledPoints(Dataset):
+class PartDataset(Dataset):
     """Clouds of any sizes with a label a point, held in memory one behind the other; T points of L clouds together.
 
     Args:
@@ -172,14 +172,14 @@ class LabelledPoints(Dataset):
             data.category = self.category[index]
         return data
 
-    def __getitems__(self, indices: Sequence[int]) -> CloudBatch:
+    def __getitems__(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once, padded with copies of their first points to the largest one."""
         index = torch.as_tensor(indices)
         sizes = self.sizes[index].unsqueeze(1)
         place = torch.arange(int(sizes.max()))
         mask = place < sizes
         rows = self.starts[index].unsqueeze(1) + torch.where(mask, place, 0)
-        return CloudBatch(
+        return PointBatch(
             self.points[rows],
             self.label[rows],
             None if self.normals is None else self.normals[rows],
@@ -192,12 +192,12 @@ class LabelledPoints(Dataset):
         """What a held-out share is to be balanced by, (L,) int64."""
         return torch.zeros(len(self), dtype=torch.int64) if self.category is None else self.category
 
-    def subset(self, indices: Tensor) -> LabelledPoints:
+    def subset(self, indices: Tensor) -> PartDataset:
         """The clouds at `indices`, (L',) int64, as a set of their own."""
         sizes = self.sizes[indices]
         shift = self.starts[indices] - (sizes.cumsum(0) - sizes)
         rows = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
-        return LabelledPoints(
+        return PartDataset(
             self.points[rows],
             self.label[rows],
             sizes,
@@ -208,13 +208,13 @@ class LabelledPoints(Dataset):
         )
 
 
-def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, ...]]:
+def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[PartClasses, tuple[str, ...]]:
     """Count the parts of all categories, given by their names, from 0.
 
     Returns:
         The classes of each category, and the class names `category/part`.
     """
-    parts: Parts = {}
+    parts: PartClasses = {}
     class_names: list[str] = []
     for category, members in names.items():
         parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
@@ -222,7 +222,7 @@ def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[Parts, tuple[str, 
     return parts, tuple(class_names)
 
 
-def _check_parts(label: Tensor, category: Tensor, sizes: Tensor, parts: Parts, names: Sequence[str]) -> None:
+def _check_parts(label: Tensor, category: Tensor, sizes: Tensor, parts: PartClasses, names: Sequence[str]) -> None:
     """Require the label of each point, (T,), to be a part of the category of its cloud, (L,)."""
     if category.shape != sizes.shape:
         raise ValueError(f"category must be {tuple(sizes.shape)} like sizes, got {tuple(category.shape)}.")

@@ -1,4 +1,4 @@
-"""Any PyTorch Geometric dataset of meshes or clouds as `PointClouds` or `LabelledPoints`."""
+"""Any PyTorch Geometric dataset of meshes or clouds as `PointDataset` or `PartDataset`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.datasets.points import LabelledPoints, PointClouds
+from pcea.datasets.points import PartDataset, PointDataset
 from pcea.io.points import normalize_points
 
 
-def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None = None, seed: int = 0) -> PointClouds:
+def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None = None, seed: int = 0) -> PointDataset:
     """Sample every item of a PyTorch Geometric dataset to one size; zero mean, unit sphere.
 
     Args:
@@ -37,7 +37,7 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
     category = torch.stack([item.category for item in items]) if "category" in items[0] else None
     has_normals = all(item.get("normal") is not None for item in items)
     names = [str(name) for name in getattr(dataset, "categories", ())]
-    return PointClouds(
+    return PointDataset(
         normalize_points(torch.stack([item.pos for item in items])),
         label,
         class_names=class_names or _class_names(dataset, label),
@@ -53,7 +53,7 @@ def parts_from_pyg(
     parts: Mapping[str, Sequence[int]] | None = None,
     class_names: Sequence[str] | None = None,
     with_normals: bool = False,
-) -> LabelledPoints:
+) -> PartDataset:
     """All points of every item of a PyTorch Geometric dataset with a label a point; zero mean, unit sphere.
 
     Args:
@@ -91,7 +91,7 @@ def parts_from_pyg(
         parts = None
         count = getattr(dataset, "num_classes", None) or int(label.max()) + 1
         class_names = class_names or [str(c) for c in range(count)]
-    return LabelledPoints(
+    return PartDataset(
         torch.cat([normalize_points(item.pos.float()) for item in items]),
         label,
         torch.tensor([len(item.pos) for item in items]),

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from pcea.datasets.cache import read_clouds
-from pcea.datasets.points import PointClouds
+from pcea.datasets.cache import read_h5_clouds
+from pcea.datasets.points import PointDataset
 from pcea.io.points import normalize_points
 
 SCANOBJECTNN_CLASSES = (
@@ -24,7 +24,7 @@ _FILES = {
 }
 
 
-class ScanObjectNN(PointClouds):
+class ScanObjectNN(PointDataset):
     """ScanObjectNN's main split, 15 classes; zero mean, unit sphere, y up.
 
     Args:
@@ -61,7 +61,7 @@ class ScanObjectNN(PointClouds):
                 f"No ScanObjectNN {variant} {split} split under {root}: looked for h5_files/{name}. "
                 f"Run `pcea download scanobjectnn --root {root}`, or see data/README.md."
             )
-        clouds = read_clouds(path, num_classes=len(SCANOBJECTNN_CLASSES))
+        clouds = read_h5_clouds(path, num_classes=len(SCANOBJECTNN_CLASSES))
         L, N = clouds.points.shape[:2]
         if not 1 <= num_points <= N:
             raise ValueError(f"{path} holds {N} points a cloud; num_points={num_points} cannot be had from it.")

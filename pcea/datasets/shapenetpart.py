@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pcea.datasets.cache import Arrays, cache_path, cached
-from pcea.datasets.part_files import ARRAYS, LabelledCloud, as_labels, read_all, read_labelled, to_tensors
-from pcea.datasets.points import LabelledPoints, Parts, number_parts
+from pcea.datasets.part_files import ARRAYS, PartCloud, as_labels, read_part_file, read_part_files, to_tensors
+from pcea.datasets.points import PartClasses, PartDataset, number_parts
 from pcea.io.points import as_points, normalize_points
 from pcea.io.readers import read_h5, read_table
 
@@ -54,7 +54,7 @@ _SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "
 SHAPENETPART_PARTS, SHAPENETPART_CLASSES = number_parts(_PART_NAMES)
 
 
-class ShapeNetPart(LabelledPoints):
+class ShapeNetPart(PartDataset):
     """ShapeNetPart: 16,881 shapes of 16 categories with 50 parts; zero mean, unit sphere, y up.
 
     Text is parsed once, with a progress bar, and cached in `.pcea` beside the data. Clouds keep all their points, about
@@ -100,7 +100,7 @@ class ShapeNetPart(LabelledPoints):
         super().__init__(**tensors, class_names=SHAPENETPART_CLASSES, parts=SHAPENETPART_PARTS)
 
 
-class LabeledPSB(LabelledPoints):
+class LabeledPSB(PartDataset):
     """Labeled Princeton Segmentation Benchmark, or another set in ShapeNetPart's text layout with a `parts.json`.
 
     380 shapes of 19 categories with 94 parts; zero mean, unit sphere. Shapes are neither aligned nor scaled alike.
@@ -167,7 +167,7 @@ def _category_folders(path: Path) -> dict[str, str]:
     return dict(rows)
 
 
-def _read_parts(path: Path) -> tuple[Parts, tuple[str, ...]]:
+def _read_parts(path: Path) -> tuple[PartClasses, tuple[str, ...]]:
     """Classes of each category and names of the classes from {category: {part: number}}."""
     content = _read_json(path)
     if not isinstance(content, dict) or not all(isinstance(own, dict) and own for own in content.values()):
@@ -205,7 +205,7 @@ def _read_text_layout(
     split: str,
     layout: str,
     offsets: Mapping[str, str],
-    parts: Parts,
+    parts: PartClasses,
     categories: Sequence[str] | None,
     *,
     cache: bool,
@@ -221,12 +221,12 @@ def _read_text_layout(
     if layout == "points":
         read, first = _read_points_and_seg, 1
     else:
-        read, first = partial(read_labelled, with_normals=True), None
+        read, first = partial(read_part_file, with_normals=True), None
     labels = [_seg(path) for path in paths] if layout == "points" else []
     path = cache_path(folder, f"{layout}_{split}", paths + labels, list(parts.items()))
     return cached(
         path if cache else None,
-        lambda: read_all(
+        lambda: read_part_files(
             paths,
             category,
             parts,
@@ -299,7 +299,7 @@ def _seg(path: Path) -> Path:
     return path.parent.parent / "points_label" / f"{path.stem}.seg"
 
 
-def _read_points_and_seg(path: Path) -> LabelledCloud:
+def _read_points_and_seg(path: Path) -> PartCloud:
     seg = _seg(path)
     if not seg.is_file():
         raise ValueError(f"{path} has no labels: there is no {seg}.")
@@ -308,7 +308,7 @@ def _read_points_and_seg(path: Path) -> LabelledCloud:
         raise ValueError(f"{seg} must hold one label a line, got {label.shape[1]}.")
     if len(points) != len(label):
         raise ValueError(f"{path} holds {len(points)} points, but {seg} {len(label)} labels.")
-    return LabelledCloud(points, None, as_labels(label[:, 0], path=seg))
+    return PartCloud(points, None, as_labels(label[:, 0], path=seg))
 
 
 def _read_h5_layout(folder: Path, split: str, wanted: Sequence[str]) -> Arrays:

@@ -14,10 +14,10 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pcea.datasets.points import PointClouds
+from pcea.datasets.points import PointDataset
 from pcea.datasets.surfaces import (
     Array,
-    Piece,
+    Surface,
     Vector,
     box,
     dome,
@@ -80,10 +80,10 @@ class Parameters:
         return bool(self.rng.random() < probability)
 
 
-Parts = dict[str, list[Piece]]
+PartSurfaces = dict[str, list[Surface]]
 
 
-def posts(draw: Parameters, width: float, depth: float, height: float) -> list[Piece]:
+def posts(draw: Parameters, width: float, depth: float, height: float) -> list[Surface]:
     """Four legs, round or square, straight or splayed, that carry a plate of width x depth at `height`."""
     radius, splay = draw.between(0.012, 0.04), draw.between(0.9, 1.25) if draw.chance(0.6) else 1.0
     is_square, taper = draw.chance(0.4), draw.between(0.5, 1.2)
@@ -96,7 +96,7 @@ def posts(draw: Parameters, width: float, depth: float, height: float) -> list[P
     return legs
 
 
-def pedestal(draw: Parameters, spread: float, height: float) -> list[Piece]:
+def pedestal(draw: Parameters, spread: float, height: float) -> list[Surface]:
     """One column on a disc or on three to five spokes."""
     radius, thickness = draw.between(0.02, 0.05), draw.between(0.015, 0.05)
     if draw.chance(0.5):
@@ -107,17 +107,17 @@ def pedestal(draw: Parameters, spread: float, height: float) -> list[Piece]:
     return [column, *(rod((0, thickness + lift, 0), toe, thickness, thickness / 2) for toe in toes)]
 
 
-def plate(corners: int, width: float, thickness: float, depth: float) -> Piece:
+def plate(corners: int, width: float, thickness: float, depth: float) -> Surface:
     """A rectangular plate if `corners` is 4, else a many-sided or round one, that stands on the origin."""
     return prism(rectangle(width, depth) if corners == 4 else ellipse(width, depth, corners=corners), thickness)
 
 
-def airplane(draw: Parameters) -> Parts:
+def airplane(draw: Parameters) -> PartSurfaces:
     """A fuselage along z with swept wings (sometimes two pairs), a plain or T tail, and up to four engines."""
     long, radius, nose, stern = (draw.between(*ends) for ends in ((1.2, 2), (0.07, 0.14), (0.1, 0.4), (0.3, 0.7)))
     outline = [(0, 0), *eased([(0.25 * radius, 0), (radius, stern)]), *dome(radius, nose, y=long - nose)]
 
-    def wing(span: float, chord: float, sweep: float, tip: float) -> Piece:
+    def wing(span: float, chord: float, sweep: float, tip: float) -> Surface:
         return prism([(0, chord), (span, chord - sweep), (span, chord - sweep - tip), (0, 0)], 0.02)
 
     span, chord, root = draw.between(0.5, 1.1), draw.between(0.2, 0.4), draw.between(0.35, 0.5) * long
@@ -152,7 +152,7 @@ def airplane(draw: Parameters) -> Parts:
     }
 
 
-def bottle(draw: Parameters) -> Parts:
+def bottle(draw: Parameters) -> PartSurfaces:
     """A round or square body, a shoulder that eases into a neck, and a closing cap."""
     radius, body, shoulder = draw.between(0.12, 0.3), draw.between(0.35, 0.8), draw.between(0.04, 0.3)
     neck, throat, cap = draw.between(0.25, 0.7) * radius, draw.between(0.03, 0.3), draw.between(0.03, 0.12)
@@ -167,7 +167,7 @@ def bottle(draw: Parameters) -> Parts:
     }
 
 
-def cabinet(draw: Parameters) -> Parts:
+def cabinet(draw: Parameters) -> PartSurfaces:
     """A box with doors or drawers that carry knobs or bars, on the floor, a plinth or legs."""
     width, height, depth = draw.between(0.4, 1.6), draw.between(0.4, 1.7), draw.between(0.3, 0.6)
     lift, front, gap = draw.between(0.05, 0.3), draw.between(0.015, 0.04), draw.between(0.01, 0.05)
@@ -187,7 +187,7 @@ def cabinet(draw: Parameters) -> Parts:
     return {"body": [box(width, height, depth).at(0, lift, 0)], "doors": doors, "handles": handles, "feet": feet}
 
 
-def chair(draw: Parameters) -> Parts:
+def chair(draw: Parameters) -> PartSurfaces:
     """A seat on posts or a pedestal, a board, slats or rails as a leaning back, arms sometimes."""
     width, depth, height = draw.between(0.36, 0.65), draw.between(0.36, 0.6), draw.between(0.3, 0.6)
     thickness, rise, lean = draw.between(0.02, 0.15), draw.between(0.05, 0.7), draw.between(-2, 18)
@@ -220,7 +220,7 @@ def chair(draw: Parameters) -> Parts:
     }
 
 
-def guitar(draw: Parameters) -> Parts:
+def guitar(draw: Parameters) -> PartSurfaces:
     """An upright figure of eight (or a drop) with a neck and a head that leans back."""
     width, height, waist = draw.between(0.16, 0.26), draw.between(0.2, 0.32), draw.between(0, 0.4)
     upper, thickness, long = draw.between(0.6, 0.95), draw.between(0.04, 0.13), draw.between(0.3, 0.65)
@@ -238,7 +238,7 @@ def guitar(draw: Parameters) -> Parts:
     }
 
 
-def lamp(draw: Parameters) -> Parts:
+def lamp(draw: Parameters) -> PartSurfaces:
     """A foot, a straight pole or a bent arm, and a cone, a dome or a globe as shade."""
     height, foot, low = draw.between(0.25, 1.6), draw.between(0.1, 0.28), draw.between(0.02, 0.12)
     bottom, top, tall = draw.between(0.12, 0.35), draw.between(0.3, 1.0), draw.between(0.12, 0.4)
@@ -261,7 +261,7 @@ def lamp(draw: Parameters) -> Parts:
     }
 
 
-def mug(draw: Parameters) -> Parts:
+def mug(draw: Parameters) -> PartSurfaces:
     """An open vessel with one handle, round or angular."""
     radius, height, flare = draw.between(0.16, 0.32), draw.between(0.25, 0.75), draw.between(0.7, 1.2)
     belly, wall, loop = draw.between(0.9, 1.35), draw.between(0.01, 0.04), draw.between(0.15, 0.4) * height
@@ -276,7 +276,7 @@ def mug(draw: Parameters) -> Parts:
     return {"body": [lathe(hollow([(0, 0), *outline], wall))], "handle": handle}
 
 
-def rocket(draw: Parameters) -> Parts:
+def rocket(draw: Parameters) -> PartSurfaces:
     """A body with a pointed or blunt nose, three to five fins and one to four nozzles."""
     radius, long, nose = draw.between(0.08, 0.2), draw.between(0.5, 1.2), draw.between(0.12, 0.45)
     waist, blunt = draw.between(0.7, 1.1), draw.chance(0.5)
@@ -296,7 +296,7 @@ def rocket(draw: Parameters) -> Parts:
     }
 
 
-def sofa(draw: Parameters) -> Parts:
+def sofa(draw: Parameters) -> PartSurfaces:
     """A wide or single upholstered seat between two blocks as arms, in front of a thick back."""
     width, depth, height = draw.between(0.5, 1.8), draw.between(0.45, 0.7), draw.between(0.18, 0.35)
     rise, strength, lean = draw.between(0.2, 0.6), draw.between(0.08, 0.22), draw.between(0, 15)
@@ -315,7 +315,7 @@ def sofa(draw: Parameters) -> Parts:
     }
 
 
-def stool(draw: Parameters) -> Parts:
+def stool(draw: Parameters) -> PartSurfaces:
     """A small seat on posts or a pedestal, with rungs or a foot ring sometimes; shares proportions with side tables."""
     width, height, thickness = draw.between(0.28, 0.6), draw.between(0.35, 0.9), draw.between(0.02, 0.1)
     depth, level, strength = draw.between(0.7, 1.1) * width, draw.between(0.2, 0.5), draw.between(0.01, 0.025)
@@ -333,7 +333,7 @@ def stool(draw: Parameters) -> Parts:
     return {"seat": [seat], "legs": legs, "rungs": rungs if draw.chance(0.6) else []}
 
 
-def table(draw: Parameters) -> Parts:
+def table(draw: Parameters) -> PartSurfaces:
     """A plate on posts, a pedestal or two panels, sometimes with a shelf or a block of drawers below the top."""
     width, height, thickness = draw.between(0.4, 1.6), draw.between(0.35, 0.85), draw.between(0.015, 0.08)
     depth, level, style = draw.between(0.5, 1.0) * min(width, 1.2), draw.between(0.15, 0.5), draw.one_of(0, 0, 1, 2)
@@ -356,7 +356,7 @@ def table(draw: Parameters) -> Parts:
     }
 
 
-def vase(draw: Parameters) -> Parts:
+def vase(draw: Parameters) -> PartSurfaces:
     """An open vessel: foot, belly, neck that flares or narrows, and up to two handles."""
     belly, body, foot = draw.between(0.14, 0.35), draw.between(0.3, 0.75), draw.between(0.35, 0.9)
     throat, neck, lip = draw.between(0.3, 1.0) * belly, draw.between(0.03, 0.35), draw.between(0.7, 1.5)
@@ -373,7 +373,7 @@ def vase(draw: Parameters) -> Parts:
     }
 
 
-BUILDERS: dict[str, Callable[[Parameters], Parts]] = {
+BUILDERS: dict[str, Callable[[Parameters], PartSurfaces]] = {
     builder.__name__: builder
     for builder in (airplane, bottle, cabinet, chair, guitar, lamp, mug, rocket, sofa, stool, table, vase)
 }
@@ -409,7 +409,7 @@ def sample_shape(category: str, parameters: Parameters, *, num_points: int) -> S
     return Shape(points / max(radius, 1e-12), normals, part)
 
 
-class Shapes(PointClouds):
+class Shapes(PointDataset):
     """Objects of `CATEGORIES` made from random parameters, with exact parts and normals.
 
     Shape i is of category i % 12 and depends on (seed, split, i) alone, not on `num_shapes`; machines agree up to

@@ -20,17 +20,17 @@ Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Surface:
     """A surface: its area and `sample(rng, n)`, n uniform points with outward unit normals, (n, 3) each."""
 
     area: float
     sample: Callable[[Generator, int], tuple[Array, Array]]
 
-    def at(self, x: float, y: float, z: float) -> Piece:
+    def at(self, x: float, y: float, z: float) -> Surface:
         """The piece moved by (x, y, z)."""
         return self._mapped(np.eye(3), (x, y, z))
 
-    def turn(self, axis: Literal["x", "y", "z"], degrees: float) -> Piece:
+    def turn(self, axis: Literal["x", "y", "z"], degrees: float) -> Surface:
         """The piece turned about an axis through the origin, counter-clockwise seen from the axis' tip."""
         cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
@@ -39,18 +39,18 @@ class Piece:
         rotation[first, second], rotation[second, first] = -sin, sin
         return self._mapped(rotation, (0, 0, 0))
 
-    def aim(self, start: Vector, end: Vector) -> Piece:
+    def aim(self, start: Vector, end: Vector) -> Surface:
         """The piece with its origin at `start` and its y axis towards `end`; mirrored, which symmetric pieces allow."""
         difference = np.array([0.0, 1.0, 0.0]) - np.subtract(end, start) / np.linalg.norm(np.subtract(end, start))
         mirror = np.eye(3) - 2 * np.outer(difference, difference) / max(difference @ difference, 1e-24)
         return self._mapped(mirror, start)
 
-    def _mapped(self, rotation: Array, offset: Vector) -> Piece:
+    def _mapped(self, rotation: Array, offset: Vector) -> Surface:
         def sample(rng: Generator, n: int) -> tuple[Array, Array]:
             points, normals = self.sample(rng, n)
             return points @ rotation.T + offset, normals @ rotation.T
 
-        return Piece(self.area, sample)
+        return Surface(self.area, sample)
 
 
 def pick(rng: Generator, areas: Array, n: int) -> NDArray[np.int64]:
@@ -59,7 +59,7 @@ def pick(rng: Generator, areas: Array, n: int) -> NDArray[np.int64]:
     return np.searchsorted(ends[:-1], rng.random(n) * ends[-1], side="right")
 
 
-def prism(outline: Profile, height: float) -> Piece:
+def prism(outline: Profile, height: float) -> Surface:
     """An (x, z) outline, star-shaped about its mean corner, extruded from y = 0 to `height`, with both caps."""
     corners = np.array(outline)
     edges, center = np.roll(corners, -1, axis=0) - corners, corners.mean(axis=0)
@@ -80,10 +80,10 @@ def prism(outline: Profile, height: float) -> Piece:
         points = np.stack((flat[:, 0], height * up, flat[:, 1]), axis=1)
         return points, np.stack((side[:, 0], np.where(is_cap, 2 * up - 1, 0.0), side[:, 1]), axis=1)
 
-    return Piece(areas.sum(), sample)
+    return Surface(areas.sum(), sample)
 
 
-def lathe(profile: Profile) -> Piece:
+def lathe(profile: Profile) -> Surface:
     """A (radius, y) polyline turned about the y axis; outward is to its right, so profiles run up the outside."""
     start, step = np.array(profile[:-1], float), np.diff(np.array(profile, float), axis=0)
     length = np.maximum(np.hypot(*step.T), 1e-12)
@@ -101,10 +101,10 @@ def lathe(profile: Profile) -> Piece:
         radial, up = outward[face].T
         return np.stack((radius * cos, y, radius * sin), axis=1), np.stack((radial * cos, up, radial * sin), axis=1)
 
-    return Piece(areas.sum(), sample)
+    return Surface(areas.sum(), sample)
 
 
-def ring(radius: float, thickness: float, *, degrees: float = 360) -> Piece:
+def ring(radius: float, thickness: float, *, degrees: float = 360) -> Surface:
     """A tube of radius `thickness` bent about the z axis at `radius`, `degrees` long with +x in its middle."""
 
     def sample(rng: Generator, n: int) -> tuple[Array, Array]:
@@ -117,7 +117,7 @@ def ring(radius: float, thickness: float, *, degrees: float = 360) -> Piece:
         normals = np.cos(tube)[:, None] * along + np.sin(tube)[:, None] * (0, 0, 1)
         return radius * along + thickness * normals, normals
 
-    return Piece(np.radians(degrees) * radius * 2 * np.pi * thickness, sample)
+    return Surface(np.radians(degrees) * radius * 2 * np.pi * thickness, sample)
 
 
 def rectangle(width: float, depth: float) -> Profile:
@@ -149,12 +149,12 @@ def hollow(profile: Profile, wall: float) -> Profile:
     return [*profile, *inside, profile[0]]
 
 
-def box(width: float, height: float, depth: float) -> Piece:
+def box(width: float, height: float, depth: float) -> Surface:
     """A box that stands on the origin."""
     return prism(rectangle(width, depth), height)
 
 
-def rod(start: Vector, end: Vector, radius: float, end_radius: float | None = None) -> Piece:
+def rod(start: Vector, end: Vector, radius: float, end_radius: float | None = None) -> Surface:
     """A round rod, tapered where `end_radius` differs."""
     length = float(np.linalg.norm(np.subtract(end, start)))
     return lathe([(0, 0), (radius, 0), (radius if end_radius is None else end_radius, length), (0, length)]).aim(

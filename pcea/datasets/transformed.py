@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 _OFFSET = 2**40
 
 
-class TransformedSet(Dataset):
+class TransformedDataset(Dataset):
     """A set of samples that go through transforms one by one, handed out a batch at a time.
 
     What the transforms draw depends on `seed` and the number of the sample alone: `index + epoch * len`, so that every

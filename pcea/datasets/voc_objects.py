@@ -14,12 +14,12 @@ from torch import Tensor
 
 from pcea.datasets.images import IMAGE_SUFFIXES, read_header, read_image
 from pcea.datasets.masks import find_files, read_list
-from pcea.datasets.objects import ObjectImages, Target, box_area, boxes_without_area, clip_boxes
+from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without_area, clip_boxes
 
 VocSplit = Literal["train", "val", "trainval", "test"]
 
 
-class VocImages(ObjectImages):
+class VocObjects(ObjectDataset):
     """Pictures with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
 
     Boxes of the files count pixels from 1 and include the last one: x1 and y1 are lowered by 1. They are clipped to the

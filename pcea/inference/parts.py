@@ -15,7 +15,7 @@ from pcea.inference.networks import TrainedNetwork
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, load_points, normalize_points, orient
 from pcea.models.point_segmenter import PointTransformerSegmenter
-from pcea.models.subsets import classify_every_point
+from pcea.models.subsets import classify_in_subsets
 from pcea.visualization import color_parts
 
 
@@ -143,7 +143,7 @@ def predict_parts(
     category = find_category(trained.parts, category)
     parts = tuple(range(network.num_classes)) if category is None else tuple(trained.parts[category])
     number = torch.tensor(list(trained.parts).index(category)) if category and network.num_categories else None
-    probabilities = classify_every_point(
+    probabilities = classify_in_subsets(
         network,
         normalize_points(orient(cloud.points, up)),
         orient(cloud.normals, up) if trained.has_normals and cloud.normals is not None else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes its place at the end if nothing failed.
 
     Raises:

@@ -39,7 +39,7 @@ def check_output(folder: Path, files: Sequence[Path], *, endings: Sequence[str])
 
 
 @contextmanager
-def all_or_nothing(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """Make a folder, and in it a temporary one; its files move to `folder` at the end if nothing failed.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pcea.io.atomic import complete_file
+from pcea.io.atomic import atomic_file
 
 # The first name of each type is the one that is written.
 _TYPES = {
@@ -179,5 +179,5 @@ def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[
     header += [f"element vertex {len(rows)}"]
     header += [f"property {_NAMES[column.dtype.str[1:]]} {name}" for name, column in columns.items()]
     text = "\n".join([*header, "end_header", ""])
-    with complete_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(text.encode("ascii", "backslashreplace") + rows.tobytes())

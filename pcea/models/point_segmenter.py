@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pcea.models.build import start_from
 from pcea.models.point_transformer import PointTransformerEncoder
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention
-from pcea.nn.chunks import map_tokens, token_blocks
+from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import linear
 from pcea.nn.norm import apply_to_tokens, fold_batch_norm
@@ -102,11 +102,11 @@ class PointTransformerSegmenter(nn.Module):
             fuse = self.encoder.fuse_outputs
             context = self._context(*_pool_in_blocks(fuse, outputs, mask), category)
             context = context.expand(*points.shape[:2], -1)
-            return map_tokens(lambda context, *outputs: self._head(fuse(outputs), context[:, :1]), context, *outputs)
+            return map_chunks(lambda context, *outputs: self._head(fuse(outputs), context[:, :1]), context, *outputs)
         local = self.encoder.fuse_outputs(outputs, mask=mask)
         highest, total = _highest_and_sum(local, mask)
         context = self._context(highest, total / _count(points, mask), category)
-        return map_tokens(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
+        return map_chunks(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
 
     def _context(self, highest: Tensor, mean: Tensor, category: Tensor | None) -> Tensor:
         """What the first hidden layer gets from the cloud, (B, 1, width), from its maximum and mean, (B, D) each."""
@@ -168,7 +168,7 @@ def _pool_in_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Maximum and mean over the points of what `fuse` makes of the outputs, (B, D) each, never kept as a whole."""
     highest: Tensor | None = None
-    for block in token_blocks(outputs[0]):
+    for block in token_chunks(outputs[0]):
         part = _highest_and_sum(fuse([o[block] for o in outputs]), None if mask is None else mask[block])
         if highest is None:
             highest = part[0].new_full((len(outputs[0]), part[0].shape[1]), -torch.inf)

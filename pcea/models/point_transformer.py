@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pcea.models.build import start_from
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
-from pcea.nn.chunks import map_tokens
+from pcea.nn.chunks import map_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
@@ -139,7 +139,7 @@ class PointTransformerEncoder(nn.Module):
                 tokens = layer(tokens, mask=mask)
             return tokens
 
-        return map_tokens(apply, tokens, mask, whole=self.training)
+        return map_chunks(apply, tokens, mask, whole=self.training)
 
     def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
         if points.ndim != 3 or points.shape[-1] != 3:

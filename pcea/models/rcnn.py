@@ -8,7 +8,7 @@ attention. Called with images, each (3, H, W) in 0..1 and of any size, they retu
 - scores: (K,), 0..1;
 - masks: (K, 1, H, W), probabilities; only of detectors with masks;
 
-in training, called with targets too, their losses by name. Targets are those of `pcea.datasets.batches.DetectionBatch`,
+in training, called with targets too, their losses by name. Targets are those of `pcea.datasets.batches.ObjectBatch`,
 of which boxes, labels and masks count. An image may be without objects.
 
 Source: Guo et al., 2021, who put one external attention before the feature pyramid.

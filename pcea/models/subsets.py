@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def classify_every_point(
+def classify_in_subsets(
     network: Callable[..., Tensor],
     points: Tensor,
     features: Tensor | None = None,

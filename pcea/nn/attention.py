@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.nn.chunks import map_tokens
+from pcea.nn.chunks import map_chunks
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import linear_norm
 
@@ -243,7 +243,7 @@ class ExternalAttention(_Attention):
             # With this sum over all tokens, every token's weights follow from its own logits.
             total = _logsumexp_over_tokens(logits, mask, batch).expand(logits.shape)
         whole = self.training or self._recorder is not None or batch is not None
-        return map_tokens(self._attend, logits, total, mask, whole=whole)
+        return map_chunks(self._attend, logits, total, mask, whole=whole)
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
@@ -405,7 +405,7 @@ class ResidualAttention(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
-        return map_tokens(self._update, tokens, self.attention(tokens, mask=mask), mask, whole=self.training)
+        return map_chunks(self._update, tokens, self.attention(tokens, mask=mask), mask, whole=self.training)
 
     def _update(self, tokens: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:
         update = F.relu(linear_norm(self.linear, self.norm, attended, mask=mask))

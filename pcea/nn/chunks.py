@@ -14,7 +14,7 @@ _CPU_BLOCK = 1 << 13
 _BLOCK = 1 << 18
 
 
-def token_blocks(tokens: Tensor) -> Iterator[Block]:
+def token_chunks(tokens: Tensor) -> Iterator[Block]:
     """Cut (B, N, ...) into blocks of limited size: several whole clouds, or a stretch of one."""
     B, N = tokens.shape[:2]
     size = _CPU_BLOCK if tokens.device.type == "cpu" else _BLOCK
@@ -24,7 +24,7 @@ def token_blocks(tokens: Tensor) -> Iterator[Block]:
             yield slice(b, b + clouds), slice(n, n + length)
 
 
-def map_tokens(function: Callable[..., Tensor], *tokens: Tensor | None, whole: bool = False) -> Tensor:
+def map_chunks(function: Callable[..., Tensor], *tokens: Tensor | None, whole: bool = False) -> Tensor:
     """Apply a function of single tokens, so that its intermediate results exist for one block of tokens at a time.
 
     Args:
@@ -37,7 +37,7 @@ def map_tokens(function: Callable[..., Tensor], *tokens: Tensor | None, whole: b
         (B, N, D).
     """
     first = next(t for t in tokens if t is not None)
-    blocks = list(token_blocks(first))
+    blocks = list(token_chunks(first))
     if whole or torch.is_grad_enabled() or len(blocks) < 2:
         return function(*tokens)
     out: Tensor | None = None

@@ -3,21 +3,21 @@ from .callbacks import LogClouds
 from .detection import DetectionTask
 from .generation import GenerationTask, generate, load_generator
 from .image_classification import ImageClassificationTask
-from .image_segmentation import SemanticSegmentationTask
-from .point_classification import ClassificationTask
-from .point_segmentation import SegmentationTask
+from .image_segmentation import ImageSegmentationTask
+from .point_classification import PointClassificationTask
+from .point_segmentation import PointSegmentationTask
 from .schedules import Poly, Steps, WarmupCosine
 
 __all__ = [
-    "ClassificationTask",
     "DetectionTask",
     "GenerationTask",
     "ImageClassificationTask",
+    "ImageSegmentationTask",
     "LogClouds",
     "OneCycle",
+    "PointClassificationTask",
+    "PointSegmentationTask",
     "Poly",
-    "SegmentationTask",
-    "SemanticSegmentationTask",
     "Steps",
     "Task",
     "WarmupCosine",

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 from pcea.nn.attention import record_attention
-from pcea.tasks.point_segmentation import SegmentationTask
+from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.visualization.colors import color_parts
 from pcea.visualization.views import view_slots, weights_at
 
@@ -35,7 +35,7 @@ class LogClouds(L.Callback):
         if every_n_epochs < 1 or num_clouds < 1:
             raise ValueError(f"every_n_epochs and num_clouds must be positive, got {every_n_epochs} and {num_clouds}.")
         self.every_n_epochs, self.num_clouds = every_n_epochs, num_clouds
-        self._batch: CloudBatch | None = None
+        self._batch: PointBatch | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the clouds."""
@@ -49,7 +49,7 @@ class LogClouds(L.Callback):
         for transform in data.evaluate:
             batch = transform(batch)
         self._batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
-        if isinstance(pl_module, SegmentationTask):
+        if isinstance(pl_module, PointSegmentationTask):
             self._log(trainer, "true", _part_colors(pl_module, self._batch, self._batch.label))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,7 +58,7 @@ class LogClouds(L.Callback):
             return
         pl_module.eval()
         with torch.inference_mode():
-            if isinstance(pl_module, SegmentationTask):
+            if isinstance(pl_module, PointSegmentationTask):
                 # A generator of its own: training must draw the same numbers with and without pictures.
                 probabilities = pl_module.probabilities(self._batch, torch.Generator().manual_seed(0))
                 self._log(trainer, "predicted", _part_colors(pl_module, self._batch, probabilities))
@@ -78,12 +78,12 @@ def _writers(trainer: L.Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _real(values: Tensor, batch: CloudBatch, i: int) -> Tensor:
+def _real(values: Tensor, batch: PointBatch, i: int) -> Tensor:
     """What (B, N, ...) holds of the real points of a cloud."""
     return values[i] if batch.mask is None else values[i][batch.mask[i]]
 
 
-def _slot_colors(task: Any, batch: CloudBatch) -> Iterator[Tensor]:
+def _slot_colors(task: Any, batch: PointBatch) -> Iterator[Tensor]:
     with record_attention(task.network) as layers:
         task.network(batch.points, batch.normals, mask=batch.mask)
     attention = list(layers.values())[-1]
@@ -92,7 +92,7 @@ def _slot_colors(task: Any, batch: CloudBatch) -> Iterator[Tensor]:
         yield view_slots(points, weights_at(points, attention, cloud=i)).colors
 
 
-def _part_colors(task: SegmentationTask, batch: CloudBatch, parts_of_points: Tensor) -> Iterator[Tensor]:
+def _part_colors(task: PointSegmentationTask, batch: PointBatch, parts_of_points: Tensor) -> Iterator[Tensor]:
     """Colours by label (B, N), or by the most probable part of the category of probabilities (B, N, num_classes)."""
     categories = list(task.parts.values()) or [tuple(range(len(task.class_names)))]
     for i in range(len(batch.points)):

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from pcea.datasets.batches import DetectionBatch
+from pcea.datasets.batches import ObjectBatch
 from pcea.inference.objects import coco_annotations, of_detections
 from pcea.io.description import NetworkDescription
 from pcea.tasks.base import SchedulerCallable, Task
@@ -80,7 +80,7 @@ class DetectionTask(Task):
         """Detections in images (3, H, W) uint8."""
         return self.network([image.float() / 255 for image in images])
 
-    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: ObjectBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The sum of the detector's losses for one batch."""
         losses = self.network([image.float() / 255 for image in batch.images], batch.targets)
         loss: Tensor = sum(losses.values())
@@ -90,11 +90,11 @@ class DetectionTask(Task):
             log(f"train/{name}", value.detach())
         return loss
 
-    def validation_step(self, batch: DetectionBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: ObjectBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch."""
         self._count(batch)
 
-    def test_step(self, batch: DetectionBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: ObjectBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch, and keep what is written."""
         detections = self._count(batch)
         if self.results:
@@ -102,7 +102,7 @@ class DetectionTask(Task):
                 prediction = of_detections(found, image, self.class_names)
                 self._found += coco_annotations(prediction, int(target["image_id"]), self.category_ids)
 
-    def predict_step(self, batch: DetectionBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002
+    def predict_step(self, batch: ObjectBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002
         """Detections of each image, as torchvision's detectors give them."""
         return self(batch.images)
 
@@ -144,7 +144,7 @@ class DetectionTask(Task):
         super().on_load_checkpoint(checkpoint)
         self.category_ids = tuple(checkpoint.get("category_ids", ()))
 
-    def _count(self, batch: DetectionBatch) -> list[dict[str, Tensor]]:
+    def _count(self, batch: ObjectBatch) -> list[dict[str, Tensor]]:
         """Count the detections in a batch; they are returned."""
         detections = self(batch.images)
         answers = [{name: value.float().cpu() for name, value in found.items()} for found in detections]

@@ -17,7 +17,7 @@ from pcea.tasks.base import SchedulerCallable
 from pcea.tasks.image_task import ImageTask
 
 
-class SemanticSegmentationTask(ImageTask):
+class ImageSegmentationTask(ImageTask):
     """Train and test a segmenter of images.
 
     Pixels with the label 255 count nowhere. Images are measured at full size, all of a split together: the mean IoU is

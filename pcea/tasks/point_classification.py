@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 from pcea.tasks.base import SchedulerCallable, Task
 from pcea.transforms.points import RandomScale
 
 
-class ClassificationTask(Task):
+class PointClassificationTask(Task):
     """Train and test a classifier of point clouds.
 
     Args:
@@ -53,12 +53,12 @@ class ClassificationTask(Task):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
 
-    def forward(self, batch: CloudBatch) -> Tensor:
+    def forward(self, batch: PointBatch) -> Tensor:
         """Logits (B, num_classes) of a batch."""
         self.num_points = batch.points.shape[1]
         return self.network(batch.points, batch.normals, mask=batch.mask)
 
-    def training_step(self, batch: CloudBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of one batch."""
         logits = self(batch).float()
         loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
@@ -68,13 +68,13 @@ class ClassificationTask(Task):
         log("train/overall_accuracy", accuracy)
         return loss
 
-    def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch."""
         self.val_metrics.update(self(batch).float(), batch.label)
         for name, metric in self.val_metrics.items():
             self.log(name, metric, prog_bar=name == "val/overall_accuracy", batch_size=len(batch.label))
 
-    def test_step(self, batch: CloudBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch, averaged over the votes."""
         generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
         scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
@@ -84,6 +84,6 @@ class ClassificationTask(Task):
         self.test_metrics.update(probabilities / self.votes, batch.label)
         self.log_dict(self.test_metrics, batch_size=len(batch.label))
 
-    def predict_step(self, batch: CloudBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def predict_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Probabilities, (B, num_classes)."""
         return self(batch).float().softmax(1)

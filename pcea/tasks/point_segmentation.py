@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 from pcea.io.description import NetworkDescription
 from pcea.metrics.part_iou import PartIoU
-from pcea.models.subsets import classify_every_point
+from pcea.models.subsets import classify_in_subsets
 from pcea.tasks.base import SchedulerCallable, Task
 from pcea.transforms.points import RandomScale
 
 
-class SegmentationTask(Task):
+class PointSegmentationTask(Task):
     """Train and test a segmenter of point clouds.
 
     Objects with categories are measured by `PartIoU`, whose two conventions are both reported; scenes by mean IoU and
@@ -101,11 +101,11 @@ class SegmentationTask(Task):
     def _num_classes(self) -> int:
         return int(self.network.num_classes)  # type: ignore[arg-type]
 
-    def forward(self, batch: CloudBatch) -> Tensor:
+    def forward(self, batch: PointBatch) -> Tensor:
         """Logits (B, N, num_classes) of a batch."""
         return self.network(batch.points, batch.normals, category=self._category(batch), mask=batch.mask)
 
-    def training_step(self, batch: CloudBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the real points of one batch."""
         logits, label = _real(self(batch).float(), batch), _real(batch.label, batch)
         loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
@@ -114,11 +114,11 @@ class SegmentationTask(Task):
         log("train/overall_accuracy", (logits.detach().argmax(1) == label).float().mean())
         return loss
 
-    def validation_step(self, batch: CloudBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch."""
         self._count(self.probabilities(batch, torch.Generator().manual_seed(batch_idx)), batch)
 
-    def test_step(self, batch: CloudBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch, averaged over scales and votes."""
         # Two generators, so that the device of the batch does not decide the subsets.
         subsets = torch.Generator().manual_seed(batch_idx)
@@ -157,10 +157,10 @@ class SegmentationTask(Task):
         super().on_load_checkpoint(checkpoint)
         self.parts = {name: tuple(classes) for name, classes in checkpoint.get("parts", {}).items()}
 
-    def _category(self, batch: CloudBatch) -> Tensor | None:
+    def _category(self, batch: PointBatch) -> Tensor | None:
         return batch.category if getattr(self.network, "num_categories", 0) else None
 
-    def probabilities(self, batch: CloudBatch, generator: torch.Generator) -> Tensor:
+    def probabilities(self, batch: PointBatch, generator: torch.Generator) -> Tensor:
         """Probabilities (B, N, num_classes) of all points of a batch; the generator decides the subsets."""
         if not 0 < self.num_points < batch.points.shape[1]:
             return self(batch).float().softmax(-1)
@@ -168,7 +168,7 @@ class SegmentationTask(Task):
         categories = self._category(batch)
         for b in range(len(out)):
             real = slice(None) if batch.mask is None else batch.mask[b]
-            out[b, real] = classify_every_point(
+            out[b, real] = classify_in_subsets(
                 self.network,
                 batch.points[b, real],
                 None if batch.normals is None else batch.normals[b, real],
@@ -178,7 +178,7 @@ class SegmentationTask(Task):
             )
         return out
 
-    def _count(self, probabilities: Tensor, batch: CloudBatch) -> None:
+    def _count(self, probabilities: Tensor, batch: PointBatch) -> None:
         self.point_metrics.update(_real(probabilities, batch), _real(batch.label, batch))
         if self.part_iou is not None:
             assert batch.category is not None
@@ -195,6 +195,6 @@ class SegmentationTask(Task):
             self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"), sync_dist=True)
 
 
-def _real(values: Tensor, batch: CloudBatch) -> Tensor:
+def _real(values: Tensor, batch: PointBatch) -> Tensor:
     """The rows of (B, N, ...) that belong to real points, (T, ...)."""
     return values.flatten(0, 1) if batch.mask is None else values[batch.mask]

@@ -1,6 +1,6 @@
 """Batched augmentation, on the device of the batch and never in place.
 
-Each transform is called as `transform(batch, generator=generator)` and returns a new `CloudBatch`. The generator must
+Each transform is called as `transform(batch, generator=generator)` and returns a new `PointBatch`. The generator must
 live on the device of the batch; None draws from torch's global one.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 from pcea.ops import farthest_point_sample, gather_points
 
 
@@ -20,7 +20,7 @@ class Transform(ABC):
     """Maps a batch to a new batch."""
 
     @abstractmethod
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Return the transformed batch."""
 
 
@@ -38,7 +38,7 @@ class RandomScale(Transform):
             raise ValueError(f"0 < low <= high expected, got low={low}, high={high}.")
         self.low, self.high, self.anisotropic = low, high, anisotropic
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Scale points (B, N, 3)."""
         shape = (len(batch.points), 1, 3 if self.anisotropic else 1)
         factor = _uniform(batch.points, shape, self.low, self.high, generator)
@@ -58,7 +58,7 @@ class RandomTranslate(Transform):
             raise ValueError(f"extent must not be negative, got {extent}.")
         self.extent = extent
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Shift points (B, N, 3)."""
         shift = _uniform(batch.points, (len(batch.points), 1, 3), -self.extent, self.extent, generator)
         return batch._replace(points=batch.points + shift)
@@ -76,7 +76,7 @@ class RandomRotate(Transform):
             raise ValueError(f"degrees must be in 0..180, got {degrees}.")
         self.degrees = degrees
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         radians = torch.pi * self.degrees / 180
         angle = _uniform(batch.points, (len(batch.points),), -radians, radians, generator)
@@ -100,7 +100,7 @@ class RandomOrientation(Transform):
             raise ValueError(f"probability must be in 0..1, got {probability}.")
         self.probability = probability
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         B = len(batch.points)
         w, x, y, z = F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0)
@@ -129,7 +129,7 @@ class RandomJitter(Transform):
             raise ValueError(f"std and clip must not be negative, got std={std}, clip={clip}.")
         self.std, self.clip = std, clip
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Move points (B, N, 3)."""
         noise = torch.empty_like(batch.points).normal_(0, self.std, generator=generator)
         return batch._replace(points=batch.points + noise.clamp_(-self.clip, self.clip))
@@ -147,7 +147,7 @@ class RandomDropPoints(Transform):
             raise ValueError(f"max_ratio must be in 0..1, below 1, got {max_ratio}.")
         self.max_ratio = max_ratio
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Drop points (B, N, 3) with everything that belongs to them."""
         b, n, _ = batch.points.shape
         ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
@@ -170,7 +170,7 @@ class RandomSubset(Transform):
     def __init__(self, *, num_points: int):
         self.num_points = num_points
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Choose from points (B, N, 3) with everything that belongs to them."""
         _check_enough(batch, self.num_points)
         key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
@@ -190,7 +190,7 @@ class FarthestSubset(Transform):
     def __init__(self, *, num_points: int):
         self.num_points = num_points
 
-    def __call__(self, batch: CloudBatch, *, generator: torch.Generator | None = None) -> CloudBatch:  # noqa: ARG002
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:  # noqa: ARG002
         """Choose from points (B, N, 3) with everything that belongs to them."""
         _check_enough(batch, self.num_points)
         subset = select_points(batch, farthest_point_sample(batch.points, self.num_points, mask=batch.mask))
@@ -201,7 +201,7 @@ class FarthestSubset(Transform):
         return subset._replace(mask=None if mask.all() else mask)
 
 
-def select_points(batch: CloudBatch, index: Tensor) -> CloudBatch:
+def select_points(batch: PointBatch, index: Tensor) -> PointBatch:
     """Keep the points at `index`, (B, M), with their normals, labels and mask."""
     return batch._replace(
         points=gather_points(batch.points, index),
@@ -211,7 +211,7 @@ def select_points(batch: CloudBatch, index: Tensor) -> CloudBatch:
     )
 
 
-def _check_enough(batch: CloudBatch, num_points: int) -> None:
+def _check_enough(batch: PointBatch, num_points: int) -> None:
     if num_points > batch.points.shape[1]:
         raise ValueError(f"num_points must be at most N={batch.points.shape[1]} of the clouds, got {num_points}.")
 

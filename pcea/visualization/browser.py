@@ -139,7 +139,7 @@ class Browser:
     """
 
     # What a key or the mouse does, for the user.
-    KEYS: ClassVar[dict[str, str]] = {
+    SHORTCUTS: ClassVar[dict[str, str]] = {
         "M": "next mode",
         "L": "next layer",
         "S": "next slot",

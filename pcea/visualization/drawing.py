@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.io.atomic import complete_file
+from pcea.io.atomic import atomic_file
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.images import lay_over, view_picture
-from pcea.visualization.views import GREY, ColorBar, View, view_of
+from pcea.visualization.views import GREY, ColorBar, View, view_points
 
 AZIMUTH, ELEVATION = 35.0, 20.0
 FIELD_OF_VIEW = 30.0
@@ -198,12 +198,12 @@ def render(
         picture = render(points[0], attention["encoder.blocks.3.attention"], slot=5)
 
     Args:
-        points: As for `view_of`.
-        attention: As for `view_of`.
+        points: As for `view_points`.
+        attention: As for `view_points`.
         size: Height of the picture in pixels, and its width without the legend.
         azimuth: Degrees around the y axis; 0 looks from +z, 90 from +x.
         elevation: Degrees above the horizon.
-        **options: Those of `view_of`: slot, query, colors, cloud, head, title.
+        **options: Those of `view_points`: slot, query, colors, cloud, head, title.
 
     Returns:
         Red, green and blue, (H, W, 3) uint8.
@@ -212,7 +212,7 @@ def render(
         ValueError: If the arguments do not fit.
         OSError: If Open3D cannot draw on this machine.
     """
-    view = view_of(points, attention, **options)
+    view = view_points(points, attention, **options)
     return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))
 
 
@@ -236,7 +236,7 @@ def render_picture(
         attention: What `record_attention` recorded of one layer.
         query: Colour by what the pixel x, y of the picture has to do with each other one.
         size: Longest side of the picture as it is drawn, in pixels.
-        **options: Those of `view_of`: slot, head, title, and as cloud the number of the image in the recorded batch.
+        **options: Those of `view_points`: slot, head, title, and as cloud the number of the image in the recorded batch.
 
     Returns:
         Red, green and blue, (H', W', 3) uint8.
@@ -350,7 +350,7 @@ def _normals(points: Tensor) -> Tensor | None:
     return torch.from_numpy(np.array(cloud.normals))
 
 
-def draw_key(view: View, *, height: int) -> np.ndarray:
+def draw_legend(view: View, *, height: int) -> np.ndarray:
     """The meaning of a view's colours alone, (height, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -362,7 +362,7 @@ def draw_key(view: View, *, height: int) -> np.ndarray:
     return _pixels(canvas)
 
 
-class Key(NamedTuple):
+class Legend(NamedTuple):
     """The meaning of the colours, drawn beside a picture."""
 
     legend: tuple[tuple[str, tuple[int, int, int]], ...]
@@ -414,14 +414,14 @@ class Key(NamedTuple):
             color_bar.ax.tick_params(labelsize=font_size)
 
 
-def _key(view: View) -> Key:
-    return Key(view.legend, view.legend_title, view.color_bar)
+def _key(view: View) -> Legend:
+    return Legend(view.legend, view.legend_title, view.color_bar)
 
 
-def _shared_key(views: Sequence[View]) -> Key:
+def _shared_key(views: Sequence[View]) -> Legend:
     entries = dict.fromkeys(entry for view in views for entry in view.legend)
     legend = sorted(entries, key=lambda entry: entry[1] == GREY)  # what has no colour of its own comes last
-    return Key(tuple(legend), views[0].legend_title, views[0].color_bar)
+    return Legend(tuple(legend), views[0].legend_title, views[0].color_bar)
 
 
 def _shorten(text: str, width: float) -> str:
@@ -524,7 +524,7 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
     """
     from PIL import Image
 
-    with complete_file(Path(path)) as part:
+    with atomic_file(Path(path)) as part:
         Image.fromarray(picture).save(part, format="PNG", optimize=True)
 
 
@@ -538,7 +538,7 @@ def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float
 
     palette = reduced_palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
     first, *rest = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-    with complete_file(Path(path)) as part:
+    with atomic_file(Path(path)) as part:
         duration = round(1000 * seconds / len(pictures))
         first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.views import View, pixel_points, view_of
+from pcea.visualization.views import View, pixel_points, view_points
 
 # Share of the colours in what is drawn; the rest is the picture.
 _OPACITY = 0.6
@@ -32,7 +32,7 @@ def view_picture(
         attention: What `record_attention` recorded of one layer.
         query: Colour by what the pixel x, y of the picture has to do with each other one.
         size: Longest side of the result in pixels; None for that of the picture.
-        **options: Those of `view_of`: slot, head, title, and as cloud the number of the image in the recorded batch.
+        **options: Those of `view_points`: slot, head, title, and as cloud the number of the image in the recorded batch.
 
     Raises:
         ValueError: If the picture is none, the model does not say where the tokens are, or an argument is of nothing.
@@ -46,7 +46,7 @@ def view_picture(
         )
     shown = picture if size is None else fit(picture, size)
     number = None if query is None else pixel_number(query, picture.shape[1:], shown.shape[1:])
-    view = view_of(pixel_points(*shown.shape[1:]), attention, query=number, **options)
+    view = view_points(pixel_points(*shown.shape[1:]), attention, query=number, **options)
     return view._replace(picture=grey(shown))
 
 

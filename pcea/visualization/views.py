@@ -63,7 +63,7 @@ class View(NamedTuple):
     picture: Tensor | None = None
 
 
-def view_of(
+def view_points(
     points: Tensor,
     attention: AttentionMap | None = None,
     *,

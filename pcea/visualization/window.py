@@ -16,7 +16,7 @@ from pcea.nn.attention import AttentionMap
 from pcea.visualization.browser import Browser, Subject
 from pcea.visualization.drawing import (
     FIELD_OF_VIEW,
-    draw_key,
+    draw_legend,
     load_triton,
     mark,
     place_camera,
@@ -116,7 +116,7 @@ class Window:
         self._scene.set_on_mouse(self._on_mouse)
         margin = round(self._window.theme.font_size)
         self._title, self._key, self._help = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
-        for word in chain.from_iterable(browser.KEYS.items()):
+        for word in chain.from_iterable(browser.SHORTCUTS.items()):
             self._help.add_child(self._label(word))
         self._panel = gui.Vert(margin, gui.Margins(margin))
         self._panel.background_color = gui.Color(1, 1, 1)
@@ -163,7 +163,7 @@ class Window:
         browser = self._browser
         last = len(browser.subject.layers) - 1
         self._title.text = "\n".join([view.title, f"mode: {browser.mode}", f"layer: {browser.layer} of 0..{last}"])
-        picture = self._open3d.geometry.Image(draw_key(view, height=_KEY_HEIGHT))
+        picture = self._open3d.geometry.Image(draw_legend(view, height=_KEY_HEIGHT))
         self._key.set_widget(self._gui.ImageWidget(picture))
         self._window.set_needs_layout()
         self._window.post_redraw()

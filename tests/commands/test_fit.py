@@ -64,7 +64,7 @@ def test_checkpoints_from_before_there_were_descriptions(fitted, tmp_path):
         "network": {"class_path": about["builder"], "init_args": {**about["arguments"], "weights": None}},
         "optimizer": {"class_path": "torch.optim.AdamW"},
         "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        "_class_path": "pcea.tasks.point_classification.ClassificationTask",
+        "_class_path": "pcea.tasks.point_classification.PointClassificationTask",
     }
     torch.save(checkpoint, tmp_path / "old.ckpt")
     old, now = load_network(str(tmp_path / "old.ckpt")), load_network(str(last))
@@ -88,7 +88,7 @@ def fit_parts(folder):
     content = yaml.safe_load(TINY.replace("ROOT", str(folder / "runs")))
     content["trainer"]["max_epochs"] = 1
     content["checkpoint"]["monitor"] = None
-    content["model"]["class_path"] = "pcea.tasks.SegmentationTask"
+    content["model"]["class_path"] = "pcea.tasks.PointSegmentationTask"
     content["model"]["init_args"]["network"] = {
         "class_path": "pcea.models.eat_part_segmenter",
         "init_args": {"num_classes": 42, "num_categories": 12, "dim": 16, "num_neighbors": 4, "memory_units": 8,

@@ -19,7 +19,7 @@ from pcea.commands.record import (
 )
 
 # DESIGN: all records have the same keys.
-KEYS = ["config", "command", "seed", "epoch", "selection", "dataset", "split", "num_points", "votes", "device",
+SHORTCUTS = ["config", "command", "seed", "epoch", "selection", "dataset", "split", "num_points", "votes", "device",
         "minutes", "commit", "metrics", "convention", "categories"]  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def record():
 def test_a_record_is_written_whole_and_read_back(tmp_path, record):
     write_record(tmp_path / "deep" / "b.json", record)
     write_record(tmp_path / "deep" / "a.json", record._replace(seed=1))
-    assert list(json.loads((tmp_path / "deep" / "b.json").read_text())) == KEYS
+    assert list(json.loads((tmp_path / "deep" / "b.json").read_text())) == SHORTCUTS
     assert read_records(tmp_path / "deep") == [record._replace(seed=1), record]
 
 

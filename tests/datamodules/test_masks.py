@@ -10,7 +10,7 @@ from pcea.datamodules.masks import (
     ADE20KDataModule,
     CamVidDataModule,
     CityscapesDataModule,
-    FolderMasksDataModule,
+    MaskFolderDataModule,
     VOC2012DataModule,
 )
 from pcea.datasets.batches import IGNORE
@@ -32,7 +32,7 @@ def attach(data, training=False):
         (ADE20KDataModule, "No ADEChallengeData2016 under"),
         (CityscapesDataModule, "No cityscapes under"),
         (CamVidDataModule, "No CamVid under"),
-        (FolderMasksDataModule, r"num_classes is not given and there is no .*classes\.yaml"),
+        (MaskFolderDataModule, r"num_classes is not given and there is no .*classes\.yaml"),
     ],
 )
 def test_constructors_touch_no_disk(tmp_path, make, message):
@@ -122,25 +122,25 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_divided_into_three(folder):
-    data = FolderMasksDataModule(str(folder), num_classes=3, test_fraction=0.3, val_fraction=0.3)
+    data = MaskFolderDataModule(str(folder), num_classes=3, test_fraction=0.3, val_fraction=0.3)
     assert sizes(data) == {"train": 5, "val": 2, "test": 3}
     assert {path.stem for images in data.sets.values() for path in images.images} == {*map(str, range(10))}
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1, got 1"):
-        FolderMasksDataModule(str(folder), test_fraction=1)
+        MaskFolderDataModule(str(folder), test_fraction=1)
 
 
 def test_a_folder_with_splits_keeps_them(folder):
     (folder / "train.txt").write_text("\n".join(map(str, range(7))))
     (folder / "val.txt").write_text("7\n8\n9")
-    data = FolderMasksDataModule(str(folder), num_classes=3, val_fraction=0)
+    data = MaskFolderDataModule(str(folder), num_classes=3, val_fraction=0)
     assert sizes(data) == {"train": 7, "test": 3}
     (folder / "test.txt").write_text("9")
     (folder / "val.txt").write_text("7\n8")
-    assert sizes(FolderMasksDataModule(str(folder), num_classes=3)) == {"train": 7, "val": 2, "test": 1}
+    assert sizes(MaskFolderDataModule(str(folder), num_classes=3)) == {"train": 7, "val": 2, "test": 1}
 
 
 def test_options_of_the_classes_reach_the_files(folder):
-    data = FolderMasksDataModule(str(folder), num_classes=2, ignore_value=2)
+    data = MaskFolderDataModule(str(folder), num_classes=2, ignore_value=2)
     data.setup("test")
     assert data.class_names == ("class 0", "class 1")
     assert data.sets["test"].classes == {0: 0, 1: 1, 2: IGNORE}
@@ -148,7 +148,7 @@ def test_options_of_the_classes_reach_the_files(folder):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_batches_are_crops_with_their_masks(folder, in_memory):
-    data = FolderMasksDataModule(
+    data = MaskFolderDataModule(
         str(folder),
         num_classes=3,
         batch_size=4,
@@ -172,7 +172,7 @@ def test_batches_are_crops_with_their_masks(folder, in_memory):
 
 
 def test_images_of_different_sizes_are_measured_one_at_a_time(folder):
-    data = FolderMasksDataModule(str(folder), num_classes=3, test_fraction=0.5)
+    data = MaskFolderDataModule(str(folder), num_classes=3, test_fraction=0.5)
     attach(data)
     data.setup("test")
     found = [tuple(batch.label.shape) for batch in data.test_dataloader()]

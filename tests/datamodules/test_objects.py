@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from pcea.datamodules.objects import CocoDataModule, InstanceFolderDataModule, VocDetectionDataModule
-from pcea.datasets.batches import DetectionBatch
+from pcea.datamodules.objects import CocoDataModule, ObjectFolderDataModule, VocObjectDataModule
+from pcea.datasets.batches import ObjectBatch
 
 H, W = 7, 11
 
@@ -28,8 +28,8 @@ def seed_everything(monkeypatch):
     ("make", "message"),
     [
         (CocoDataModule, "No annotations .*instances_train2017.json"),
-        (VocDetectionDataModule, r"No list .*train\.txt"),
-        (InstanceFolderDataModule, "No folder .*images"),
+        (VocObjectDataModule, r"No list .*train\.txt"),
+        (ObjectFolderDataModule, "No folder .*images"),
     ],
 )
 def test_constructors_touch_no_disk(tmp_path, make, message):
@@ -75,7 +75,7 @@ def sizes(data):
 
 def test_a_folder_is_divided_by_size(nuclei):
     def divided(**options):
-        data = InstanceFolderDataModule(nuclei, test_fraction=1 / 3, val_fraction=0.25, **options)
+        data = ObjectFolderDataModule(nuclei, test_fraction=1 / 3, val_fraction=0.25, **options)
         assert sizes(data) == {"train": 9, "val": 3, "test": 6}
         return {name: sorted(images.image_names) for name, images in data.sets.items()}
 
@@ -88,13 +88,13 @@ def test_a_folder_is_divided_by_size(nuclei):
     assert other["test"] == first["test"]
     assert other["val"] != first["val"]
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1, got 1"):
-        InstanceFolderDataModule(nuclei, test_fraction=1)
+        ObjectFolderDataModule(nuclei, test_fraction=1)
 
 
 def test_a_folder_with_splits_keeps_them(tmp_path):
     for number, name in enumerate(("train/a", "train/b", "val/c", "test/d")):
         write_instances(tmp_path, number, name=name)
-    data = InstanceFolderDataModule(str(tmp_path), class_name="nucleus")
+    data = ObjectFolderDataModule(str(tmp_path), class_name="nucleus")
     assert sizes(data) == {"train": 2, "val": 1, "test": 1}
     assert data.sets["test"].image_names == ["d.png"]
     assert (data.class_names, data.category_ids, data.has_masks) == (("nucleus",), (1,), True)
@@ -104,7 +104,7 @@ def test_a_folder_with_splits_keeps_them(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_hold_images_of_any_size(nuclei, seed_everything, in_memory, num_workers):
     data = attach(
-        InstanceFolderDataModule(
+        ObjectFolderDataModule(
             nuclei,
             val_fraction=0,
             batch_size=6,
@@ -117,7 +117,7 @@ def test_batches_hold_images_of_any_size(nuclei, seed_everything, in_memory, num
     batches = list(data.train_dataloader())
     assert [len(batch.images) for batch in batches] == [6, 6]  # of 15; the last three are dropped
     for batch in batches:
-        assert type(batch) is DetectionBatch
+        assert type(batch) is ObjectBatch
         for image, target in zip(batch.images, batch.targets):
             width = image.shape[2]
             assert image.dtype == torch.uint8
@@ -132,7 +132,7 @@ def test_transforms_follow_seed_epoch_and_image_in_any_process(nuclei, seed_ever
         seed_everything(seed)
         torch.rand(1)  # the global generator must not matter
         data = attach(
-            InstanceFolderDataModule(
+            ObjectFolderDataModule(
                 nuclei,
                 val_fraction=0,
                 batch_size=7,
@@ -158,7 +158,7 @@ def test_transforms_follow_seed_epoch_and_image_in_any_process(nuclei, seed_ever
 def test_every_image_is_tested_once(nuclei, world_size):
     found = []
     for rank in range(world_size):
-        data = InstanceFolderDataModule(
+        data = ObjectFolderDataModule(
             nuclei, test_fraction=0.4, eval_batch_size=2, eval_transforms=[v2.RandomVerticalFlip(p=1.0)]
         )
         attach(data, world_size=world_size, rank=rank)
@@ -178,7 +178,7 @@ def test_every_image_is_tested_once(nuclei, world_size):
 def test_a_damaged_file_is_named_in_one_line(nuclei, num_workers, tmp_path, seed_everything):
     for path in (tmp_path / "labels").iterdir():
         path.write_bytes(b"not a picture")
-    data = attach(InstanceFolderDataModule(nuclei, val_fraction=0, num_workers=num_workers))
+    data = attach(ObjectFolderDataModule(nuclei, val_fraction=0, num_workers=num_workers))
     data.setup("fit")
 
     def read():
@@ -284,16 +284,16 @@ def voc(tmp_path):
     ],
 )
 def test_splits_of_voc(voc, options, expected):
-    assert sizes(VocDetectionDataModule(voc, **options)) == expected
+    assert sizes(VocObjectDataModule(voc, **options)) == expected
 
 
 def test_voc_does_not_test_on_what_it_trains_on(voc):
     with pytest.raises(ValueError, match="val would be trained on, too: set train_split to train"):
-        VocDetectionDataModule(voc, train_split="trainval", test_split="val")
+        VocObjectDataModule(voc, train_split="trainval", test_split="val")
 
 
 def test_difficult_objects_are_not_trained_on(voc, seed_everything):
-    data = attach(VocDetectionDataModule(voc, batch_size=4, class_names=["cell", "other"]))
+    data = attach(VocObjectDataModule(voc, batch_size=4, class_names=["cell", "other"]))
     data.setup("fit")
     data.setup("test")
     assert data.class_names == ("cell", "other")

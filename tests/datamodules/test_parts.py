@@ -9,14 +9,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pcea.datamodules.parts import (
-    FolderPartsDataModule,
     LabeledPSBDataModule,
     PartDataModule,
-    PyGPartsDataModule,
+    PartFolderDataModule,
+    PyGPartDataModule,
     ShapeNetPartDataModule,
     ShapesPartsDataModule,
 )
-from pcea.datasets.points import LabelledPoints
+from pcea.datasets.points import PartDataset
 from pcea.datasets.shapes import PARTS, Shapes
 from pcea.transforms.points import RandomJitter
 
@@ -32,7 +32,7 @@ class NumberedPoints(PartDataModule):
         sizes = torch.tensor(SIZES * (5 if split == "train" else 1))
         place = torch.cat([torch.arange(n) for n in sizes])
         number = torch.arange(len(sizes)).repeat_interleave(sizes)
-        return LabelledPoints(
+        return PartDataset(
             (100.0 * number + place)[:, None].expand(-1, 3).clone(),
             place % 2,
             sizes,
@@ -62,13 +62,13 @@ def test_constructors_touch_no_disk(tmp_path):
     for data in (
         ShapeNetPartDataModule(root),
         LabeledPSBDataModule(root),
-        FolderPartsDataModule(root, parts=root),
+        PartFolderDataModule(root, parts=root),
         ShapesPartsDataModule(),
-        PyGPartsDataModule(make, make),
+        PyGPartDataModule(make, make),
     ):
         assert data.sets == {}
         assert (data.class_names, data.parts) == ((), {})
-    for data in (ShapeNetPartDataModule(root), LabeledPSBDataModule(root), FolderPartsDataModule(root)):
+    for data in (ShapeNetPartDataModule(root), LabeledPSBDataModule(root), PartFolderDataModule(root)):
         with pytest.raises(FileNotFoundError, match=root):
             data.setup("fit")
 
@@ -229,21 +229,21 @@ def test_a_folder_of_labelled_files(tmp_path):
             np.save(tmp_path / name / f"{i}.npy", np.hstack([rng.random((17, 3)), np.tile([0, 1, 0], (17, 1)), label]))
     (tmp_path / "names.yaml").write_text("key: [bit, bow]\nmug: [body, handle]\n")
     options = {"parts": str(tmp_path / "names.yaml"), "val_fraction": 0.25, "test_fraction": 0.2}
-    data = FolderPartsDataModule(str(tmp_path), **options)
+    data = PartFolderDataModule(str(tmp_path), **options)
     data.setup("fit")
     data.setup("test")
     counts = {name: clouds.category.bincount().tolist() for name, clouds in data.sets.items()}
     assert counts == {"train": [6, 3], "val": [2, 1], "test": [2, 1]}
     assert data.parts == {"key": (0, 1), "mug": (2, 3)}
     assert data.class_names == ("key/bit", "key/bow", "mug/body", "mug/handle")
-    turned = FolderPartsDataModule(str(tmp_path), **options, up="z", with_normals=True)
+    turned = PartFolderDataModule(str(tmp_path), **options, up="z", with_normals=True)
     turned.setup("test")
     x, y, z = data.sets["test"].points.unbind(-1)
     torch.testing.assert_close(turned.sets["test"].points, torch.stack([x, z, -y], dim=-1))
     assert turned.sets["test"].normals[0].tolist() == [0, 0, -1]
     for path in (tmp_path / "key").iterdir():
         path.write_text("")
-    lenient = FolderPartsDataModule(str(tmp_path), **options, skip_unreadable=True)
+    lenient = PartFolderDataModule(str(tmp_path), **options, skip_unreadable=True)
     with pytest.warns(UserWarning, match="8 of 12 files cannot be read.*They are skipped"):
         lenient.setup("fit")
     assert lenient.sets["train"].category.tolist() == [1] * 3
@@ -257,14 +257,14 @@ def test_labelled_points_of_any_pyg_dataset():
         return [Data(pos=torch.randn(19, 3), y=y + 2 * (i % 2), category=i % 2) for i in range(count)]
 
     parts = {"key": [0, 1], "mug": [2, 3]}
-    data = PyGPartsDataModule(partial(make, 20), partial(make, 6), parts=parts, val_fraction=0.2)
+    data = PyGPartDataModule(partial(make, 20), partial(make, 6), parts=parts, val_fraction=0.2)
     data.setup("fit")
     data.setup("test")
     counts = {name: clouds.category.bincount().tolist() for name, clouds in data.sets.items()}
     assert counts == {"train": [8, 8], "val": [2, 2], "test": [3, 3]}
     assert data.parts == {"key": (0, 1), "mug": (2, 3)}
     with pytest.raises(ValueError, match="Item 0 has no normals"):
-        PyGPartsDataModule(partial(make, 6), list, parts=parts, with_normals=True).setup("fit")
+        PyGPartDataModule(partial(make, 6), list, parts=parts, with_normals=True).setup("fit")
 
 
 def test_shapenet_of_pyg_in_yaml(tmp_path):
@@ -283,7 +283,7 @@ def test_shapenet_of_pyg_in_yaml(tmp_path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     options = {"train": dataset("trainval"), "test": dataset("test"), "with_normals": True, "val_fraction": 0}
-    content = {"data": {"class_path": "pcea.datamodules.PyGPartsDataModule", "init_args": options}}
+    content = {"data": {"class_path": "pcea.datamodules.PyGPartDataModule", "init_args": options}}
     data = parser.instantiate(parser.parse_object(content)).data
     assert not (tmp_path / "processed").exists()
     data.setup("fit")

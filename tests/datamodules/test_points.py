@@ -10,24 +10,24 @@ import torch
 from torch import nn
 
 from pcea.datamodules.points import (
-    FolderDataModule,
     ModelNet10DataModule,
     ModelNet40DataModule,
-    PointCloudDataModule,
-    PyGDataModule,
+    PointDataModule,
+    PointFolderDataModule,
+    PyGPointDataModule,
     ScanObjectNNDataModule,
     ShapesDataModule,
     stratified_sample,
 )
-from pcea.datasets.batches import CloudBatch
-from pcea.datasets.points import PointClouds
-from pcea.tasks.point_classification import ClassificationTask
+from pcea.datasets.batches import PointBatch
+from pcea.datasets.points import PointDataset
+from pcea.tasks.point_classification import PointClassificationTask
 from pcea.transforms.points import RandomJitter
 
 NUM_CLASSES = 3
 
 
-class NumberedClouds(PointCloudDataModule):
+class NumberedClouds(PointDataModule):
     """30 training and 11 test clouds of 3 classes; all coordinates of cloud i are i."""
 
     def load(self, split):
@@ -35,10 +35,10 @@ class NumberedClouds(PointCloudDataModule):
         points = torch.arange(float(count)).view(-1, 1, 1).expand(count, self.num_points, 3).clone()
         names = [f"class {c}" for c in range(NUM_CLASSES)]
         normals = -points if self.with_normals else None
-        return PointClouds(points, torch.arange(count) % NUM_CLASSES, class_names=names, normals=normals)
+        return PointDataset(points, torch.arange(count) % NUM_CLASSES, class_names=names, normals=normals)
 
 
-def attach(data: PointCloudDataModule, *, world_size: int = 1, rank: int = 0, training: bool = False) -> Any:
+def attach(data: PointDataModule, *, world_size: int = 1, rank: int = 0, training: bool = False) -> Any:
     """Give the data module what it asks of a trainer."""
     data.trainer = SimpleNamespace(
         world_size=world_size,
@@ -70,8 +70,8 @@ def test_constructors_touch_no_disk(tmp_path):
         ModelNet40DataModule(root),
         ModelNet10DataModule(root),
         ScanObjectNNDataModule(root),
-        FolderDataModule(root),
-        PyGDataModule(make, make),
+        PointFolderDataModule(root),
+        PyGPointDataModule(make, make),
         ShapesDataModule(),
     ):
         assert data.sets == {}
@@ -214,7 +214,7 @@ def test_augmentation_follows_seed_batch_and_rank_alone(seed_everything):
         data = NumberedClouds(num_points=5, augment=[RandomJitter()])
         trainer = attach(data, world_size=world_size, rank=rank, training=training)
         trainer.fit_loop.total_batch_idx = step
-        return data.on_after_batch_transfer(CloudBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).points
+        return data.on_after_batch_transfer(PointBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).points
 
     first = augmented()
     assert torch.equal(augmented(), first)
@@ -227,7 +227,7 @@ def test_augmentation_follows_seed_batch_and_rank_alone(seed_everything):
 def test_evaluation_has_transforms_of_its_own():
     data = NumberedClouds(num_points=5, augment=[RandomJitter()], evaluate=[lambda batch: batch._replace(label=None)])
     attach(data)
-    assert data.on_after_batch_transfer(CloudBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).label is None
+    assert data.on_after_batch_transfer(PointBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).label is None
 
 
 def test_too_few_clouds_for_a_batch():
@@ -261,14 +261,14 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 def test_num_classes_that_do_not_fit_the_data():
     message = r"The data has 3 classes, but the network has num_classes=4. Set .*num_classes to 3"
     with pytest.raises(ValueError, match=message):
-        trainer(max_steps=1).fit(ClassificationTask(Linear(4), SGD), datamodule=NumberedClouds(num_points=2))
+        trainer(max_steps=1).fit(PointClassificationTask(Linear(4), SGD), datamodule=NumberedClouds(num_points=2))
 
 
 def test_normals_reach_the_network_where_asked_for():
     for with_normals in (True, False):
         network = Linear(3, channels=6 if with_normals else 3)
         data = NumberedClouds(batch_size=4, num_points=2, with_normals=with_normals)
-        trainer(max_epochs=1).test(ClassificationTask(network, SGD), datamodule=data, verbose=False)
+        trainer(max_epochs=1).test(PointClassificationTask(network, SGD), datamodule=data, verbose=False)
         assert (network.seen is not None) == with_normals
         if with_normals:
             assert network.seen[:, 0, 0].tolist() == [-8, -9, -10]
@@ -304,13 +304,13 @@ def test_a_folder_of_files(tmp_path):
         for i in range(10):
             np.save(tmp_path / name / f"{i}.npy", rng.random((17, 3)) * [1, 2, 3])
     options = {"batch_size": 4, "num_points": 11, "val_fraction": 0.25, "test_fraction": 0.2}
-    data = FolderDataModule(str(tmp_path), **options)
+    data = PointFolderDataModule(str(tmp_path), **options)
     data.setup("fit")
     data.setup("test")
     assert data.class_names == ("key", "mug")
     assert {name: len(clouds) for name, clouds in data.sets.items()} == {"train": 12, "val": 4, "test": 4}
     assert data.sets["test"].points.shape == (4, 11, 3)
-    z_up = FolderDataModule(str(tmp_path), **options, up="z")
+    z_up = PointFolderDataModule(str(tmp_path), **options, up="z")
     z_up.setup("test")
     x, y, z = data.sets["test"].points.unbind(-1)
     torch.testing.assert_close(z_up.sets["test"].points, torch.stack([x, z, -y], dim=-1))
@@ -323,7 +323,7 @@ def test_any_pyg_dataset():
     def make(count):
         return [Data(pos=torch.randn(19, 3), y=torch.tensor([i % 2])) for i in range(count)]
 
-    data = PyGDataModule(partial(make, 20), partial(make, 6), batch_size=4, num_points=13, val_fraction=0.2)
+    data = PyGPointDataModule(partial(make, 20), partial(make, 6), batch_size=4, num_points=13, val_fraction=0.2)
     attach(data)
     data.setup("fit")
     data.setup("test")
@@ -335,7 +335,7 @@ def test_any_pyg_dataset():
 
 
 @pytest.mark.parametrize(
-    "data", [PyGDataModule(list, list, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
+    "data", [PyGPointDataModule(list, list, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
 )
 def test_normals_that_are_not_there(data):
     with pytest.raises(ValueError, match=r"set data\.init_args\.with_normals to false"):

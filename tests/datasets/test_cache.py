@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcea.datasets.cache import cache_path, cached, read_clouds, read_files, write_h5
+from pcea.datasets.cache import cache_path, cached, read_files, read_h5_clouds, write_h5
 from pcea.io.points import Points
 
 
@@ -26,12 +26,12 @@ def write(path, **changes):
 def test_reading_takes_the_first_points(tmp_path):
     expected = arrays()
     path = write(tmp_path / "a.h5", label=np.array([[2], [0], [1]], dtype=np.uint8), normal=-expected["data"])
-    clouds = read_clouds(path, num_classes=3, num_points=5, with_normals=True)
+    clouds = read_h5_clouds(path, num_classes=3, num_points=5, with_normals=True)
     assert torch.equal(clouds.points, torch.from_numpy(expected["data"][:, :5]))
     assert torch.equal(clouds.normals, -clouds.points)
     assert clouds.label.tolist() == [2, 0, 1]
     assert clouds.label.dtype == torch.int64
-    assert read_clouds(path, num_classes=3).normals is None
+    assert read_h5_clouds(path, num_classes=3).normals is None
 
 
 def test_files_are_never_opened_for_writing(tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_files_are_never_opened_for_writing(tmp_path, monkeypatch):
     modes = []
     original = h5py.File
     monkeypatch.setattr(h5py, "File", lambda name, mode="a": (modes.append(mode), original(name, mode))[1])
-    read_clouds(path, num_classes=3)
+    read_h5_clouds(path, num_classes=3)
     assert modes == ["r"]
 
 
@@ -61,20 +61,20 @@ def test_files_are_never_opened_for_writing(tmp_path, monkeypatch):
 def test_wrong_content(tmp_path, changes, message):
     path = write(tmp_path / "a.h5", **changes)
     with pytest.raises(ValueError, match=message):
-        read_clouds(path, num_classes=40, num_points=5, with_normals=True)
+        read_h5_clouds(path, num_classes=40, num_points=5, with_normals=True)
 
 
 def test_wrong_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*a.h5"):
-        read_clouds(tmp_path / "a.h5", num_classes=3)
+        read_h5_clouds(tmp_path / "a.h5", num_classes=3)
     path = write(tmp_path / "b.h5", clouds=50, points=101)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"b.h5 is truncated or not HDF5"):
-        read_clouds(path, num_classes=50)
+        read_h5_clouds(path, num_classes=50)
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file["points"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"c.h5 has no array 'data'; it holds \['points'\]"):
-        read_clouds(tmp_path / "c.h5", num_classes=3)
+        read_h5_clouds(tmp_path / "c.h5", num_classes=3)
 
 
 def test_the_cache_is_made_once(tmp_path):
@@ -100,7 +100,7 @@ def test_a_corrupt_cache_is_made_again(tmp_path):
     path.write_bytes(b"half a file")
     with pytest.warns(UserWarning, match=r"a.h5 is truncated or not HDF5 .*The cache is made again"):
         cached(path, arrays)
-    assert len(read_clouds(path, num_classes=3).points) == 3
+    assert len(read_h5_clouds(path, num_classes=3).points) == 3
 
 
 def test_a_cache_that_lacks_a_required_array_is_made_again(tmp_path):

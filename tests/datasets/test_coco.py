@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from pcea.datasets.coco import CocoImages
+from pcea.datasets.coco import CocoObjects
 
 H, W = 7, 11
 SQUARE = [[2, 1, 6, 1, 6, 4, 2, 4]]  # columns 2 to 6, rows 1 to 4
@@ -37,7 +37,7 @@ def write(root, listed=(), *, pictures=(10, 4), size=(H, W), **changes):
 
 
 def read(root, **options):
-    return CocoImages(root / "a.json", root / "pictures", **options)
+    return CocoObjects(root / "a.json", root / "pictures", **options)
 
 
 def test_objects_by_hand(tmp_path):
@@ -194,7 +194,7 @@ def test_what_is_not_there(tmp_path):
     ):
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"No folder .*other of the pictures that .*a\.json lists"):
-        CocoImages(tmp_path / "a.json", tmp_path / "other")
+        CocoObjects(tmp_path / "a.json", tmp_path / "other")
     (tmp_path / "a.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"^[^\n]*a\.json is not JSON: [^\n]*$"):
         read(tmp_path)

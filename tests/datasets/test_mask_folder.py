@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.mask_folder import has_masks_split, read_class_names, read_folder_masks
+from pcea.datasets.mask_folder import has_mask_splits, read_class_names, read_mask_folder
 
 
 def write(root, *names, mask=(0, 1, 255)):
@@ -22,8 +22,8 @@ def names(files):
 
 def test_a_folder_without_splits(tmp_path):
     write(tmp_path, "b", "a")
-    assert not has_masks_split(tmp_path)
-    files = read_folder_masks(tmp_path, "train", num_classes=2)
+    assert not has_mask_splits(tmp_path)
+    files = read_mask_folder(tmp_path, "train", num_classes=2)
     assert names(files) == ["a", "b"]
     image, mask = files[0]
     assert image.shape == (3, 1, 3)
@@ -33,34 +33,34 @@ def test_a_folder_without_splits(tmp_path):
 
 def test_splits_are_folders(tmp_path):
     write(tmp_path, "train/a", "train/b", "val/c")
-    assert has_masks_split(tmp_path)
-    assert names(read_folder_masks(tmp_path, "train", num_classes=2)) == ["a", "b"]
-    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["c"]
-    assert read_folder_masks(tmp_path, "val", num_classes=2) is None
+    assert has_mask_splits(tmp_path)
+    assert names(read_mask_folder(tmp_path, "train", num_classes=2)) == ["a", "b"]
+    assert names(read_mask_folder(tmp_path, "test", num_classes=2)) == ["c"]
+    assert read_mask_folder(tmp_path, "val", num_classes=2) is None
     write(tmp_path, "test/d")
-    assert names(read_folder_masks(tmp_path, "val", num_classes=2)) == ["c"]
-    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["d"]
+    assert names(read_mask_folder(tmp_path, "val", num_classes=2)) == ["c"]
+    assert names(read_mask_folder(tmp_path, "test", num_classes=2)) == ["d"]
 
 
 def test_splits_are_lists(tmp_path):
     write(tmp_path, "a", "b", "c", "left over")
     (tmp_path / "train.txt").write_text("b\na.jpg\n")
     with pytest.raises(FileNotFoundError, match=r", by its lists, has train, but not a `test` or a `val`"):
-        read_folder_masks(tmp_path, "test", num_classes=2)
+        read_mask_folder(tmp_path, "test", num_classes=2)
     (tmp_path / "test.txt").write_text("c\n")
-    assert has_masks_split(tmp_path)
-    assert names(read_folder_masks(tmp_path, "train", num_classes=2)) == ["b", "a"]
-    assert names(read_folder_masks(tmp_path, "test", num_classes=2)) == ["c"]
-    assert read_folder_masks(tmp_path, "val", num_classes=2) is None
+    assert has_mask_splits(tmp_path)
+    assert names(read_mask_folder(tmp_path, "train", num_classes=2)) == ["b", "a"]
+    assert names(read_mask_folder(tmp_path, "test", num_classes=2)) == ["c"]
+    assert read_mask_folder(tmp_path, "val", num_classes=2) is None
     (tmp_path / "test.txt").write_text("c\nd\n")
     with pytest.raises(FileNotFoundError, match=r"test\.txt names d, but there is no such file in .*images"):
-        read_folder_masks(tmp_path, "test", num_classes=2)
+        read_mask_folder(tmp_path, "test", num_classes=2)
 
 
 def test_classes_have_names(tmp_path):
     write(tmp_path, "a")
     (tmp_path / "classes.yaml").write_text("- background\n- on\n- 007\n")
-    files = read_folder_masks(tmp_path, "train")
+    files = read_mask_folder(tmp_path, "train")
     assert files.class_names == ("background", "on", "007")
     with pytest.raises(ValueError, match=r"classes\.yaml names 3 classes, but num_classes is 2"):
         read_class_names(tmp_path / "classes.yaml", 2)
@@ -81,20 +81,20 @@ def test_no_classes(tmp_path, num_classes):
 
 def test_the_ignored_value_is_an_option(tmp_path):
     write(tmp_path, "a", mask=(0, 1, 2))
-    assert read_folder_masks(tmp_path, "train", num_classes=3, ignore_value=1)[0][1].tolist() == [[0, IGNORE, 2]]
-    assert read_folder_masks(tmp_path, "train", num_classes=2, ignore_value=2)[0][1].tolist() == [[0, 1, IGNORE]]
+    assert read_mask_folder(tmp_path, "train", num_classes=3, ignore_value=1)[0][1].tolist() == [[0, IGNORE, 2]]
+    assert read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=2)[0][1].tolist() == [[0, 1, IGNORE]]
     with pytest.raises(ValueError, match=r"a\.png has the value 2 .* Classes are 0\.\.1, ignored values are none"):
-        read_folder_masks(tmp_path, "train", num_classes=2, ignore_value=None)[0]
+        read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=None)[0]
 
 
 def test_images_and_masks_that_do_not_match(tmp_path):
     write(tmp_path, "a", "b")
     (tmp_path / "masks" / "b.png").rename(tmp_path / "masks" / "B.png")
     with pytest.raises(ValueError, match=r"images/b\.jpg has no mask of the same name"):
-        read_folder_masks(tmp_path, "train", num_classes=2)
+        read_mask_folder(tmp_path, "train", num_classes=2)
     for path in (tmp_path / "masks").iterdir():
         path.rename(path.with_suffix(".jpg"))
     with pytest.raises(FileNotFoundError, match=r"No files in .*masks that end in \.png"):
-        read_folder_masks(tmp_path, "train", num_classes=2)
+        read_mask_folder(tmp_path, "train", num_classes=2)
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere/images"):
-        read_folder_masks(tmp_path / "nowhere", "train", num_classes=2)
+        read_mask_folder(tmp_path / "nowhere", "train", num_classes=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcea.datasets.object_folder import read_instance_folder
+from pcea.datasets.object_folder import read_object_folder
 
 DATA = Path(os.environ.get("PCEA_DATA", "data"))
 # Object 3 has two pieces, object 300 one pixel, and the values have gaps.
@@ -22,7 +22,7 @@ def write(root, name, values=MAP, *, folder="labels", dtype=np.uint16, size=None
 
 
 def test_objects_by_hand(tmp_path):
-    found = read_instance_folder(write(tmp_path, "x"), "train", class_name="nucleus")
+    found = read_object_folder(write(tmp_path, "x"), "train", class_name="nucleus")
     assert (found.class_names, found.category_ids, found.has_masks) == (("nucleus",), (1,), True)
     assert found.image_names == ["x.png"]
     image, target = found[0]
@@ -41,7 +41,7 @@ def test_eight_bits_black_and_white_and_palettes(tmp_path):
     write(tmp_path, "b", MAP > 0, dtype=bool)
     write(tmp_path, "c", MAP.clip(max=200), dtype=np.uint8)
     Image.open(tmp_path / "labels" / "c.png").convert("P").save(tmp_path / "labels" / "c.png")
-    found = read_instance_folder(tmp_path, "train")
+    found = read_object_folder(tmp_path, "train")
     assert [len(found[i][1]["boxes"]) for i in range(3)] == [3, 1, 3]
     assert found[1][1]["area"].tolist() == [9]
     assert [int(found[i][1]["image_id"]) for i in range(3)] == [0, 1, 2]
@@ -49,7 +49,7 @@ def test_eight_bits_black_and_white_and_palettes(tmp_path):
 
 
 def test_an_image_without_objects(tmp_path):
-    _, target = read_instance_folder(write(tmp_path, "x", np.zeros((3, 7))), "train")[0]
+    _, target = read_object_folder(write(tmp_path, "x", np.zeros((3, 7))), "train")[0]
     assert {name: tuple(values.shape) for name, values in target.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
@@ -65,7 +65,7 @@ def test_strata_are_sizes_and_kinds_of_colours(tmp_path):
     write(tmp_path, "b", MAP.T)
     write(tmp_path, "c", mode="L")
     write(tmp_path, "d")
-    strata = read_instance_folder(tmp_path, "train").strata
+    strata = read_object_folder(tmp_path, "train").strata
     assert strata[0] == strata[3]
     assert len(strata.unique()) == 3
 
@@ -73,23 +73,23 @@ def test_strata_are_sizes_and_kinds_of_colours(tmp_path):
 def test_the_folder_of_the_maps_may_be_called_masks_and_be_divided(tmp_path):
     write(tmp_path, "train/a", folder="masks")
     write(tmp_path, "val/b", folder="masks")
-    assert read_instance_folder(tmp_path, "train").image_names == ["a.png"]
-    assert read_instance_folder(tmp_path, "test").image_names == ["b.png"]
-    assert read_instance_folder(tmp_path, "val") is None
+    assert read_object_folder(tmp_path, "train").image_names == ["a.png"]
+    assert read_object_folder(tmp_path, "test").image_names == ["b.png"]
+    assert read_object_folder(tmp_path, "val") is None
 
 
 def test_what_does_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No folder .*images"):
-        read_instance_folder(tmp_path, "train")
+        read_object_folder(tmp_path, "train")
     write(tmp_path, "x", size=(8, 3))
     with pytest.raises(ValueError, match=r"x\.png has 3x8 pixels, but its label map .*labels/x\.png has 3x7"):
-        read_instance_folder(tmp_path, "train")[0]
+        read_object_folder(tmp_path, "train")[0]
     write(tmp_path, "x", np.zeros((3, 7, 3)), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"labels/x\.png is a picture of mode RGB; a mask has one number a pixel"):
-        read_instance_folder(tmp_path, "train")[0]
+        read_object_folder(tmp_path, "train")[0]
     (tmp_path / "labels" / "x.png").rename(tmp_path / "labels" / "y.png")
     with pytest.raises(ValueError, match=r"x\.png has no mask of the same name in .*labels, where the first is y\.png"):
-        read_instance_folder(tmp_path, "train")
+        read_object_folder(tmp_path, "train")
 
 
 def test_values_of_more_than_16_bits(tmp_path):
@@ -97,13 +97,13 @@ def test_values_of_more_than_16_bits(tmp_path):
     (tmp_path / "labels" / "x.png").unlink()
     Image.fromarray(np.full((3, 7), 65536, dtype=np.int32)).save(tmp_path / "labels" / "x.tif")
     with pytest.raises(ValueError, match=r"x\.tif: values of a label map must be 0\.\.65535, got 65536\.\.65536"):
-        read_instance_folder(tmp_path, "train")[0]
+        read_object_folder(tmp_path, "train")[0]
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not (DATA / "dsb2018").is_dir(), reason=f"{DATA / 'dsb2018'} is not there; see data/README.md")
 def test_the_real_nuclei():
-    found = read_instance_folder(DATA / "dsb2018", "train", class_name="nucleus")
+    found = read_object_folder(DATA / "dsb2018", "train", class_name="nucleus")
     assert len(found) == 538
     assert sorted(found.strata.bincount().tolist()) == [3, 4, 90, 107, 334]
     assert sum(len(found[i][1]["boxes"]) for i in range(0, 538, 20)) == sum(

@@ -5,7 +5,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-from pcea.datasets.objects import ObjectImages, TransformedObjects, box_area, clip_boxes
+from pcea.datasets.objects import ObjectDataset, TransformedObjects, box_area, clip_boxes
 
 H, W = 11, 17
 BOXES = [[1, 2, 5, 4], [10, 0, 17, 11], [6, 7, 9, 8]]
@@ -19,7 +19,7 @@ def rectangle(box):
     return mask
 
 
-class Rectangles(ObjectImages):
+class Rectangles(ObjectDataset):
     """Images of one size; the masks are rectangles, so that they tell the boxes. Object k of image i is in class k."""
 
     category_ids = (3, 5, 8)

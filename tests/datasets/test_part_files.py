@@ -6,7 +6,7 @@ import pytest
 import torch
 import trimesh
 
-from pcea.datasets.part_files import LabelledCloud, as_labelled, read_all, read_labelled
+from pcea.datasets.part_files import PartCloud, as_part_cloud, read_part_file, read_part_files
 
 LABELS = [3, 0, 3, 1, 0, 7, 3]
 
@@ -48,7 +48,7 @@ def save(path, rows):
 @pytest.mark.parametrize("extension", ["txt", "csv", "xyz", "pts", "TXT", "npy", "npz", "h5", "hdf5", "ply"])
 def test_formats(tmp_path, extension, with_normals):
     rows = table(with_normals)
-    cloud = read_labelled(save(tmp_path / f"a.{extension}", rows), with_normals=with_normals)
+    cloud = read_part_file(save(tmp_path / f"a.{extension}", rows), with_normals=with_normals)
     torch.testing.assert_close(cloud.points, torch.from_numpy(rows[:, :3]).float(), atol=1e-6, rtol=0)
     assert cloud.label.tolist() == LABELS
     assert cloud.label.dtype == torch.int64
@@ -59,8 +59,8 @@ def test_formats(tmp_path, extension, with_normals):
 
 
 def test_normals_are_left_out_unless_asked_for(tmp_path):
-    assert read_labelled(save(tmp_path / "a.txt", table(True))).normals is None
-    assert read_labelled(save(tmp_path / "a.npz", table(True))).normals is None
+    assert read_part_file(save(tmp_path / "a.txt", table(True))).normals is None
+    assert read_part_file(save(tmp_path / "a.npz", table(True))).normals is None
 
 
 def test_binary_ply(tmp_path):
@@ -71,7 +71,7 @@ def test_binary_ply(tmp_path):
     packed = np.array([tuple(row) for row in rows], dtype=types).tobytes()
     text = f"ply\nformat binary_little_endian 1.0\nelement vertex 7\n{header}end_header\n"
     (tmp_path / "a.ply").write_bytes(text.encode() + packed)
-    result = read_labelled(tmp_path / "a.ply")
+    result = read_part_file(tmp_path / "a.ply")
     torch.testing.assert_close(result.points, torch.from_numpy(np.array(cloud.vertices)).float())
     assert result.label.tolist() == LABELS
 
@@ -80,17 +80,17 @@ def test_binary_ply(tmp_path):
 def test_names_and_shapes_of_arrays(tmp_path, name):
     rows, label = table(True), np.array(LABELS, dtype=np.uint8)
     arrays = {"data": rows[None, :, :3], "normal": rows[None, :, 3:6], name: label[None]}  # one cloud of an HDF5 set
-    cloud = read_labelled(save_named(tmp_path / "a.h5", **arrays), with_normals=True)
+    cloud = read_part_file(save_named(tmp_path / "a.h5", **arrays), with_normals=True)
     torch.testing.assert_close(cloud.normals, torch.from_numpy(rows[:, 3:6]).float(), atol=1e-6, rtol=0)
     assert cloud.label.tolist() == LABELS
     path = save_named(tmp_path / "a.npz", points=rows[:, :3], **{name: label[:, None]})
-    assert read_labelled(path).label.tolist() == LABELS
+    assert read_part_file(path).label.tolist() == LABELS
 
 
 def test_a_header_is_skipped_and_labels_may_be_written_as_floats(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x y z label\n0 0 1 6.000000\n0 1 0 7.000000\n")
-    assert read_labelled(path).label.tolist() == [6, 7]
+    assert read_part_file(path).label.tolist() == [6, 7]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_bad_files(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=message) as caught:
-        read_labelled(path)
+        read_part_file(path)
     assert "\n" not in str(caught.value)
 
 
@@ -143,30 +143,30 @@ def test_bad_files(tmp_path, name, text, message):
 def test_bad_arrays(tmp_path, extension, arrays, message):
     path = save_named(tmp_path / f"a.{extension}", **arrays)
     with pytest.raises(ValueError, match=rf"a.{extension}.* {message}"):
-        read_labelled(path)
+        read_part_file(path)
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 7, 4)])
 def test_an_array_of_another_rank(shape):
     with pytest.raises(ValueError, match=r"a.npy must hold x y z label .* got shape \("):
-        as_labelled(np.zeros(shape), path=Path("a.npy"))
+        as_part_cloud(np.zeros(shape), path=Path("a.npy"))
 
 
 def test_a_ply_without_labels(tmp_path):
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "a.ply")
     with pytest.raises(ValueError, match=r"a.ply has no labels: none of label, part_label, part, pid, seg is there"):
-        read_labelled(tmp_path / "a.ply")
+        read_part_file(tmp_path / "a.ply")
 
 
 def test_bad_requests(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*a.txt"):
-        read_labelled(tmp_path / "a.txt")
+        read_part_file(tmp_path / "a.txt")
     with pytest.raises(ValueError, match=r"a.txt has no normals: 4 columns, where x y z nx ny nz label, 7 columns"):
-        read_labelled(save(tmp_path / "a.txt", table(False)), with_normals=True)
+        read_part_file(save(tmp_path / "a.txt", table(False)), with_normals=True)
     colors = table(True)
     colors[:, 3:6] = 200
     with pytest.raises(ValueError, match=r"b.txt: columns 4 to 6 are not unit normals"):
-        read_labelled(save(tmp_path / "b.txt", colors), with_normals=True)
+        read_part_file(save(tmp_path / "b.txt", colors), with_normals=True)
 
 
 PARTS = {"mug": (0, 1), "lamp": (2, 3, 4)}
@@ -181,13 +181,13 @@ def clouds(with_normals=False):
     }
     labels = {"a": [1, 0], "b": [2, 4, 2], "c": [3, 3]}
     return {
-        name: LabelledCloud(p, -torch.ones_like(p) if with_normals else None, torch.tensor(labels[name]))
+        name: PartCloud(p, -torch.ones_like(p) if with_normals else None, torch.tensor(labels[name]))
         for name, p in points.items()
     }
 
 
 def read_three(read, **options):
-    return read_all([Path(name) for name in "abc"], [0, 1, 1], PARTS, read, description="Reading", **options)
+    return read_part_files([Path(name) for name in "abc"], [0, 1, 1], PARTS, read, description="Reading", **options)
 
 
 def test_clouds_are_normalised_and_lie_one_behind_the_other():
@@ -209,14 +209,14 @@ def test_clouds_far_from_the_origin_keep_their_shape(tmp_path):
     arrays = []
     for place in (0, 5e6):
         path = save(tmp_path / f"{place}.txt", rows + np.array([place, place, place, 0]))
-        arrays.append(read_all([path], [0], {"mug": LABELS}, read_labelled, description="Reading"))
+        arrays.append(read_part_files([path], [0], {"mug": LABELS}, read_part_file, description="Reading"))
     assert arrays[1]["data"].dtype == np.float32
     np.testing.assert_allclose(arrays[1]["data"], arrays[0]["data"], atol=1e-6)
 
 
 def test_labels_may_count_the_parts_of_a_category():
     def read(path):
-        return LabelledCloud(torch.eye(3), None, torch.tensor([2, 1, 2]))
+        return PartCloud(torch.eye(3), None, torch.tensor([2, 1, 2]))
 
     assert read_three(read, first_label=1)["label"].tolist() == [1, 0, 1, 3, 2, 3, 3, 2, 3]
     with pytest.raises(ValueError, match=r"^1 of 3 files .*: a: label 2 is not a part of category mug, .* are 0, 1\."):
@@ -245,6 +245,6 @@ def test_unreadable_files_are_counted_and_named():
     assert arrays["sizes"].tolist() == [2]
     assert arrays["skipped"].tolist() == [b"b is bad.", b"c is on a broken disk"]
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
-        read_all([Path("b")], [1], PARTS, read, description="", skip_unreadable=True)
+        read_part_files([Path("b")], [1], PARTS, read, description="", skip_unreadable=True)
     with pytest.raises(ValueError, match="Reading: there are no files of this split"):
-        read_all([], [], PARTS, read, description="Reading")
+        read_part_files([], [], PARTS, read, description="Reading")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pcea.datasets import part_folder
-from pcea.datasets.part_folder import FolderParts
+from pcea.datasets.part_folder import PartFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
 
@@ -36,7 +36,7 @@ def root(tmp_path):
 
 
 def test_labels_count_the_parts_of_the_category(root):
-    train, test = (FolderParts(root, split) for split in ("train", "test"))
+    train, test = (PartFolder(root, split) for split in ("train", "test"))
     for clouds, mugs, chairs in ((train, 8, 4), (test, 2, 1)):
         assert clouds.class_names == ("mug/body", "mug/handle", "chair/seat", "chair/back", "chair/legs")
         assert clouds.parts == {"mug": (0, 1), "chair": (2, 3, 4)}
@@ -52,8 +52,8 @@ def test_labels_count_the_parts_of_the_category(root):
 
 
 def test_the_split_is_seeded_and_its_share_can_be_chosen(root):
-    assert FolderParts(root, "test", test_fraction=0.5).category.bincount().tolist() == [5, 2]
-    first, again, other = (FolderParts(root, "test", seed=seed) for seed in (0, 0, 1))
+    assert PartFolder(root, "test", test_fraction=0.5).category.bincount().tolist() == [5, 2]
+    first, again, other = (PartFolder(root, "test", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.points, again.points)
     assert not torch.equal(first.points, other.points)
 
@@ -62,7 +62,7 @@ def test_a_split_without_shapes_of_a_category(tmp_path):
     for name, split in (("mug", "train"), ("mug", "test"), ("chair", "train")):
         write_cloud(tmp_path / split / name / "1.txt", 0)
     (tmp_path / "parts.yaml").write_text(YAML)
-    test = FolderParts(tmp_path, "test")
+    test = PartFolder(tmp_path, "test")
     assert test.category.tolist() == [0]
     assert test.parts.keys() == {"mug", "chair"}
 
@@ -73,18 +73,18 @@ def test_files_of_all_kinds_with_and_without_normals(root):
     table = np.loadtxt(root / "chair" / "0.txt")
     (root / "chair" / "0.txt").unlink()
     np.savez(root / "chair" / "0.npz", points=table[:, :3], part=table[:, 3].astype(int))
-    expected = FolderParts(root, "train")
+    expected = PartFolder(root, "train")
     assert len(expected) == 12
     assert expected.normals is None
     with pytest.raises(ValueError, match=r" of 12 files cannot be read: .*txt has no normals"):
-        FolderParts(root, "train", with_normals=True)
+        PartFolder(root, "train", with_normals=True)
 
 
 def test_up_turns_points_and_normals(root):
     for name, parts in COUNT.items():
         for path in (root / name).iterdir():
             write_cloud(path, 3, parts=parts, normals=True)
-    plain, turned = (FolderParts(root, "test", with_normals=True, up=up) for up in ("y", "z"))
+    plain, turned = (PartFolder(root, "test", with_normals=True, up=up) for up in ("y", "z"))
     for before, after in ((plain.points, turned.points), (plain.normals, turned.normals)):
         torch.testing.assert_close(after, torch.stack([before[:, 0], before[:, 2], -before[:, 1]], dim=1))
     torch.testing.assert_close(plain.normals.norm(dim=1), torch.ones(len(plain.normals)))
@@ -95,32 +95,32 @@ def test_the_yaml_may_lie_elsewhere_and_be_one_list(tmp_path):
     for number in range(2):
         write_cloud(tmp_path / "data" / "mug" / f"{number}.txt", number)
     (tmp_path / "names.yaml").write_text("[on, off]")  # words that YAML reads as true and false
-    clouds = FolderParts(tmp_path / "data", "train", parts=tmp_path / "names.yaml")
+    clouds = PartFolder(tmp_path / "data", "train", parts=tmp_path / "names.yaml")
     assert clouds.class_names == ("mug/on", "mug/off")
 
 
 def test_the_cache_notices_changes(root, monkeypatch):
-    first = FolderParts(root, "train", cache=False)
+    first = PartFolder(root, "train", cache=False)
     assert not (root / ".pcea").exists()
-    FolderParts(root, "train")
-    read_all = part_folder.read_all
-    monkeypatch.setattr(part_folder, "read_all", None)  # from here on only the cache can serve
-    again = FolderParts(root, "train")
+    PartFolder(root, "train")
+    read_part_files = part_folder.read_part_files
+    monkeypatch.setattr(part_folder, "read_part_files", None)  # from here on only the cache can serve
+    again = PartFolder(root, "train")
     for name in ("points", "label", "sizes", "category"):
         assert torch.equal(getattr(first, name), getattr(again, name))
     for options in ({"up": "z"}, {"seed": 1}, {"with_normals": True}, {"skip_unreadable": True}):
         with pytest.raises(TypeError, match="NoneType"):
-            FolderParts(root, "train", **options)
+            PartFolder(root, "train", **options)
     for content in ("chair: [seat, back, legs]\nmug: [body, handle]", "mug: [body, handle, lid]\nchair: [a, b, c]"):
         (root / "parts.yaml").write_text(content)
         with pytest.raises(TypeError, match="NoneType"):
-            FolderParts(root, "train")
+            PartFolder(root, "train")
     (root / "parts.yaml").write_text(YAML)
-    monkeypatch.setattr(part_folder, "read_all", read_all)
+    monkeypatch.setattr(part_folder, "read_part_files", read_part_files)
     for path in (root / "mug").iterdir():
         write_cloud(path, 99)
         os.utime(path, ns=(1, 1))
-    assert not torch.equal(first.points, FolderParts(root, "train").points)
+    assert not torch.equal(first.points, PartFolder(root, "train").points)
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ def test_the_cache_notices_changes(root, monkeypatch):
     ],
 )
 def test_bad_files_stop_or_are_skipped(root, content, message):
-    good = FolderParts(root, "train", cache=False)
+    good = PartFolder(root, "train", cache=False)
     bad = part_folder.list_files(root, "train", test_fraction=0.2, seed=0)["mug"][3]
     bad.write_text(content)
     message = rf"1 of 12 files cannot be read: {message.format(p=bad)}"
     with pytest.raises(ValueError, match=message + r".*\. Repair or remove them, or set skip_unreadable\.$"):
-        FolderParts(root, "train")
+        PartFolder(root, "train")
     for _ in range(2):  # also when the cache serves
         with pytest.warns(UserWarning, match=message + r".*They are skipped"):
-            rest = FolderParts(root, "train", skip_unreadable=True)
+            rest = PartFolder(root, "train", skip_unreadable=True)
         assert torch.equal(rest.points, torch.cat([good.points[:21], good.points[28:]]))
         assert rest.category.tolist() == [0] * 7 + [1] * 4
 
@@ -156,7 +156,7 @@ def test_a_file_of_an_unknown_kind(root):
         for path in (root / name).iterdir():
             path.rename(path.with_suffix(".obj"))
     with pytest.raises(ValueError, match=r"12 of 12 files .*unknown extension '.obj'; labelled points are in .txt"):
-        FolderParts(root, "train")
+        PartFolder(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -178,31 +178,31 @@ def test_a_file_of_an_unknown_kind(root):
 def test_a_yaml_that_does_not_fit(root, content, message):
     (root / "parts.yaml").write_text(content)
     with pytest.raises(ValueError, match=message) as error:
-        FolderParts(root, "train")
+        PartFolder(root, "train")
     assert "\n" not in str(error.value)
 
 
 def test_errors(root):
     (root / "parts.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"No file .*parts.yaml. Write it, .*: `chair: \[name of part 0, name"):
-        FolderParts(root, "train")
+        PartFolder(root, "train")
     (root / "parts.yaml").write_text(YAML)
     with pytest.raises(FileNotFoundError, match=r"No folder .*missing"):
-        FolderParts(root / "missing", "train")
+        PartFolder(root / "missing", "train")
     with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
-        FolderParts(root, "val")
+        PartFolder(root, "val")
     with pytest.raises(ValueError, match=r"test_fraction must be between 0 and 1, got 0"):
-        FolderParts(root, "train", test_fraction=0)
+        PartFolder(root, "train", test_fraction=0)
     with pytest.raises(ValueError, match=r"up must be one of x, y, z.*, got 'up'"):
-        FolderParts(root, "train", up="up")
+        PartFolder(root, "train", up="up")
     (root / "lamp").mkdir()
     with pytest.raises(ValueError, match=r"Class 'lamp' under .* has no mesh or cloud files"):
-        FolderParts(root, "train")
+        PartFolder(root, "train")
 
 
 def test_an_empty_split(tmp_path):
     write_cloud(tmp_path / "mug" / "1.txt", 0)
     (tmp_path / "parts.yaml").write_text("mug: [body, handle]")
-    assert len(FolderParts(tmp_path, "train")) == 1
+    assert len(PartFolder(tmp_path, "train")) == 1
     with pytest.raises(ValueError, match=r"The test split of .* is empty. Add files or change test_fraction=0.2"):
-        FolderParts(tmp_path, "test")
+        PartFolder(tmp_path, "test")

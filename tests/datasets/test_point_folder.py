@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pcea.datasets import point_folder as folder_module
-from pcea.datasets.point_folder import FolderClouds
+from pcea.datasets.point_folder import PointFolder
 
 SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 0 1\n0 0 1\n4 0 1 2 3\n"  # z is up
 
@@ -33,12 +33,12 @@ def root(tmp_path):
 
 
 def test_classes_are_divided_in_proportion(root):
-    train, test = (FolderClouds(root, split, num_points=5) for split in ("train", "test"))
+    train, test = (PointFolder(root, split, num_points=5) for split in ("train", "test"))
     assert train.class_names == test.class_names == ("key", "mug")
     assert train.label.bincount().tolist() == [4, 8]
     assert test.label.bincount().tolist() == [1, 2]
     torch.testing.assert_close(test.points.norm(dim=-1).amax(1), torch.ones(3))
-    half = FolderClouds(root, "test", num_points=5, test_fraction=0.5)
+    half = PointFolder(root, "test", num_points=5, test_fraction=0.5)
     assert half.label.bincount().tolist() == [2, 5]
 
 
@@ -48,7 +48,7 @@ def test_surveys_far_from_the_origin_keep_their_shape(tmp_path):
         for number in range(2):
             (tmp_path / name / "tree").mkdir(parents=True, exist_ok=True)
             np.savetxt(tmp_path / name / "tree" / f"{number}.xyz", table + place)
-    near, far = (FolderClouds(tmp_path / name, "train", num_points=9) for name in ("near", "far"))
+    near, far = (PointFolder(tmp_path / name, "train", num_points=9) for name in ("near", "far"))
     assert far.points.dtype == torch.float32
     torch.testing.assert_close(far.points, near.points, atol=1e-6, rtol=0)
 
@@ -74,8 +74,8 @@ def test_splits_of_the_folder_itself(tmp_path, layout):
     for name, split in [("a", "train"), ("b", "train"), ("b", "test"), ("c", "test")]:
         write_cloud(tmp_path / layout.format(name=name, split=split) / "1.txt", 0)
     (tmp_path / layout.format(name="a", split="test")).mkdir(parents=True)
-    assert FolderClouds(tmp_path, "train", num_points=5).label.tolist() == [0, 1]
-    test = FolderClouds(tmp_path, "test", num_points=5)
+    assert PointFolder(tmp_path, "train", num_points=5).label.tolist() == [0, 1]
+    test = PointFolder(tmp_path, "test", num_points=5)
     assert test.label.tolist() == [1, 2]
     assert test.class_names == ("a", "b", "c")  # the same in both splits
 
@@ -84,35 +84,35 @@ def test_a_class_may_be_called_train(tmp_path):
     for name in ("car", "train"):
         for number in range(2):
             write_cloud(tmp_path / name / f"{number}.txt", number)
-    assert FolderClouds(tmp_path, "train", num_points=5).class_names == ("car", "train")
+    assert PointFolder(tmp_path, "train", num_points=5).class_names == ("car", "train")
 
 
 def test_up_and_normals(tmp_path):
     for number in range(2):
         (tmp_path / "square").mkdir(exist_ok=True)
         (tmp_path / "square" / f"{number}.off").write_text(SQUARE)
-    clouds = FolderClouds(tmp_path, "test", num_points=101, up="z", with_normals=True)
+    clouds = PointFolder(tmp_path, "test", num_points=101, up="z", with_normals=True)
     assert clouds.points[..., 2].abs().max() < 1e-6  # the rectangle stands in the plane z = 0 now
     torch.testing.assert_close(clouds.normals.abs(), torch.tensor([0.0, 0, 1]).expand(1, 101, 3))
-    assert FolderClouds(tmp_path, "test", num_points=101, up="z").normals is None
+    assert PointFolder(tmp_path, "test", num_points=101, up="z").normals is None
 
 
 def test_the_cache_notices_changes(root, monkeypatch):
-    first = FolderClouds(root, "train", num_points=5, cache=False)
+    first = PointFolder(root, "train", num_points=5, cache=False)
     assert not (root / ".pcea").exists()
-    FolderClouds(root, "train", num_points=5)
+    PointFolder(root, "train", num_points=5)
     read_files = folder_module.read_files
     monkeypatch.setattr(folder_module, "read_files", None)  # from here on only the cache can serve
-    again = FolderClouds(root, "train", num_points=5)
+    again = PointFolder(root, "train", num_points=5)
     assert torch.equal(first.points, again.points)
     for options in ({"up": "z"}, {"seed": 1}, {"with_normals": True}, {"num_points": 6}):
         with pytest.raises(TypeError, match="NoneType"):
-            FolderClouds(root, "train", **{"num_points": 5, **options})
+            PointFolder(root, "train", **{"num_points": 5, **options})
     monkeypatch.setattr(folder_module, "read_files", read_files)
     changed = root / sorted(files(root, "train") - {"key/old/4.OFF"})[0]
     write_cloud(changed, 99)
     os.utime(changed, ns=(1, 1))
-    assert not torch.equal(first.points, FolderClouds(root, "train", num_points=5).points)
+    assert not torch.equal(first.points, PointFolder(root, "train", num_points=5).points)
     assert len({*(root / ".pcea").iterdir()}) == 2
 
 
@@ -123,10 +123,10 @@ def test_unreadable_files_stop_or_are_skipped(root):
     with pytest.raises(
         ValueError, match=rf"2 of 12 files cannot be read: .*{bad[0]}: 7 of 7 points .*{bad[1]} is empty"
     ):
-        FolderClouds(root, "train", num_points=5)
+        PointFolder(root, "train", num_points=5)
     for _ in range(2):  # also when the cache serves
         with pytest.warns(UserWarning, match=rf"2 of 12 files cannot be read: .*{bad[1]} is empty.*They are skipped"):
-            clouds = FolderClouds(root, "train", num_points=5, skip_unreadable=True)
+            clouds = PointFolder(root, "train", num_points=5, skip_unreadable=True)
         assert len(clouds) == 10
 
 
@@ -134,24 +134,24 @@ def test_a_file_of_an_unknown_kind_is_unreadable(root):
     for number in range(9):  # in both splits, whichever the seed chooses
         (root / "mug" / f"x{number}.foo").write_text("")
     with pytest.raises(ValueError, match=r"files cannot be read: .*unknown extension '.foo'"):
-        FolderClouds(root, "train", num_points=5)
+        PointFolder(root, "train", num_points=5)
 
 
 def test_errors(root, tmp_path_factory):
     with pytest.raises(ValueError, match=r"1[12] of 12 files .* holds 7 points, fewer than num_points=8"):
-        FolderClouds(root, "train", num_points=8)
+        PointFolder(root, "train", num_points=8)
     with pytest.raises(FileNotFoundError, match=r"No folder .*missing"):
-        FolderClouds(root / "missing", "train")
+        PointFolder(root / "missing", "train")
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(FileNotFoundError, match=r"No class folders under .*expected .*<class>/\*"):
-        FolderClouds(empty, "train")
+        PointFolder(empty, "train")
     write_cloud(empty / "train" / "a" / "1.txt", 0)
     with pytest.raises(ValueError, match=r"The test split of .* is empty"):
-        FolderClouds(empty, "test", num_points=5)
+        PointFolder(empty, "test", num_points=5)
     (root / "lamp").mkdir()
     with pytest.raises(ValueError, match=r"Class 'lamp' under .* has no mesh or cloud files"):
-        FolderClouds(root, "train")
+        PointFolder(root, "train")
     with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
-        FolderClouds(root, "val")
+        PointFolder(root, "val")
     with pytest.raises(ValueError, match=r"test_fraction must be between 0 and 1, got 1.0"):
-        FolderClouds(root, "train", test_fraction=1.0)
+        PointFolder(root, "train", test_fraction=1.0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pcea.datasets.points import LabelledPoints, PointClouds, number_parts
+from pcea.datasets.points import PartDataset, PointDataset, number_parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarni
 def make(**changes):
     points = torch.arange(5 * 7 * 3.0).reshape(5, 7, 3)
     arguments = {"points": points, "label": torch.tensor([0, 1, 2, 1, 0]), "class_names": ["a", "b", "c"]}
-    return PointClouds(**{**arguments, "normals": -points, **changes})
+    return PointDataset(**{**arguments, "normals": -points, **changes})
 
 
 def test_a_batch_holds_the_clouds_asked_for():
@@ -95,7 +95,7 @@ def make_labelled(**changes):
         "category": torch.tensor([0, 1, 0, 1]),
         "parts": PARTS,
     }
-    return LabelledPoints(**{**arguments, **changes})
+    return PartDataset(**{**arguments, **changes})
 
 
 def test_labelled_points_are_padded_with_their_first_point():

@@ -20,7 +20,7 @@ def cloud(n=7, y=0, **fields):
 
 
 class Named(list):
-    categories = ("Mug", "Key")
+    categories = ("Mug", "Legend")
 
 
 def test_clouds_of_several_sizes():
@@ -67,12 +67,12 @@ def test_labels_a_point_follow_their_points():
     assert torch.equal(clouds.normals[0, :, 0].argsort(), points[:, 0].argsort())
     assert clouds.class_names == ("0", "1", "2")
     assert clouds.category.tolist() == [1]
-    assert clouds.category_names == ("Mug", "Key")
+    assert clouds.category_names == ("Mug", "Legend")
     assert clouds.__getitems__([0]).category.tolist() == [1]
 
 
 def test_names_of_the_dataset():
-    assert from_pyg(Named([cloud(y=1)]), num_points=5).class_names == ("Mug", "Key")
+    assert from_pyg(Named([cloud(y=1)]), num_points=5).class_names == ("Mug", "Legend")
 
 
 def test_errors():

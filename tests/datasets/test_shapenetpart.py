@@ -226,7 +226,7 @@ def test_text_is_parsed_once(tmp_path, monkeypatch, layout):
     assert not (folder / ".pcea").exists()
     ShapeNetPart(tmp_path, "train")
     assert len([*(folder / ".pcea").iterdir()]) == 1
-    monkeypatch.setattr(shapenetpart, "read_all", None)  # from here on only the cache can serve
+    monkeypatch.setattr(shapenetpart, "read_part_files", None)  # from here on only the cache can serve
     again = ShapeNetPart(tmp_path, "train", with_normals=layout == "normals")  # normals are kept, asked for or not
     for name in ("points", "label", "sizes", "category", *(["normals"] if layout == "normals" else [])):
         assert torch.equal(getattr(first, name), getattr(again, name))
@@ -293,7 +293,7 @@ def test_labeled_psb(tmp_path, monkeypatch):
     assert one.category.tolist() == [2]
     assert one.parts == clouds.parts
     assert len(LabeledPSB(folder, "all")) == 9
-    monkeypatch.setattr(shapenetpart, "read_all", None)
+    monkeypatch.setattr(shapenetpart, "read_part_files", None)
     assert torch.equal(LabeledPSB(folder, "train").points, clouds.points)
 
 

@@ -17,7 +17,7 @@ from pcea.datasets.shapes import (
     Shapes,
     sample_shape,
 )
-from pcea.datasets.surfaces import Piece, box, rod
+from pcea.datasets.surfaces import Surface, box, rod
 
 L, N = 23, 101
 MANY = 20_000
@@ -90,7 +90,7 @@ class TestSampleShape:
         assert np.ptp(shape.points[~legs, 1]) * scale == pytest.approx(1)
 
     def test_yaw_turns_objects_but_not_beyond_twenty_degrees(self, monkeypatch):
-        arrow = Piece(1.0, lambda _, n: (np.zeros((n, 3)), np.tile((0.0, 0.0, 1.0), (n, 1))))
+        arrow = Surface(1.0, lambda _, n: (np.zeros((n, 3)), np.tile((0.0, 0.0, 1.0), (n, 1))))
         monkeypatch.setitem(BUILDERS, "mug", lambda _: {"body": [arrow], "handle": []})
         normals = np.concatenate(
             [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pcea.datasets.surfaces import Piece, box, hollow, lathe, prism, ring, rod
+from pcea.datasets.surfaces import Surface, box, hollow, lathe, prism, ring, rod
 
 MANY = 20_000
 
@@ -106,7 +106,7 @@ def test_part_of_a_ring_is_centred_on_x(rng):
     ("axis", "expected"), [("x", (1, -3, 2)), ("y", (3, 2, -1)), ("z", (-2, 1, 3))], ids=["x", "y", "z"]
 )
 def test_turn_is_counter_clockwise(rng, axis, expected):
-    dot = Piece(1.0, lambda _, n: (np.tile((1.0, 2.0, 3.0), (n, 1)), np.tile((1.0, 2.0, 3.0), (n, 1))))
+    dot = Surface(1.0, lambda _, n: (np.tile((1.0, 2.0, 3.0), (n, 1)), np.tile((1.0, 2.0, 3.0), (n, 1))))
     points, normals = dot.turn(axis, 90).at(10, 20, 30).sample(rng, 1)
     np.testing.assert_allclose(points, np.add([expected], (10, 20, 30)), atol=1e-12)
     np.testing.assert_allclose(normals, [expected], atol=1e-12)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pcea.datasets.transformed import TransformedSet
+from pcea.datasets.transformed import TransformedDataset
 
 
 class Add(nn.Module):
@@ -12,7 +12,7 @@ class Add(nn.Module):
         return value + int(torch.randint(1000, ()))
 
 
-class Numbers(TransformedSet):
+class Numbers(TransformedDataset):
     def _transform(self, sample):
         for transform in self.transforms:
             sample = transform(sample)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pcea.datasets.voc_objects import VocImages
+from pcea.datasets.voc_objects import VocObjects
 
 DATA = Path(os.environ.get("PCEA_DATA", "data"))
 H, W = 7, 11
@@ -38,7 +38,7 @@ def test_objects_by_hand(tmp_path):
         b=[item("dog", 1, 1, 4, 3, difficult=0, extra=part), item("cat", 3.5, 2, 11, 7, difficult=1)],
         a=[],
     )
-    found = VocImages(tmp_path, "train")
+    found = VocObjects(tmp_path, "train")
     assert (found.class_names, found.category_ids, found.has_masks) == (("cat", "dog"), (1, 2), False)
     assert found.image_names == ["b.jpg", "a.jpg"]
     image, target = found[0]
@@ -56,7 +56,7 @@ def test_boxes_are_clipped_and_left_out_without_area(tmp_path):
     boxes = [item("a", 0, 0, 40, 3), item("a", 5, 5, 5, 5), item("a", 9, 2, 3, 4), item("a", 12, 1, 14, 7)]
     write(tmp_path, "train", x=boxes)
     with pytest.warns(UserWarning, match=r"train\.txt: 2 of 4 boxes have no area .*; the first is of .*x\.xml\.$"):
-        found = VocImages(tmp_path, "train")
+        found = VocObjects(tmp_path, "train")
     # A box counts its last pixel in: that from 5 to 5 is one pixel.
     assert found[0][1]["boxes"].tolist() == [[0, 0, 11, 3], [4, 4, 5, 5]]
     assert found[0][1]["labels"].tolist() == [1, 1]
@@ -67,7 +67,7 @@ def test_the_picture_says_how_large_it_is_and_which_side_is_up(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (W, H)).save(tmp_path / "JPEGImages" / "x.jpg", exif=exif)
-    image, target = VocImages(tmp_path, "train")[0]
+    image, target = VocObjects(tmp_path, "train")[0]
     assert image.shape == (3, W, H)
     assert target["boxes"].tolist() == [[0, 0, H, W]]
 
@@ -75,16 +75,16 @@ def test_the_picture_says_how_large_it_is_and_which_side_is_up(tmp_path):
 def test_classes_are_those_of_train_or_given(tmp_path):
     write(tmp_path, "train", x=[item("dog", 1, 1, 2, 2), item("cat", 1, 1, 2, 2)])
     write(tmp_path, "test", y=[item("dog", 1, 1, 2, 2)])
-    assert VocImages(tmp_path, "test").class_names == ("cat", "dog")
-    given = VocImages(tmp_path, "test", class_names=["dog", "cat", "cow"])
+    assert VocObjects(tmp_path, "test").class_names == ("cat", "dog")
+    given = VocObjects(tmp_path, "test", class_names=["dog", "cat", "cow"])
     assert given.class_names == ("dog", "cat", "cow")
     assert given[0][1]["labels"].tolist() == [1]
     write(tmp_path, "test", y=[item("cow", 1, 1, 2, 2)])
     with pytest.raises(ValueError, match=r"y\.xml has the class 'cow'; known are cat, dog"):
-        VocImages(tmp_path, "test")
+        VocObjects(tmp_path, "test")
     write(tmp_path, "train", x=[])
     with pytest.raises(ValueError, match=r"files that .*train\.txt names have no object, so no classes are known"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -104,23 +104,23 @@ def test_a_wrong_file(tmp_path, text, message):
     write(tmp_path, "train", x=[])
     (tmp_path / "Annotations" / "x.xml").write_text(text)
     with pytest.raises(ValueError, match=rf"^[^\n]*x\.xml[^\n]*{message}[^\n]*$"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
 
 
 def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No list .*train\.txt"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
     write(tmp_path, "train", x=[item("a", 1, 1, 2, 2)], y=[])
     (tmp_path / "JPEGImages" / "y.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt names y, but there is no such file in .*JPEGImages"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
     (tmp_path / "Annotations" / "x.xml").unlink()
     with pytest.raises(FileNotFoundError, match=r"train\.txt names x, but there is no such file in .*Annotations"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
     write(tmp_path, "train", x=[item("a", 1, 1, 2, 2)])
     (tmp_path / "JPEGImages" / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"x\.jpg cannot be read as an image"):
-        VocImages(tmp_path, "train")
+        VocObjects(tmp_path, "train")
 
 
 @pytest.mark.real_data
@@ -129,7 +129,7 @@ def test_the_real_bccd():
     # What a search for <name> in the files of each list counts.
     expected = {"train": (205, [209, 2382, 214]), "val": (87, [83, 968, 87]), "test": (72, [69, 805, 71])}
     for split, (images, objects) in expected.items():
-        found = VocImages(DATA / "BCCD", split)
+        found = VocObjects(DATA / "BCCD", split)
         assert found.class_names == ("Platelets", "RBC", "WBC")
         assert len(found) == images
         labels = torch.cat([target["labels"] for target in found.targets])

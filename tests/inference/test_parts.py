@@ -9,7 +9,7 @@ from examples import PART_NAMES as NAMES
 from examples import PART_SIZES as SIZES
 from examples import trained_on_parts as trained
 
-from pcea.datasets.part_files import read_labelled
+from pcea.datasets.part_files import read_part_file
 from pcea.inference.networks import TrainedNetwork
 from pcea.inference.parts import (
     find_category,
@@ -181,7 +181,7 @@ def test_the_ply_in_open3d(written):
 @pytest.mark.parametrize("extension", [".npz", ".ply"])
 def test_the_result_is_a_labelled_cloud(written, extension):
     folder, prediction = written
-    cloud = read_labelled((folder / "scan").with_suffix(extension), with_normals=True)
+    cloud = read_part_file((folder / "scan").with_suffix(extension), with_normals=True)
     assert cloud.label.equal(prediction.part_label)
 
 

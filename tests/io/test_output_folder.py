@@ -2,7 +2,7 @@
 
 import pytest
 
-from pcea.io.output_folder import all_or_nothing, check_output
+from pcea.io.output_folder import atomic_folder, check_output
 
 
 def check(folder, files, endings=(".ply", ".npz")):
@@ -34,12 +34,12 @@ def test_endings_may_be_more_than_a_suffix(tmp_path):
 
 def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
     folder = tmp_path / "new" / "out"
-    with all_or_nothing(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "a.ply").write_text("first")
         assert not (folder / "a.ply").exists()
 
     def fail():
-        with all_or_nothing(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             (temporary / "a.ply").write_text("second")
             (temporary / "b.ply").write_text("second")
             raise ValueError("stop")
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with (
         pytest.raises(OSError, match=r"^Cannot write to .*file/out: Not a directory\.$"),
-        all_or_nothing(tmp_path / "file" / "out"),
+        atomic_folder(tmp_path / "file" / "out"),
     ):
         pass
 
@@ -62,5 +62,5 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pcea.io.output_folder.TemporaryDirectory", read_only)
-    with pytest.raises(OSError, match=r"^Cannot write to .*: Permission denied\.$"), all_or_nothing(tmp_path):
+    with pytest.raises(OSError, match=r"^Cannot write to .*: Permission denied\.$"), atomic_folder(tmp_path):
         pass

@@ -77,7 +77,7 @@ def checkpoint(network, state):
 def old(network):
     """As Lightning noted the configuration."""
     noted = {
-        "_class_path": "pcea.tasks.point_classification.ClassificationTask",
+        "_class_path": "pcea.tasks.point_classification.PointClassificationTask",
         "_instantiator": "x",
         "network": network,
     }

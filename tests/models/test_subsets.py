@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from pcea.models.point_segmenter import eat_part_segmenter
-from pcea.models.subsets import classify_every_point
+from pcea.models.subsets import classify_in_subsets
 
 N, P = 23, 5
 
@@ -45,20 +45,20 @@ def network() -> torch.nn.Module:
 @pytest.mark.parametrize("num_points", [None, N, N + 1, 10_000])
 def test_small_clouds_are_seen_whole(network: torch.nn.Module, num_points: int | None) -> None:
     points, category = torch.randn(N, 3), torch.tensor(2)
-    out = classify_every_point(network, points, category=category, num_points=num_points)
+    out = classify_in_subsets(network, points, category=category, num_points=num_points)
     torch.testing.assert_close(out, network(points[None], category=category[None])[0].softmax(-1))
 
 
 @pytest.mark.parametrize("num_points", [1, 4, 7, 22, 23])  # 23 is prime: all but 1 and 23 leave a rest
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_every_point_gets_its_own_answer(num_points: int, batch_size: int) -> None:
-    out = classify_every_point(pointwise, numbered(), num_points=num_points, batch_size=batch_size)
+    out = classify_in_subsets(pointwise, numbered(), num_points=num_points, batch_size=batch_size)
     torch.testing.assert_close(out, pointwise(numbered()).softmax(-1))
 
 
 def test_subsets_of_one_size_in_batches() -> None:
     recorder = Recorder()
-    classify_every_point(recorder, numbered(), num_points=4, batch_size=4)
+    classify_in_subsets(recorder, numbered(), num_points=4, batch_size=4)
     assert [tuple(points.shape) for points in recorder.points] == [(4, 4, 3), (2, 4, 3)]
     subsets = torch.cat(recorder.points)[..., 0]  # (6, 4)
     assert all(len(set(subset)) == 4 for subset in subsets.tolist())
@@ -69,7 +69,7 @@ def test_subsets_of_one_size_in_batches() -> None:
 
 def test_points_seen_twice_get_the_mean_of_their_probabilities() -> None:
     recorder = Recorder()
-    out = classify_every_point(recorder, numbered(), num_points=9, batch_size=2)
+    out = classify_in_subsets(recorder, numbered(), num_points=9, batch_size=2)
     seen: dict[int, list[Tensor]] = {}
     for points, logits in zip(recorder.points, recorder.logits):
         for number, row in zip(points[..., 0].flatten().tolist(), logits.flatten(0, 1)):
@@ -80,12 +80,12 @@ def test_points_seen_twice_get_the_mean_of_their_probabilities() -> None:
 
 def test_features_and_category_follow_the_points() -> None:
     recorder = Recorder()
-    classify_every_point(recorder, numbered(), 10 * numbered(), category=torch.tensor(2), num_points=4, batch_size=4)
+    classify_in_subsets(recorder, numbered(), 10 * numbered(), category=torch.tensor(2), num_points=4, batch_size=4)
     for points, features, category in zip(recorder.points, recorder.features, recorder.categories):
         assert torch.equal(features, 10 * points)
         assert torch.equal(category, torch.full((len(points),), 2))
     recorder = Recorder()
-    classify_every_point(recorder, numbered(), num_points=4)
+    classify_in_subsets(recorder, numbered(), num_points=4)
     assert recorder.features == [None]
     assert recorder.categories == [None]
 
@@ -95,7 +95,7 @@ def test_generator_decides_the_subsets(network: torch.nn.Module) -> None:
 
     def classify(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return classify_every_point(network, points, category=torch.tensor(2), num_points=6, generator=generator)
+        return classify_in_subsets(network, points, category=torch.tensor(2), num_points=6, generator=generator)
 
     first = classify(1)
     assert torch.equal(classify(1), first)
@@ -105,7 +105,7 @@ def test_generator_decides_the_subsets(network: torch.nn.Module) -> None:
 
 def test_half_precision_gives_probabilities_in_fp32() -> None:
     points = numbered()
-    out = classify_every_point(lambda *args, **options: pointwise(*args, **options).bfloat16(), points, num_points=4)
+    out = classify_in_subsets(lambda *args, **options: pointwise(*args, **options).bfloat16(), points, num_points=4)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, pointwise(points).bfloat16().float().softmax(-1))
 
@@ -113,4 +113,4 @@ def test_half_precision_gives_probabilities_in_fp32() -> None:
 @pytest.mark.parametrize(("n", "num_points"), [(0, 4), (0, None), (N, 0)])
 def test_nothing_to_see(n: int, num_points: int | None) -> None:
     with pytest.raises(ValueError, match=f"at least 1, got N={n}, num_points={num_points}"):
-        classify_every_point(pointwise, numbered()[:n], num_points=num_points)
+        classify_in_subsets(pointwise, numbered()[:n], num_points=num_points)

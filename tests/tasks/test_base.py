@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pcea.datamodules.points import PointCloudDataModule, ShapesDataModule
-from pcea.datasets.points import PointClouds
+from pcea.datamodules.points import PointDataModule, ShapesDataModule
+from pcea.datasets.points import PointDataset
 from pcea.io.checkpoints import read_checkpoint
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.base import OneCycle
-from pcea.tasks.point_classification import ClassificationTask
+from pcea.tasks.point_classification import PointClassificationTask
 from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale
 
 SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
@@ -25,7 +25,7 @@ def network(num_classes=12, **options):
 def task(seed=0, **options):
     torch.manual_seed(seed)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    return ClassificationTask(network(), optimizer, partial(OneCycle, max_lr=1e-2), label_smoothing=0.1, **options)
+    return PointClassificationTask(network(), optimizer, partial(OneCycle, max_lr=1e-2), label_smoothing=0.1, **options)
 
 
 def shapes(**options):
@@ -102,14 +102,14 @@ def test_the_schedule_covers_the_whole_training():
 
 def test_a_schedule_of_torch_needs_no_wrapper():
     schedule = partial(CosineAnnealingLR, eta_min=0.25)
-    model = ClassificationTask(network(), partial(torch.optim.SGD, lr=1.0), schedule)
+    model = PointClassificationTask(network(), partial(torch.optim.SGD, lr=1.0), schedule)
     run = trainer(2)
     run.fit(model, datamodule=shapes())
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25)
 
 
 def test_the_rate_stays_without_a_schedule():
-    model = ClassificationTask(network(), partial(torch.optim.SGD, lr=0.5))
+    model = PointClassificationTask(network(), partial(torch.optim.SGD, lr=0.5))
     run = trainer(1)
     run.fit(model, datamodule=shapes())
     assert run.optimizers[0].param_groups[0]["lr"] == 0.5
@@ -141,26 +141,26 @@ def test_a_checkpoint_says_what_prediction_needs(tmp_path):
 
 def test_a_checkpoint_of_another_architecture(tmp_path):
     trainer(1, folder=tmp_path).fit(task(), datamodule=shapes())
-    wider = ClassificationTask(network(memory_units=9), partial(torch.optim.SGD, lr=0.5))
+    wider = PointClassificationTask(network(memory_units=9), partial(torch.optim.SGD, lr=0.5))
     message = (
         r"The checkpoint is of another architecture: 4 of \d+ differ, "
         r"first network\.encoder\.blocks\.0\.[\w.]+: \(.*9.*\) in the network, \(.*8.*\) in the file\."
     )
     with pytest.raises(ValueError, match=message):
         trainer(1, folder=tmp_path / "wider").fit(wider, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
-    flat = ClassificationTask(network(num_centers=()), partial(torch.optim.SGD, lr=0.5))
+    flat = PointClassificationTask(network(num_centers=()), partial(torch.optim.SGD, lr=0.5))
     with pytest.raises(ValueError, match=r"architecture: \d+ of \d+ differ, first network\.encoder\.fuse"):
         trainer(1, folder=tmp_path / "flat").test(flat, datamodule=shapes(), ckpt_path=tmp_path / "epoch=0.ckpt")
 
 
-class Named(PointCloudDataModule):
+class Named(PointDataModule):
     def load(self, split):  # noqa: ARG002
         label = torch.arange(24) % 2
-        return PointClouds(torch.randn(24, 32, 3), label, class_names=["key", "mug"])
+        return PointDataset(torch.randn(24, 32, 3), label, class_names=["key", "mug"])
 
 
 def test_class_names_come_from_the_data():
-    model = ClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
+    model = PointClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
     trainer(1).test(model, datamodule=Named(num_points=32), verbose=False)
     assert model.class_names == ("key", "mug")
     with pytest.raises(ValueError, match=r"The data has 2 classes, .* num_classes=12\. Set .*num_classes to 2\."):

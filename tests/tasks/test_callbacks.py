@@ -12,8 +12,8 @@ from pcea import eat_classifier, eat_part_segmenter
 from pcea.datamodules.parts import ShapesPartsDataModule
 from pcea.datamodules.points import ShapesDataModule
 from pcea.tasks.callbacks import LogClouds
-from pcea.tasks.point_classification import ClassificationTask
-from pcea.tasks.point_segmentation import SegmentationTask
+from pcea.tasks.point_classification import PointClassificationTask
+from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.visualization import palette
 
 SGD = partial(torch.optim.SGD, lr=0.01)
@@ -36,14 +36,14 @@ def segmentation() -> tuple[L.LightningModule, L.LightningDataModule]:
     data = ShapesPartsDataModule(**DATA)
     data.setup("test")
     network = eat_part_segmenter(len(data.class_names), len(data.parts), **SIZES)
-    return SegmentationTask(network, SGD), ShapesPartsDataModule(**DATA)
+    return PointSegmentationTask(network, SGD), ShapesPartsDataModule(**DATA)
 
 
 def classification() -> tuple[L.LightningModule, L.LightningDataModule]:
     data = ShapesDataModule(**DATA)
     data.setup("test")
     network = eat_classifier(len(data.class_names), num_centers=(32, 16), **SIZES)
-    return ClassificationTask(network, SGD), ShapesDataModule(**DATA)
+    return PointClassificationTask(network, SGD), ShapesDataModule(**DATA)
 
 
 def logged(root: Path) -> dict[str, list[tuple[int, torch.Tensor]]]:

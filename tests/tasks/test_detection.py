@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pcea.datasets.batches import DetectionBatch
+from pcea.datasets.batches import ObjectBatch
 from pcea.tasks.detection import DetectionTask
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -66,7 +66,7 @@ class Data(L.LightningDataModule):
 
     def loader(self):
         images = [torch.full((3, 20 + i, 30), i, dtype=torch.uint8) for i in range(len(self.targets))]
-        batches = [DetectionBatch([image], [target]) for image, target in zip(images, self.targets)]
+        batches = [ObjectBatch([image], [target]) for image, target in zip(images, self.targets)]
         return DataLoader(batches[self.trainer.global_rank :: self.trainer.world_size], batch_size=None)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
@@ -165,7 +165,7 @@ def test_the_loss_is_the_sum_of_losses(monkeypatch):
     task = DetectionTask(Given(), SGD)
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
     image = torch.full((3, 4, 5), 255, dtype=torch.uint8)
-    loss = task.training_step(DetectionBatch([image] * 3, TARGETS[:1] * 3), 0)
+    loss = task.training_step(ObjectBatch([image] * 3, TARGETS[:1] * 3), 0)
     assert loss == 5
     assert logged == {"train/loss": 5, "train/loss_box": 2, "train/loss_class": 3}
     assert task.network.seen[0].equal(torch.ones(3, 4, 5))

@@ -387,7 +387,7 @@ def test_no_inception(monkeypatch, error, kind, message):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (TrainedNetwork(Given(), (), 0, {}), "w.ckpt holds a Given, not a classifier of images"),
+        (TrainedNetwork(Given(), (), 0, {}), "w.ckpt holds a MeanColor, not a classifier of images"),
         (trained(nn.Identity()), "w.ckpt: A Identity is no image classifier with a linear layer `head`"),
         (trained(labels_pixels=True), "w.ckpt holds a MeanColor, not a classifier of images"),
         (trained(Given(2)), r"w.ckpt has 2 classes .*, the generator 3 .*must be the same"),

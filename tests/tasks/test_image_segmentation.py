@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from pcea.datamodules.masks import MaskDataModule
 from pcea.datasets.batches import IGNORE, ImageBatch
 from pcea.datasets.images import ImageTensors
-from pcea.tasks.image_segmentation import SemanticSegmentationTask, class_iou
+from pcea.tasks.image_segmentation import ImageSegmentationTask, class_iou
 from pcea.tasks.schedules import Poly
 from pcea.transforms.images import RandomScaledCrop
 
@@ -81,7 +81,7 @@ TRUTHS = [[[0, 0, 1], [IGNORE, 1, IGNORE]], [[2, 0]]]
 
 
 def test_the_metrics_by_hand_of_images_of_two_sizes(trainer):
-    task = SemanticSegmentationTask(Given(), SGD)
+    task = ImageSegmentationTask(Given(), SGD)
     [metrics] = trainer.test(task, datamodule=Data(ANSWERS, TRUTHS), verbose=False)
     assert metrics == pytest.approx({"test/miou": (2 / 3 + 2 / 4 + 0) / 3, "test/pixel_accuracy": 4 / 6})
     assert task.by_category == {
@@ -95,7 +95,7 @@ def test_the_metrics_by_hand_of_images_of_two_sizes(trainer):
 
 
 def test_validation_counts_like_the_test_and_forgets(trainer):
-    task = SemanticSegmentationTask(Given(), SGD)
+    task = ImageSegmentationTask(Given(), SGD)
     data = Data(ANSWERS, TRUTHS)
     data.setup("test")
     data.sets = {"train": data.sets["test"], "val": data.sets["test"]}
@@ -108,7 +108,7 @@ def test_the_metrics_are_those_of_torchmetrics(trainer, generator):
     answers = torch.randint(0, 4, (5, 7, 11), generator=generator)
     truths = torch.randint(0, 5, (5, 7, 11), generator=generator)
     truths[truths == 4] = IGNORE
-    task = SemanticSegmentationTask(Given(), SGD)
+    task = ImageSegmentationTask(Given(), SGD)
     data = Data(answers.tolist(), truths.tolist(), eval_batch_size=2)
     [metrics] = trainer.test(task, datamodule=data, verbose=False)
     options = {"num_classes": 4, "ignore_index": IGNORE}
@@ -134,7 +134,7 @@ def step(task, batch, monkeypatch):
 @pytest.mark.parametrize("class_weights", [None, [0.5, 2.0]])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.25])
 def test_the_loss_is_that_of_pytorch(monkeypatch, class_weights, label_smoothing):
-    task = SemanticSegmentationTask(Pair(), SGD, class_weights=class_weights, label_smoothing=label_smoothing)
+    task = ImageSegmentationTask(Pair(), SGD, class_weights=class_weights, label_smoothing=label_smoothing)
     images, label = torch.randn(2, 3, 5, 7), torch.randint(0, 2, (2, 5, 7))
     label[0, :3] = IGNORE
     loss, logged = step(task, ImageBatch(images, label), monkeypatch)
@@ -147,7 +147,7 @@ def test_the_loss_is_that_of_pytorch(monkeypatch, class_weights, label_smoothing
 
 
 def test_a_batch_of_ignored_pixels_teaches_nothing(monkeypatch):
-    task = SemanticSegmentationTask(Pair(), SGD)
+    task = ImageSegmentationTask(Pair(), SGD)
     batch = ImageBatch(torch.randn(2, 3, 5, 7), torch.full((2, 5, 7), IGNORE))
     loss, logged = step(task, batch, monkeypatch)
     loss.backward()
@@ -157,13 +157,13 @@ def test_a_batch_of_ignored_pixels_teaches_nothing(monkeypatch):
 
 
 def test_one_pass_is_the_softmax():
-    task = SemanticSegmentationTask(Pair(), SGD)
+    task = ImageSegmentationTask(Pair(), SGD)
     images = torch.randn(2, 3, 5, 7)
     torch.testing.assert_close(task.probabilities(images), images[:, :2].softmax(1))
 
 
 def test_the_mirrored_image_is_mirrored_back():
-    task = SemanticSegmentationTask(Position(), SGD, flip=True)
+    task = ImageSegmentationTask(Position(), SGD, flip=True)
     images = torch.randn(2, 3, 3, 5)
     logits = task(images)
     other = logits.clone()
@@ -173,7 +173,7 @@ def test_the_mirrored_image_is_mirrored_back():
 
 
 def test_scales_are_averaged_at_full_size():
-    task = SemanticSegmentationTask(Position(), SGD, scales=(0.5, 1.0, 2.0))
+    task = ImageSegmentationTask(Position(), SGD, scales=(0.5, 1.0, 2.0))
     images = torch.full((1, 3, 8, 12), 2.0)
 
     middle = task.probabilities(images)[0, :, 4, 5]
@@ -184,7 +184,7 @@ def test_scales_are_averaged_at_full_size():
 
 
 def test_the_test_is_averaged_but_not_the_validation(trainer):
-    task = SemanticSegmentationTask(Side(2), SGD, flip=True)
+    task = ImageSegmentationTask(Side(2), SGD, flip=True)
     data = Data([[[1, 1, 1, 1]]], [[[1, 1, 1, 1]]], class_names=("a", "b"))
     data.setup("test")
     data.sets["val"] = data.sets["test"]
@@ -195,7 +195,7 @@ def test_the_test_is_averaged_but_not_the_validation(trainer):
 
 
 def test_prediction_gives_the_class_of_each_pixel(trainer):
-    predicted = trainer.predict(SemanticSegmentationTask(Given(), SGD), datamodule=Data(ANSWERS, TRUTHS))
+    predicted = trainer.predict(ImageSegmentationTask(Given(), SGD), datamodule=Data(ANSWERS, TRUTHS))
     assert [answer[0].tolist() for answer in predicted] == ANSWERS
 
 
@@ -213,7 +213,7 @@ def test_prediction_gives_the_class_of_each_pixel(trainer):
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        SemanticSegmentationTask(Pair(), SGD, **options)
+        ImageSegmentationTask(Pair(), SGD, **options)
 
 
 class Small(nn.Module):
@@ -251,7 +251,7 @@ class Halves(MaskDataModule):
 
 def fit(trainer, seed=0, **options):
     torch.manual_seed(seed)
-    model = SemanticSegmentationTask(Small(), partial(torch.optim.AdamW, lr=3e-2), partial(Poly, warmup=0.1))
+    model = ImageSegmentationTask(Small(), partial(torch.optim.AdamW, lr=3e-2), partial(Poly, warmup=0.1))
     trainer.fit(model, datamodule=Halves(), **options)
     return model
 

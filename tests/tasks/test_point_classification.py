@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pcea.datamodules.points import PointCloudDataModule
-from pcea.datasets.batches import CloudBatch
-from pcea.datasets.points import PointClouds
+from pcea.datamodules.points import PointDataModule
+from pcea.datasets.batches import PointBatch
+from pcea.datasets.points import PointDataset
 from pcea.models.point_transformer import eat_classifier
-from pcea.tasks.point_classification import ClassificationTask
+from pcea.tasks.point_classification import PointClassificationTask
 from pcea.transforms.points import RandomScale
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -41,17 +41,17 @@ class Given(nn.Module):
         return F.one_hot(points[:, 0, 0].long(), NUM_CLASSES).float() + self.unused
 
 
-class Answers(PointCloudDataModule):
+class Answers(PointDataModule):
     """Seven clouds, hence test batches of 4 and 3. Truth 0 0 0 0 1 1 2, answers 0 0 0 1 1 2 2."""
 
     def load(self, split):  # noqa: ARG002
         points = torch.tensor([0.0, 0, 0, 1, 1, 2, 2]).view(7, 1, 1).expand(7, 5, 3)
-        return PointClouds(points, torch.tensor([0, 0, 0, 0, 1, 1, 2]), class_names=["a", "b", "c"])
+        return PointDataset(points, torch.tensor([0, 0, 0, 0, 1, 1, 2]), class_names=["a", "b", "c"])
 
 
 @pytest.fixture
 def batch(generator):
-    return CloudBatch(torch.randn(7, 5, 3, generator=generator), torch.arange(7) % NUM_CLASSES)
+    return PointBatch(torch.randn(7, 5, 3, generator=generator), torch.arange(7) % NUM_CLASSES)
 
 
 def eat(**options):
@@ -61,7 +61,7 @@ def eat(**options):
 
 def test_accuracies_by_hand_with_an_uneven_last_batch(trainer):
     data = Answers(batch_size=2, num_points=5)
-    [metrics] = trainer.test(ClassificationTask(Given(), SGD), datamodule=data, verbose=False)
+    [metrics] = trainer.test(PointClassificationTask(Given(), SGD), datamodule=data, verbose=False)
     assert [len(batch.label) for batch in data.test_dataloader()] == [4, 3]
     assert metrics["test/overall_accuracy"] == pytest.approx(5 / 7)
     assert metrics["test/mean_class_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1 / 1) / 3)
@@ -71,13 +71,13 @@ def test_validation_counts_like_the_test(trainer):
     data = Answers(batch_size=2, num_points=5)
     data.setup("test")
     data.sets = {"train": data.sets["test"], "val": data.sets["test"]}
-    [metrics] = trainer.validate(ClassificationTask(Given(), SGD), datamodule=data, verbose=False)
+    [metrics] = trainer.validate(PointClassificationTask(Given(), SGD), datamodule=data, verbose=False)
     assert metrics["val/overall_accuracy"] == pytest.approx(5 / 7)
     assert metrics["val/mean_class_accuracy"] == pytest.approx(3 / 4)
 
 
 def test_label_smoothing_is_that_of_pytorch(batch, monkeypatch):
-    task = ClassificationTask(Size(), SGD, label_smoothing=0.25)
+    task = PointClassificationTask(Size(), SGD, label_smoothing=0.25)
     monkeypatch.setattr(task, "log", lambda *_, **__: None)
     logits = Size()(batch.points)
     target = F.one_hot(batch.label, NUM_CLASSES) * 0.75 + 0.25 / NUM_CLASSES
@@ -87,9 +87,9 @@ def test_label_smoothing_is_that_of_pytorch(batch, monkeypatch):
 
 def test_training_logs_loss_and_accuracy(batch, monkeypatch):
     logged = {}
-    task = ClassificationTask(Given(), SGD)
+    task = PointClassificationTask(Given(), SGD)
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
-    answers = CloudBatch(batch.label.view(7, 1, 1).expand(7, 5, 3).float(), torch.tensor([0, 1, 2, 0, 1, 2, 1]))
+    answers = PointBatch(batch.label.view(7, 1, 1).expand(7, 5, 3).float(), torch.tensor([0, 1, 2, 0, 1, 2, 1]))
     task.training_step(answers, 0)
     assert logged["train/overall_accuracy"].item() == pytest.approx(6 / 7)
     assert logged["train/loss"].item() == pytest.approx(F.cross_entropy(Given()(answers.points), answers.label).item())
@@ -106,14 +106,14 @@ def voted_probabilities(task, batch, batch_idx, monkeypatch):
 
 
 def test_one_vote_is_the_plain_pass(batch, monkeypatch):
-    task = ClassificationTask(Size(), SGD, votes=1)
+    task = PointClassificationTask(Size(), SGD, votes=1)
     plain = Size()(batch.points).softmax(1)
     torch.testing.assert_close(voted_probabilities(task, batch, 0, monkeypatch), plain, rtol=0, atol=0)
     torch.testing.assert_close(task.predict_step(batch, 0), plain, rtol=0, atol=0)
 
 
 def test_votes_average_the_cloud_and_scaled_copies(batch, monkeypatch):
-    task = ClassificationTask(Size(), SGD, votes=3)
+    task = PointClassificationTask(Size(), SGD, votes=3)
     votes = voted_probabilities(task, batch, 5, monkeypatch)
     scale, generator = RandomScale(low=0.8, high=1.25, anisotropic=False), torch.Generator().manual_seed(5)
     copies = [batch, *(scale(batch, generator=generator) for _ in range(2))]
@@ -126,7 +126,7 @@ def test_votes_average_the_cloud_and_scaled_copies(batch, monkeypatch):
 
 def test_no_votes_are_refused():
     with pytest.raises(ValueError, match="votes must be at least 1, got 0"):
-        ClassificationTask(Size(), SGD, votes=0)
+        PointClassificationTask(Size(), SGD, votes=0)
 
 
 def test_the_network_gets_normals_and_mask():
@@ -136,8 +136,8 @@ def test_the_network_gets_normals_and_mask():
             return super().forward(points)
 
     normals, mask = torch.zeros(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
-    task = ClassificationTask(Recorder(), SGD)
-    task(CloudBatch(torch.zeros(2, 5, 3), torch.zeros(2), normals, mask=mask))
+    task = PointClassificationTask(Recorder(), SGD)
+    task(PointBatch(torch.zeros(2, 5, 3), torch.zeros(2), normals, mask=mask))
     assert task.network.seen[0] is normals
     assert task.network.seen[1] is mask
     assert task.num_points == 5
@@ -145,8 +145,8 @@ def test_the_network_gets_normals_and_mask():
 
 def test_one_batch_can_be_learned(monkeypatch):
     points = torch.randn(9, 40, 3) * torch.tensor([1.0, 0.7, 0.4])
-    batch = CloudBatch(points, torch.arange(9) % NUM_CLASSES)
-    task = ClassificationTask(eat(dropout=0.0), SGD)
+    batch = PointBatch(points, torch.arange(9) % NUM_CLASSES)
+    task = PointClassificationTask(eat(dropout=0.0), SGD)
     monkeypatch.setattr(task, "log", lambda *_, **__: None)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
     first = task.training_step(batch, 0).item()

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pcea.datamodules.parts import PartDataModule
-from pcea.datasets.batches import CloudBatch
-from pcea.datasets.points import LabelledPoints
+from pcea.datasets.batches import PointBatch
+from pcea.datasets.points import PartDataset
 from pcea.models.point_segmenter import eat_part_segmenter
-from pcea.tasks.point_segmentation import SegmentationTask
+from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.transforms.points import RandomScale
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -41,7 +41,7 @@ def answers(*clouds, category=None):
     """A set of clouds; each is a list of (answer, truth), one a point."""
     rows = torch.tensor([pair for cloud in clouds for pair in cloud])
     points = rows[:, :1].float().repeat(1, 3)
-    return LabelledPoints(
+    return PartDataset(
         points,
         rows[:, 1],
         torch.tensor([len(cloud) for cloud in clouds]),
@@ -70,7 +70,7 @@ class Data(PartDataModule):
 @pytest.mark.parametrize("num_points", [2, 100])
 def test_the_metrics_by_hand_of_clouds_of_all_sizes(trainer, num_points):
     data = Data(answers(MUG, TABLE, STRANGER, category=[0, 1, 0]), num_points=num_points)
-    task = SegmentationTask(Given(), SGD)
+    task = PointSegmentationTask(Given(), SGD)
     [metrics] = trainer.test(task, datamodule=data, verbose=False)
     assert metrics == pytest.approx(
         {
@@ -86,7 +86,7 @@ def test_the_metrics_by_hand_of_clouds_of_all_sizes(trainer, num_points):
 
 
 def test_a_category_without_test_shapes_is_absent(trainer):
-    task = SegmentationTask(Given(), SGD)
+    task = PointSegmentationTask(Given(), SGD)
     [metrics] = trainer.test(task, datamodule=Data(answers(MUG, category=[0])), verbose=False)
     assert task.by_category == {"mug": (1, pytest.approx(7 / 12)), "table": (0, None)}
     assert metrics["test/category_miou"] == pytest.approx(7 / 12)
@@ -94,7 +94,7 @@ def test_a_category_without_test_shapes_is_absent(trainer):
 
 def test_scenes_have_one_iou_over_all_points(trainer):
     data = Data(answers(MUG, [(0, 0), (2, 1)], [(2, 2), (2, 2)]), num_points=100)  # batches of two
-    task = SegmentationTask(Given(num_categories=0), SGD)
+    task = PointSegmentationTask(Given(num_categories=0), SGD)
     [metrics] = trainer.test(task, datamodule=data, verbose=False)
     # class 0: 2 of 3; class 1: 2 of 4; class 2: 2 of 3; classes that occur nowhere take no part
     assert metrics == pytest.approx({"test/overall_accuracy": 6 / 8, "test/miou": (2 / 3 + 2 / 4 + 2 / 3) / 3})
@@ -106,14 +106,14 @@ def test_validation_counts_like_the_test(trainer):
     data = Data(answers(MUG, TABLE, category=[0, 1]), num_points=3)
     data.setup("test")
     data.sets = {"train": data.sets["test"], "val": data.sets["test"]}
-    task = SegmentationTask(Given(), SGD)
+    task = PointSegmentationTask(Given(), SGD)
     for _ in range(2):  # nothing is left over from the first time
         [metrics] = trainer.validate(task, datamodule=data, verbose=False)
         assert metrics["val/instance_miou"] == pytest.approx((7 / 12 + 1) / 2)
 
 
 def test_the_loss_is_over_real_points_alone(monkeypatch):
-    task = SegmentationTask(Given(), SGD, label_smoothing=0.25)
+    task = PointSegmentationTask(Given(), SGD, label_smoothing=0.25)
     logged = {}
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
     clouds = answers(MUG, TABLE, category=[0, 1])
@@ -134,13 +134,13 @@ def passes(task, batch, monkeypatch):
 
 
 def test_scales_and_votes_are_averaged(monkeypatch, generator):
-    batch = CloudBatch(
+    batch = PointBatch(
         torch.randn(2, 7, 3, generator=generator), torch.zeros(2, 7, dtype=torch.long), category=torch.tensor([0, 1])
     )
     plain = Size()(batch.points).softmax(-1)
-    task = SegmentationTask(Size(), SGD)
+    task = PointSegmentationTask(Size(), SGD)
     torch.testing.assert_close(passes(task, batch, monkeypatch), plain)
-    task = SegmentationTask(Size(), SGD, scales=[0.5, 2.0], votes=2)
+    task = PointSegmentationTask(Size(), SGD, scales=[0.5, 2.0], votes=2)
     assert task.votes == 4
     random, draws = RandomScale(low=0.8, high=1.25, anisotropic=False), torch.Generator().manual_seed(3)
     expected = torch.zeros_like(plain)
@@ -157,13 +157,13 @@ def test_clouds_of_different_sizes_train_and_their_checkpoint_keeps_the_parts(tr
     data.batch_size = 2
     trainer.limit_val_batches = 0
     network = eat_part_segmenter(5, 2 if category else 0, **SIZES)
-    task = SegmentationTask(network, SGD)
+    task = PointSegmentationTask(network, SGD)
     trainer.fit(task, datamodule=data)
     checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
     assert checkpoint["parts"] == ({name: list(own) for name, own in PARTS.items()} if category else {})
     assert checkpoint["num_points"] == 30
-    other = SegmentationTask(eat_part_segmenter(5, 2 if category else 0, **SIZES), SGD)
+    other = PointSegmentationTask(eat_part_segmenter(5, 2 if category else 0, **SIZES), SGD)
     other.on_load_checkpoint(checkpoint)
     assert other.parts == (PARTS if category else {})
     assert other.class_names == data.class_names
@@ -174,9 +174,9 @@ def test_data_and_network_must_agree(trainer):
     with pytest.raises(
         ValueError, match=r"2 categories, but the network has num_categories=7.*Set .*num_categories to"
     ):
-        trainer.test(SegmentationTask(Given(num_categories=7), SGD), datamodule=data, verbose=False)
+        trainer.test(PointSegmentationTask(Given(num_categories=7), SGD), datamodule=data, verbose=False)
     with pytest.raises(ValueError, match="5 classes, but the network has num_classes=9"):
-        trainer.test(SegmentationTask(Given(num_classes=9), SGD), datamodule=data, verbose=False)
+        trainer.test(PointSegmentationTask(Given(num_classes=9), SGD), datamodule=data, verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_data_and_network_must_agree(trainer):
 )
 def test_nonsense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SegmentationTask(Given(), SGD, **options)
+        PointSegmentationTask(Given(), SGD, **options)

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pcea.datasets.batches import CloudBatch
+from pcea.datasets.batches import PointBatch
 from pcea.ops import farthest_point_sample
 from pcea.transforms.points import (
     FarthestSubset,
@@ -40,7 +40,7 @@ def batch(generator):
     """Clouds whose label of a point is its row, so that a selection shows which rows it took."""
     points = torch.randn(B, N, 3, generator=generator)
     normals = F.normalize(torch.randn(B, N, 3, generator=generator), dim=-1)
-    return CloudBatch(points, torch.arange(N).expand(B, N).clone(), normals)
+    return PointBatch(points, torch.arange(N).expand(B, N).clone(), normals)
 
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda transform: type(transform).__name__)
@@ -75,7 +75,7 @@ def test_float64_and_clouds_without_normals(transform, batch):
 
 
 def test_scale_draws_one_factor_an_axis_within_bounds():
-    batch = CloudBatch(torch.ones(1000, 2, 3), torch.zeros(1000, dtype=torch.long))
+    batch = PointBatch(torch.ones(1000, 2, 3), torch.zeros(1000, dtype=torch.long))
     factor = RandomScale(low=0.5, high=2.0)(batch, generator=seeded(0)).points
     assert torch.equal(factor[:, 0], factor[:, 1])
     assert 0.5 <= factor.min() < 0.51
@@ -89,7 +89,7 @@ def test_normals_stay_unit_and_perpendicular_to_a_scaled_plane(generator):
     normal = F.normalize(torch.randn(B, 1, 3, generator=generator), dim=-1)
     points = torch.randn(B, N, 3, generator=generator)
     points = points - (points * normal).sum(-1, keepdim=True) * normal  # N points of a plane through the origin
-    batch = CloudBatch(points, torch.zeros(B, dtype=torch.long), normal.expand(B, N, 3))
+    batch = PointBatch(points, torch.zeros(B, dtype=torch.long), normal.expand(B, N, 3))
     scaled = RandomScale()(batch, generator=generator)
     torch.testing.assert_close(scaled.normals.norm(dim=-1), torch.ones(B, N))
     torch.testing.assert_close((scaled.points * scaled.normals).sum(-1), torch.zeros(B, N), atol=1e-5, rtol=0)
@@ -97,7 +97,7 @@ def test_normals_stay_unit_and_perpendicular_to_a_scaled_plane(generator):
 
 
 def test_translate_shifts_every_axis_within_the_extent():
-    batch = CloudBatch(torch.zeros(1000, 2, 3), torch.zeros(1000, dtype=torch.long))
+    batch = PointBatch(torch.zeros(1000, 2, 3), torch.zeros(1000, dtype=torch.long))
     shift = RandomTranslate(extent=0.2)(batch, generator=seeded(0)).points
     assert torch.equal(shift[:, 0], shift[:, 1])
     assert (shift.amin((0, 1)) < -0.19).all()
@@ -118,7 +118,7 @@ def test_rotation_is_about_the_vertical_axis(batch):
 
 def test_rotation_angles_fill_the_range_and_no_more():
     x_axis = torch.tensor([[[1.0, 0.0, 0.0]]]).expand(2000, 1, 3)
-    batch = CloudBatch(x_axis, torch.zeros(2000, dtype=torch.long))
+    batch = PointBatch(x_axis, torch.zeros(2000, dtype=torch.long))
     x, _, z = RandomRotate(degrees=30)(batch, generator=seeded(0)).points.squeeze(1).T
     angle = torch.rad2deg(torch.atan2(z, x))
     assert -30.001 <= angle.min() < -29.5
@@ -128,7 +128,7 @@ def test_rotation_angles_fill_the_range_and_no_more():
 def orientations(count, **options):
     """Rotations (count, 3, 3) that take the axes to the transformed points, in columns."""
     axes = torch.eye(3).expand(count, 3, 3)
-    batch = CloudBatch(axes, torch.zeros(count, dtype=torch.long), axes.flip(1))
+    batch = PointBatch(axes, torch.zeros(count, dtype=torch.long), axes.flip(1))
     result = RandomOrientation(**options)(batch, generator=seeded(0))
     torch.testing.assert_close(result.normals, result.points.flip(1))  # normals turn with the points
     return result.points.mT
@@ -166,7 +166,7 @@ def test_a_share_of_the_clouds_is_turned():
 
 
 def test_jitter_has_its_deviation_and_is_clipped():
-    batch = CloudBatch(torch.zeros(100, 100, 3), torch.zeros(100, dtype=torch.long))
+    batch = PointBatch(torch.zeros(100, 100, 3), torch.zeros(100, dtype=torch.long))
     noise = RandomJitter(std=0.01, clip=0.05)(batch, generator=seeded(0)).points
     assert noise.std().item() == pytest.approx(0.01, rel=0.02)
     assert noise.mean().item() == pytest.approx(0, abs=3e-4)  # 5 standard errors
@@ -223,7 +223,7 @@ def test_a_subset_without_padding_has_no_mask(padded):
 
 def test_the_dropped_share_is_uniform_up_to_its_maximum():
     points = torch.arange(1000.0).view(1, 1000, 1).expand(400, 1000, 3)
-    batch = CloudBatch(points, torch.zeros(400, dtype=torch.long))
+    batch = PointBatch(points, torch.zeros(400, dtype=torch.long))
     share = RandomDropPoints(max_ratio=0.8)(batch, generator=seeded(0)).points[..., 0].eq(0).float().mean(1)
     assert share.max() < 0.8 + 0.05
     assert share.max() > 0.8 - 0.05
@@ -243,7 +243,7 @@ def test_a_subset_takes_distinct_rows_of_everything(transform, batch):
 
 
 def test_a_random_subset_can_hold_any_point():
-    batch = CloudBatch(torch.rand(300, 5, 3), torch.arange(5).expand(300, 5))
+    batch = PointBatch(torch.rand(300, 5, 3), torch.arange(5).expand(300, 5))
     count = RandomSubset(num_points=2)(batch, generator=seeded(0)).label.flatten().bincount(minlength=5)
     assert ((count - 120).abs() < 35).all()  # 120 expected, standard deviation 8.5
 
@@ -256,10 +256,10 @@ def test_a_farthest_subset_is_that_of_farthest_point_sampling(batch):
 def test_a_farthest_subset_of_fewer_real_points_counts_each_once():
     points = torch.randn(2, 5, 3)
     mask = torch.tensor([[True] * 5, [False, True, False, True, False]])
-    subset = FarthestSubset(num_points=3)(CloudBatch(points, torch.arange(10).view(2, 5), mask=mask))
+    subset = FarthestSubset(num_points=3)(PointBatch(points, torch.arange(10).view(2, 5), mask=mask))
     assert subset.mask.tolist() == [[True, True, True], [True, True, False]]
     assert sorted(subset.label[1, :2].tolist()) == [6, 8]
-    assert FarthestSubset(num_points=2)(CloudBatch(points, torch.arange(10).view(2, 5), mask=mask)).mask is None
+    assert FarthestSubset(num_points=2)(PointBatch(points, torch.arange(10).view(2, 5), mask=mask)).mask is None
 
 
 def test_class_labels_are_not_selected(batch):
@@ -270,7 +270,7 @@ def test_class_labels_are_not_selected(batch):
 
 def test_select_points_by_hand():
     points = torch.tensor([[[0.0, 1, 2], [3, 4, 5], [6, 7, 8]]])
-    batch = CloudBatch(
+    batch = PointBatch(
         points, torch.tensor([[7, 8, 9]]), -points, torch.tensor([4]), torch.tensor([[True, True, False]])
     )
     chosen = select_points(batch, torch.tensor([[2, 0]]))

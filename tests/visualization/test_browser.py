@@ -183,7 +183,7 @@ def test_keys_without_effect():
 
 
 def test_every_key_of_the_list_is_explained_once():
-    keys = [key.lower() for key in Browser.KEYS]
+    keys = [key.lower() for key in Browser.SHORTCUTS]
     assert len(set(keys)) == len(keys)
     assert {"m", "l", "s", "f", "r", "h", "q", "+ -"} <= set(keys)
 

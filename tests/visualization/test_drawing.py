@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization import ColorBar, View, drawing, palette, render, save_gif, save_png, view_of
+from pcea.visualization import ColorBar, View, drawing, palette, render, save_gif, save_png, view_points
 from pcea.visualization.drawing import (
     Camera,
     Renderer,
     check_rendering,
-    draw_key,
+    draw_legend,
     draw_sheet,
     place_camera,
     point_size,
@@ -183,7 +183,7 @@ def test_colours_are_exact(can_draw):
 
 def test_what_is_up_is_drawn_up(can_draw):
     points = torch.rand(5000, 3)
-    view = view_of(points)  # coloured by height
+    view = view_points(points)  # coloured by height
     dark, bright = (np.nonzero(is_color(draw(view), color))[0] for color in ([68, 1, 84], [253, 231, 36]))
     assert len(dark)
     assert len(bright)
@@ -226,7 +226,7 @@ def test_normals_shade(can_draw):
 def test_the_queried_point_is_a_red_ball(can_draw):
     points = torch.rand(2000, 3)
     query = int(points[:, 2].argmax())  # the nearest to the camera, so that none hides it
-    view = view_of(points, AttentionMap(torch.rand(1, 2000, 5)), query=query)
+    view = view_points(points, AttentionMap(torch.rand(1, 2000, 5)), query=query)
     picture = draw(view, size=200, azimuth=0, elevation=0).astype(int)
     red = (picture[..., 0] > 120) & (picture[..., 1:].max(-1) < 0.3 * picture[..., 0])
     assert 10 < red.sum() < 200
@@ -376,7 +376,7 @@ def view_of_legend(legend, **fields):
 
 
 def test_a_legend_from_top_to_bottom():
-    key = draw_key(view_of_legend([("seat", ORANGE), ("leg", GREEN)], legend_title="part"), height=200)
+    key = draw_legend(view_of_legend([("seat", ORANGE), ("leg", GREEN)], legend_title="part"), height=200)
     assert key.shape[0] == 200
     orange, green = (np.nonzero(is_color(key, color)) for color in (ORANGE, GREEN))
     assert 0 < orange[0].mean() < green[0].mean() < 200
@@ -388,7 +388,7 @@ def test_a_legend_from_top_to_bottom():
 @pytest.mark.parametrize("names", [["WWWWWWWWWWWWWWWWWW"], ["$_$", "_hidden"], ["l"], [f"part {i}" for i in range(40)]])
 def test_legends_fit(names):
     colors = [tuple(color) for color in palette(len(names)).tolist()]
-    key = draw_key(view_of_legend(zip(names, colors), legend_title="parts, layer 3"), height=300)
+    key = draw_legend(view_of_legend(zip(names, colors), legend_title="parts, layer 3"), height=300)
     for color in colors:
         assert is_color(key, color).any()
     assert not ink(key)[[0, -1]].any()
@@ -396,7 +396,7 @@ def test_legends_fit(names):
 
 
 def test_a_colour_bar():
-    key = draw_key(view_of_legend([], color_bar=ColorBar("weight of slot 13, layer 3", 0.0, 0.04)), height=300)
+    key = draw_legend(view_of_legend([], color_bar=ColorBar("weight of slot 13, layer 3", 0.0, 0.04)), height=300)
     dark, bright = (np.nonzero(np.abs(key.astype(int) - color).max(-1) < 12) for color in ([68, 1, 84], [253, 231, 36]))
     assert bright[0].mean() < 100 < 200 < dark[0].mean()
     assert abs(bright[1].mean() - dark[1].mean()) < 1
@@ -404,7 +404,7 @@ def test_a_colour_bar():
 
 @pytest.mark.parametrize("high", [0.0, 3e-9, 1.5e-4, 0.00175, 0.0181, 1.0, 350.0, 123456.0])
 def test_colour_bars_fit(high):
-    key = draw_key(view_of_legend([], color_bar=ColorBar("weight of slot 13, layer 3", 0.0, high)), height=300)
+    key = draw_legend(view_of_legend([], color_bar=ColorBar("weight of slot 13, layer 3", 0.0, high)), height=300)
     assert not ink(key)[:, [0, 1, -2, -1]].any()
     assert not ink(key)[[0, -1]].any()
     # The label stands apart from the numbers: a white column is between them.
@@ -414,12 +414,12 @@ def test_colour_bars_fit(high):
 
 
 def test_a_bar_of_equal_values_has_two_ends():
-    keys = [draw_key(view_of_legend([], color_bar=ColorBar("a", 0.0, high)), height=300) for high in (0.0, 1.0)]
+    keys = [draw_legend(view_of_legend([], color_bar=ColorBar("a", 0.0, high)), height=300) for high in (0.0, 1.0)]
     assert (keys[0] == keys[1]).all()
 
 
 def test_no_meaning_is_no_legend():
-    assert (draw_key(view_of_legend([]), height=50) == 255).all()
+    assert (draw_legend(view_of_legend([]), height=50) == 255).all()
 
 
 # Files

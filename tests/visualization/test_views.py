@@ -12,8 +12,8 @@ from pcea.visualization import (
     render,
     spread,
     view_class,
-    view_of,
     view_parts,
+    view_points,
     view_query,
     view_slot,
     view_slots,
@@ -285,7 +285,7 @@ def test_a_class():
     assert (view.title, view.legend_title) == ("file", "class")
 
 
-# view_of
+# view_points
 
 
 def test_view_of_chooses_by_its_arguments():
@@ -296,24 +296,24 @@ def test_view_of_chooses_by_its_arguments():
     def same(view, expected):
         return view.colors.equal(expected.colors) and view[2:6] == expected[2:6] and view.title == "t"
 
-    assert same(view_of(points, attention, **options), view_slots(points, weights, title="t"))
-    assert same(view_of(points, attention, slot=3, **options), view_slot(points, weights, 3, title="t"))
+    assert same(view_points(points, attention, **options), view_slots(points, weights, title="t"))
+    assert same(view_points(points, attention, slot=3, **options), view_slot(points, weights, 3, title="t"))
     expected = view_query(points, attention, 4, **options)
-    found = view_of(points, attention, query=4, **options)
+    found = view_points(points, attention, query=4, **options)
     assert same(found, expected)
     assert found.mark.equal(points[4])
 
 
 def test_colours_of_your_own():
     points, colors = torch.randn(5, 3), torch.randint(0, 256, (5, 3), dtype=torch.uint8)
-    view = view_of(points, colors=colors, title="t")
+    view = view_points(points, colors=colors, title="t")
     assert view.colors.equal(colors)
     assert (view.title, view.legend, view.color_bar) == ("t", (), None)
 
 
 def test_with_nothing_given_it_is_the_height():
     points = torch.tensor([[0, 5, 0], [9, 7, 0], [9, 6, -9.0]])
-    view = view_of(points)
+    view = view_points(points)
     assert view.values.tolist() == [0, 2, 1]
     assert view.colors.tolist() == [DARK, BRIGHT, [32, 144, 140]]
     assert view.color_bar == ColorBar("height", 0.0, 2.0)
@@ -324,18 +324,18 @@ def test_errors_of_view_of():
     colors = torch.zeros(5, 3, dtype=torch.uint8)
     for wrong in (torch.randn(2, 5, 3), torch.randn(5, 2), torch.zeros(0, 3)):
         with pytest.raises(ValueError, match=r"points must be one cloud, \(N, 3\), got"):
-            view_of(wrong, attention)
+            view_points(wrong, attention)
     for two in ({"slot": 0, "query": 0}, {"slot": 0, "colors": colors}, {"query": 0, "colors": colors}):
         with pytest.raises(ValueError, match="Give one of slot, query and colors"):
-            view_of(points, attention, **two)
+            view_points(points, attention, **two)
     for wrong in (colors[:4], colors.float()):
         with pytest.raises(ValueError, match=r"colors must be \(5, 3\) uint8, got"):
-            view_of(points, colors=wrong)
+            view_points(points, colors=wrong)
     for one in ({"slot": 0}, {"query": 0}):
         with pytest.raises(ValueError, match="slot and query are of an attention"):
-            view_of(points, **one)
+            view_points(points, **one)
     with pytest.raises(TypeError, match=r"the map of one layer, such as maps\[name\], got dict"):
-        view_of(points, {"a layer": attention})
+        view_points(points, {"a layer": attention})
 
 
 # Attention drawn is attention computed
@@ -382,10 +382,10 @@ def attention_of(points, **options):
 def check_colors(points, attention, cloud):
     """The points with x > 0.5, and no others, are bright in the slot's view, and of one colour among all slots."""
     right = points[:, 0] > 0.5
-    view = view_of(points, attention, slot=HalfSpace.SLOT, cloud=cloud)
+    view = view_points(points, attention, slot=HalfSpace.SLOT, cloud=cloud)
     expected = torch.where(right[:, None], torch.tensor(BRIGHT), torch.tensor(DARK)).to(torch.uint8)
     assert view.colors.equal(expected)
-    view = view_of(points, attention, cloud=cloud)
+    view = view_points(points, attention, cloud=cloud)
     color = torch.tensor(dict(view.legend)[f"slot {HalfSpace.SLOT}"], dtype=torch.uint8)
     assert (view.colors == color).all(1).equal(right)
 
@@ -401,8 +401,8 @@ def test_permuted_points_have_permuted_colours():
     points, order = two_boxes(101, seed=1), torch.randperm(101)
     for options in ({}, {"slot": HalfSpace.SLOT}, {"query": 0}):
         moved = {"query": int((order == 0).nonzero())} if "query" in options else options
-        expected = view_of(points, attention_of(points[None]), **options)
-        found = view_of(points[order], attention_of(points[None, order]), **moved)
+        expected = view_points(points, attention_of(points[None]), **options)
+        found = view_points(points[order], attention_of(points[None, order]), **moved)
         assert found.colors.equal(expected.colors[order])
         assert found.legend == expected.legend
 
@@ -444,11 +444,11 @@ def test_attention_rendered_is_attention_computed():
 )
 def test_what_is_no_cloud(points, error, message):
     with pytest.raises(error, match=message):
-        view_of(points)
+        view_points(points)
 
 
 def test_points_with_a_gradient_can_be_drawn():
-    assert not view_of(torch.rand(5, 3, requires_grad=True)).points.requires_grad
+    assert not view_points(torch.rand(5, 3, requires_grad=True)).points.requires_grad
 
 
 def test_a_shared_legend_names_what_has_no_colour_last():
