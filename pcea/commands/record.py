@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +19,20 @@ class Record(NamedTuple):
         config: Name of the configuration.
         command: The command that was run.
         seed: Seed of the training.
-        epoch: Epochs trained.
-        selection: `last` epoch, or `best_val`: the best one by validation.
+        epoch: Number of epochs trained.
+        selection: `last` for the last epoch, `best_val` for the best one on the validation split.
         dataset: Name of the dataset.
         split: Name of the split.
-        num_points: Points of a cloud that the network saw; 0 for images.
-        votes: Passes averaged; 1 is no voting.
+        num_points: Points per cloud that the network saw; 0 for images.
+        votes: Number of averaged passes; 1 means no voting.
         device: What the test ran on.
         minutes: Training time.
         commit: Version of the code.
-        metrics: In percent; those of `NO_SHARES` as they are.
-        convention: How the metrics are to be read, where there is more than one way.
-        categories: Number of shapes and instance mIoU in percent of each category; of images with a class a pixel
-            number of pixels and IoU of each class; of images with objects number of objects and average precision of
-            each class. None where there are none.
+        metrics: Values in percent, except the metrics in `NO_SHARES`, which are kept as they are.
+        convention: How to read the metrics where conventions differ.
+        categories: A count and a metric in percent, or None where nothing was counted. Part segmentation: shapes and
+            instance mIoU per category. Semantic segmentation: pixels and IoU per class. Detection: objects and average
+            precision per class.
     """
 
     config: str
@@ -57,7 +59,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Read all records of a folder, by name of the file."""
+    """Read all records in a folder, sorted by file name."""
     return [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
 
 
@@ -70,7 +72,7 @@ PARTS = {
 }
 IMAGES = {"overall acc.": "overall_accuracy", "top-5 acc.": "top5_accuracy"}
 NO_SHARES = ("fid", "inception_score", "frechet_distance", "classifier_score", "real_classifier_score", "diversity")
-"""Metrics of generated images that are no share of anything, so that percent would be wrong."""
+"""Metrics of generated images that are not fractions, so that percent would be wrong."""
 SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
 BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
 MASKS = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
@@ -84,9 +86,9 @@ GENERATED = {
 
 
 def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
-    """A markdown table of the records that have these metrics (their names by heading), a row a record.
+    """A Markdown table with one row per record that has all of these metrics, given as {heading: metric name}.
 
-    Tables of images have no column of points.
+    Tables of image results have no column for points.
     """
     chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
     of_clouds = any(r.num_points for r in chosen)
@@ -103,13 +105,13 @@ def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
 
 
 def _changes(record: Record) -> str:
-    """What the command changes in the model of the configuration, such as `, external_attention: false`; no files."""
+    """Model options that the command overrides, such as `, external_attention: false`; file paths are left out."""
     changed = re.findall(r"--model\.(?:\w+\.)*(\w+)[ =](\S+)", record.command)
     return "".join(f", {name}: {value}" for name, value in changed if "/" not in value)
 
 
 def category_table(records: Sequence[Record]) -> str:
-    """A markdown table of the instance mIoU by category, or of the IoU by class, a column a record of one dataset."""
+    """A Markdown table of the metric per category or class, with one column per record; all of the same dataset."""
     name, counted, _ = category_headings(records[0])
     rows = [
         f"| {name} | {counted} | {' | '.join(f'`{r.config}`' for r in records)} |",
@@ -122,7 +124,7 @@ def category_table(records: Sequence[Record]) -> str:
 
 
 def category_headings(record: Record) -> tuple[str, str, str]:
-    """What the three columns of a record's categories are: their names, what is counted, what is measured."""
+    """Headings for a record's categories: what they are, what is counted, and what is measured."""
     if record.num_points:
         return "category", "shapes", "instance mIoU"
     if "box_ap" in record.metrics:
@@ -131,21 +133,22 @@ def category_headings(record: Record) -> tuple[str, str, str]:
 
 
 def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a trainer (`test/overall_accuracy`: 0.912) as those of a record (`overall_accuracy`: 91.2)."""
+    """Turn metrics of a trainer (`test/overall_accuracy`: 0.912) into those of a record (`overall_accuracy`: 91.2)."""
     named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
     return {name: round(value if name in NO_SHARES else 100 * value, 2) for name, value in named.items()}
 
 
 def commit() -> str:
-    """Short hash of the checkout that this file belongs to, `-dirty` where code differs from it; else the version."""
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        from importlib.metadata import version
+    """Short hash of the checkout that tracks this file, with `-dirty` if files were changed; else pcea's version.
 
+    Git looks for a repository in all parent folders. One that does not track this file belongs to somebody else, who
+    has pcea in a `.venv` there.
+    """
+    file = Path(__file__)
+    git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)
+    try:
+        git(["git", "ls-files", "--error-unmatch", file.name])
+        described = git(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+    except (OSError, subprocess.CalledProcessError):
         return version("pcea")
     return described.stdout.strip()
