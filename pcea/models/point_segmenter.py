@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.models.build import start_from
-from pcea.models.point_transformer import PointTransformerEncoder
+from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
@@ -107,6 +107,15 @@ class PointTransformerSegmenter(nn.Module):
         highest, total = _highest_and_sum(local, mask)
         context = self._context(highest, total / _count(points, mask), category)
         return map_chunks(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
+
+    @property
+    def min_points(self) -> int:
+        """Fewest points per cloud that the network takes: 1, as all points are kept."""
+        return self.encoder.min_points
+
+    def pooled_centers(self, points: Tensor, features: Tensor | None = None) -> PooledCenters:
+        """Which point gives each max-pooled channel; see `PointTransformerEncoder.pooled_centers`."""
+        return self.encoder.pooled_centers(points, features)
 
     def _context(self, highest: Tensor, mean: Tensor, category: Tensor | None) -> Tensor:
         """What the first hidden layer gets from the cloud, (B, 1, width), from its maximum and mean, (B, D) each."""

@@ -39,6 +39,18 @@ class EncodedPoints(NamedTuple):
     mask: Tensor | None
 
 
+class PooledCenters(NamedTuple):
+    """Where a max-pooled feature comes from.
+
+    Attributes:
+        centers: Coordinates of the centres, (B, M, 3).
+        winner: The centre whose value each pooled channel has, (B, D) int64 in 0..M-1.
+    """
+
+    centers: Tensor
+    winner: Tensor
+
+
 class PointTransformerEncoder(nn.Module):
     """Points to features: pointwise embedding, optional neighbour embedding, attention layers.
 
@@ -130,6 +142,27 @@ class PointTransformerEncoder(nn.Module):
         """All outputs (B, M, C) of a cloud's centres, with mask (B, M), in one feature each, (B, M, D)."""
         return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
 
+    @property
+    def min_points(self) -> int:
+        """Fewest points per cloud: the first stage that samples needs its centres and neighbours. 1 if none does."""
+        for count, dilation in zip(self.num_centers, self.dilations):
+            if count is not None:
+                return max(count, self.num_neighbors * dilation)
+        return 1
+
+    def pooled_centers(self, points: Tensor, features: Tensor | None = None) -> PooledCenters:
+        """The centres, and which of them gives each channel of the max-pooled feature.
+
+        Args:
+            points: (B, N, 3), N at least `min_points`.
+            features: Normals, colours, ...: (B, N, in_channels - 3).
+
+        Returns:
+            Centres, (B, M, 3), and the winning centre of each channel, (B, D).
+        """
+        outputs, centers, _ = self(points, features)
+        return PooledCenters(centers, self.fuse_outputs(outputs).argmax(1))
+
     def _run(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
         if not layers:
             return tokens
@@ -144,9 +177,10 @@ class PointTransformerEncoder(nn.Module):
     def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
         if points.ndim != 3 or points.shape[-1] != 3:
             raise ValueError(f"points must be (B, N, 3), got {tuple(points.shape)}.")
-        most = max((m for m in self.num_centers if m is not None), default=0)
-        if points.shape[1] < most:
-            raise ValueError(f"points must be at least num_centers={most}, got N={points.shape[1]}.")
+        if points.shape[1] < self.min_points:
+            raise ValueError(
+                f"The network samples centres and needs at least {self.min_points} points per cloud, got N={points.shape[1]}."
+            )
         channels = 0 if features is None else features.shape[-1]
         if channels != self.in_channels - 3:
             raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")
@@ -211,6 +245,15 @@ class PointTransformerClassifier(nn.Module):
         if encoded.mask is not None:
             x = x.masked_fill(~encoded.mask.unsqueeze(-1), -torch.inf)
         return self.head(x.amax(1))
+
+    @property
+    def min_points(self) -> int:
+        """Fewest points per cloud that the network takes."""
+        return self.encoder.min_points
+
+    def pooled_centers(self, points: Tensor, features: Tensor | None = None) -> PooledCenters:
+        """Which point gives each max-pooled channel; see `PointTransformerEncoder.pooled_centers`."""
+        return self.encoder.pooled_centers(points, features)
 
 
 def eat_classifier(

@@ -162,7 +162,10 @@ BAD = [
     (("empty.npy", "--output", "o.ply"), "empty.npy is empty or unreadable"),
     (("fake.off", "--output", "o.ply"), "fake.off could not be read as .off"),
     (("cloud.npy", "fake.off", "nan.npy", "--grid", "--output", "o.png"), "2 of 3 files cannot be read"),
-    (("few.npy", "--output", "o.ply"), "few.npy: points must be at least num_centers=16, got N=10"),
+    (
+        ("few.npy", "--output", "o.ply"),
+        "few.npy: The network needs at least 16 points per cloud, got N=10",
+    ),
     (("shape.xyzq", "--output", "o.ply"), "unknown extension '.xyzq'"),
     (("cloud.npy", "--size", "0", "--output", "o.png"), "size must be in 1..4096 pixels, got 0"),
     (("cloud.npy", "--slot", "1", "--query", "2", "--output", "o.png"), "--slot is for --mode slot, got --mode query"),

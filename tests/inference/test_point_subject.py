@@ -123,7 +123,7 @@ def test_several_files_share_their_colours() -> None:
 @pytest.mark.parametrize(
     ("points", "options", "message"),
     [
-        (10, {}, r"folder/shape.off: points must be at least num_centers=16, got N=10"),
+        (10, {}, r"folder/shape.off: The network needs at least 16 points per cloud, got N=10"),
         (100, {"points_per_pass": -1}, "points_per_pass must be at least 1, or 0 for all points, got -1"),
     ],
 )

@@ -392,3 +392,12 @@ def test_wrong_points_and_masks() -> None:
         model(torch.zeros(B, N, 4), category=CATEGORY)
     with pytest.raises(ValueError, match=r"mask must be bool \(3, 37\)"):
         model(torch.zeros(B, N, 3), category=CATEGORY, mask=torch.ones(B, N - 1, dtype=torch.bool))
+
+
+def test_what_other_code_asks_of_any_point_network() -> None:
+    model, points = VARIANTS["eat"]().eval(), torch.randn(2, 11, 3)
+    assert model.min_points == 1
+    assert model(points[:, :1], category=CATEGORY[:2]).shape == (2, 1, P)
+    centers, winner = model.pooled_centers(points)
+    assert torch.equal(centers, points)
+    assert torch.equal(winner, model.encoder.fuse_outputs(model.encoder(points).outputs).argmax(1))

@@ -243,7 +243,7 @@ def test_constructor_errors(options: dict[str, Any], message: str) -> None:
     [
         ((40, 3), None, r"points must be \(B, N, 3\), got \(40, 3\)"),
         ((2, 3, 40), None, r"points must be \(B, N, 3\), got \(2, 3, 40\)"),
-        ((2, 15, 3), None, r"at least num_centers=16, got N=15"),
+        ((2, 15, 3), None, "at least 16 points per cloud, got N=15"),
         ((2, 40, 3), (2, 40, 3), "features must have 0 channels, got 3"),
     ],
 )
@@ -286,6 +286,30 @@ def seen(model: nn.Module, points: Tensor) -> Tensor:
 def test_pooling_takes_the_maximum_over_centres() -> None:
     model, points = trained(tiny()), torch.randn(2, 40, 3)
     torch.testing.assert_close(model(points), model.head(seen(model, points).max(1).values))
+
+
+def test_pooled_centers_name_the_winner() -> None:
+    model, points = trained(tiny()), torch.randn(2, 40, 3)
+    centers, winner = model.pooled_centers(points)
+    features = seen(model, points)
+    torch.testing.assert_close(features.gather(1, winner[:, None]), features.max(1, keepdim=True).values)
+    assert torch.equal(centers, model.encoder(points).centers)
+
+
+@pytest.mark.parametrize(
+    ("num_centers", "dilations", "expected"),
+    [((16, 8), (1, 1), 16), ((None, 8), (3, 1), 8), ((8, 6), (2, 1), 10), ((None, None), (1, 1), 1), ((), (), 1)],
+)
+def test_min_points(num_centers, dilations, expected) -> None:
+    encoder = PointTransformerEncoder(
+        OffsetAttention, dim=16, num_centers=num_centers, num_neighbors=5, dilations=dilations
+    )
+    model = PointTransformerClassifier(encoder, num_classes=3).eval()
+    assert model.min_points == encoder.min_points == expected
+    assert model(torch.randn(1, expected, 3)).shape == (1, 3)
+    if expected > 1:
+        with pytest.raises(ValueError, match=f"at least {expected} points per cloud, got N={expected - 1}"):
+            model(torch.randn(1, expected - 1, 3))
 
 
 def test_stages_that_keep_all_points_and_dilation() -> None:
