@@ -26,8 +26,9 @@ from pcea.inference.parts import find_category, read_clouds
 from pcea.inference.point_subject import StudiedFile
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
-from pcea.visualization.browser import LAYER_MODES, Browser, Subject, shared_views
 from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, check_size, draw_sheet, save_gif, save_png
+from pcea.visualization.navigator import Navigator
+from pcea.visualization.subject import ATTENTION_MODES, Subject, shared_views
 from pcea.visualization.views import View
 from pcea.visualization.window import check_display, open_window
 
@@ -120,7 +121,7 @@ def visualize(
     queries = [_find_query(query, cloud.points) for cloud in clouds]
     layer = len(subjects[0].layers) - 1 if layer is None else layer
     if output is None and animate is None:
-        open_window(Browser(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
+        open_window(Navigator(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
         return
     if has_all_modes:
         views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
@@ -230,7 +231,7 @@ def _find_pixel(query: str | None) -> tuple[int, int] | None:
 def _all_views(subject: Subject, *, slot: int | None, query: int | None) -> tuple[list[View], int]:
     """Every layer in every mode, a mode a row; then what does not depend on the layer."""
     columns = len(subject.layers)
-    by_layer = [mode for mode in LAYER_MODES if mode in subject.modes]
+    by_layer = [mode for mode in ATTENTION_MODES if mode in subject.modes]
     views = [
         subject.view(mode, layer=layer, slot=slot, query=query)._replace(title=f"{mode}, layer {layer}")
         for mode, layer in product(by_layer, range(columns))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from pcea.inference.images import Window, of_logits, prepare, shown_window
 from pcea.inference.networks import TrainedDetector, TrainedImageNetwork
 from pcea.inference.objects import draw_objects, find_objects
 from pcea.nn.attention import AttentionMap, record_attention
-from pcea.visualization.browser import LAYER_MODES, Subject
 from pcea.visualization.images import fit, grey, pixel_number
+from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, pixel_points, view_class, view_parts
 
 _CLASSES = 5
@@ -61,7 +61,8 @@ class _Picture(Subject):
     ):
         self._file, self._window, self._size = file, window, (picture.shape[1], picture.shape[2])
         self.shown = fit(window.cut(picture), size)
-        super().__init__(pixel_points(*self.shown.shape[1:]), layers, name=name, head=head)
+        points = pixel_points(*self.shown.shape[1:])
+        super().__init__(points, layers, name=name, picture=grey(self.shown), head=head)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -86,22 +87,9 @@ class _Picture(Subject):
             )
         return pixel_number((x - left, y - top), (height, width), self.shown.shape[1:])
 
-    def view(
-        self,
-        mode: str,
-        *,
-        layer: int,
-        slot: int | None = None,
-        query: int | None = None,
-        ranking: Sequence[int] | None = None,
-        high: float | None = None,
-    ) -> View:
-        """Colour the picture; the modes of the attention as in `Subject`, the other does not depend on the layer."""
-        if mode in LAYER_MODES or mode not in self.modes:
-            view = super().view(mode, layer=layer, slot=slot, query=query, ranking=ranking, high=high)
-            return view._replace(picture=grey(self.shown))
-        self.attention(layer)  # a wrong layer is an error in every mode
-        return self.predicted()._replace(title=self.name)
+    def _view_result(self, mode: str) -> View:
+        assert mode == "prediction"
+        return self.predicted()
 
     def predicted(self) -> View:
         """The picture with what the network says of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pcea.inference.parts import PartPrediction, points_shown, predict_parts
 from pcea.io.points import Points, normalize_points, orient
 from pcea.models.point_segmenter import PointTransformerSegmenter
 from pcea.nn.attention import record_attention
-from pcea.visualization.browser import LAYER_MODES, Subject
+from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, spread, view_class, view_parts, view_values
 
 _CLASSES = 5
@@ -87,32 +86,18 @@ class StudiedFile(Subject):
         """What `view` can show."""
         return (*super().modes, "critical", "prediction", *(["parts"] if self._is_segmenter else []))
 
-    def view(
-        self,
-        mode: str,
-        *,
-        layer: int,
-        slot: int | None = None,
-        query: int | None = None,
-        ranking: Sequence[int] | None = None,
-        high: float | None = None,
-    ) -> View:
-        """Colour the cloud; the modes of the attention as in `Subject`, the others do not depend on the layer."""
-        if mode in LAYER_MODES or mode not in self.modes:
-            return super().view(mode, layer=layer, slot=slot, query=query, ranking=ranking, high=high)
-        self.attention(layer)  # a wrong layer is an error in every mode
+    def _view_result(self, mode: str) -> View:
+        """What the network makes of the whole cloud."""
         if mode == "critical":
-            view = view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
-        elif not self._is_segmenter:
+            return view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
+        if not self._is_segmenter:
             best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
             names = [self._trained.class_names[i] for i in best.indices]
-            view = view_class(self.points, dict(zip(names, best.values.tolist())))
-        elif mode == "parts":
+            return view_class(self.points, dict(zip(names, best.values.tolist())))
+        if mode == "parts":
             parts = {part: self._prediction.short_name(part) for part in self._prediction.parts}
-            view = view_parts(self.points, self._prediction.part_label, parts)
-        else:
-            view = view_values(self.points, self._prediction.confidence, label="probability of the part", high=1.0)
-        return view._replace(title=self.name, normals=self.normals)
+            return view_parts(self.points, self._prediction.part_label, parts)
+        return view_values(self.points, self._prediction.confidence, label="probability of the part", high=1.0)
 
     @cached_property
     def _prediction(self) -> PartPrediction:

@@ -1,4 +1,4 @@
-"""The interactive window: a `Browser` drawn by Open3D's graphical interface."""
+"""The interactive window: a `Navigator` drawn by Open3D's graphical interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.browser import Browser, Subject
 from pcea.visualization.drawing import (
     FIELD_OF_VIEW,
     draw_legend,
@@ -25,7 +24,23 @@ from pcea.visualization.drawing import (
     try_in_child,
     vectors,
 )
+from pcea.visualization.navigator import Navigator
+from pcea.visualization.subject import Subject
 
+# What keys and mouse do, as listed in the window.
+_CONTROLS = {
+    "M": "next mode",
+    "L": "next layer",
+    "S": "next slot",
+    "F": "next file",
+    "shift + key": "back",
+    "shift + click": "query that point",
+    "drag, wheel": "turn, zoom",
+    "R": "reset camera",
+    "+ -": "point size",
+    "H": "hide this list",
+    "Q": "close",
+}
 _SIZE = 1100, 800
 _KEY_HEIGHT = 400
 # In letters' heights.
@@ -63,18 +78,18 @@ def show(
     layers = {"": attention} if isinstance(attention, AttentionMap) else attention
     subject = Subject(points, layers, cloud=cloud)
     mode = "query" if query is not None else "slot" if slot is not None else subject.modes[0]
-    open_window(Browser([subject], mode=mode, slot=slot, query=query))
+    open_window(Navigator([subject], mode=mode, slot=slot, query=query))
 
 
-def open_window(browser: Browser) -> None:
-    """Show a browser in a window until it is closed.
+def open_window(navigator: Navigator) -> None:
+    """Show what a navigator selects, in a window, until it is closed.
 
     Raises:
         OSError: If there is no display, or Open3D cannot open a window on it.
     """
     check_display()
     load_triton()
-    Window(browser, import_open3d()).run()
+    Window(navigator, import_open3d()).run()
 
 
 def check_display() -> None:
@@ -97,12 +112,12 @@ class Window:
     """The cloud on the left, the meaning of its colours and the keys on the right.
 
     Args:
-        browser: What is shown.
+        navigator: What is shown.
         open3d: The module.
     """
 
-    def __init__(self, browser: Browser, open3d: Any):
-        self._browser, self._open3d = browser, open3d
+    def __init__(self, navigator: Navigator, open3d: Any):
+        self._navigator, self._open3d = navigator, open3d
         self._gui, self._rendering = open3d.visualization.gui, open3d.visualization.rendering
         gui = self._gui
         self._app = gui.Application.instance
@@ -116,7 +131,7 @@ class Window:
         self._scene.set_on_mouse(self._on_mouse)
         margin = round(self._window.theme.font_size)
         self._title, self._key, self._help = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
-        for word in chain.from_iterable(browser.SHORTCUTS.items()):
+        for word in chain.from_iterable(_CONTROLS.items()):
             self._help.add_child(self._label(word))
         self._panel = gui.Vert(margin, gui.Margins(margin))
         self._panel.background_color = gui.Color(1, 1, 1)
@@ -141,8 +156,8 @@ class Window:
             raise
 
     def _update(self, *, reset_camera: bool = False) -> None:
-        """Draw the browser's present view."""
-        view = self._browser.view()
+        """Draw the navigator's current view."""
+        view = self._navigator.view()
         camera = place_camera(view.points)
         colors = shade(view, camera)
         cloud = self._open3d.geometry.PointCloud(vectors(self._open3d, view.points))
@@ -160,9 +175,9 @@ class Window:
             eye = camera.center - camera.distance * camera.rotation[2]
             self._scene.setup_camera(FIELD_OF_VIEW, bounds, center)
             self._scene.look_at(center, eye.astype(np.float32), -camera.rotation[1].astype(np.float32))
-        browser = self._browser
-        last = len(browser.subject.layers) - 1
-        self._title.text = "\n".join([view.title, f"mode: {browser.mode}", f"layer: {browser.layer} of 0..{last}"])
+        navigator = self._navigator
+        last = len(navigator.subject.layers) - 1
+        self._title.text = "\n".join([view.title, f"mode: {navigator.mode}", f"layer: {navigator.layer} of 0..{last}"])
         picture = self._open3d.geometry.Image(draw_legend(view, height=_KEY_HEIGHT))
         self._key.set_widget(self._gui.ImageWidget(picture))
         self._window.set_needs_layout()
@@ -199,7 +214,7 @@ class Window:
         elif event.key in (names.PLUS, names.EQUALS, names.MINUS):
             self._zoom *= 1 / 1.25 if event.key == names.MINUS else 1.25
             self._update()
-        elif event.key < 128 and self._browser.press(chr(event.key), back=self._has_shift):
+        elif event.key < 128 and self._navigator.press(chr(event.key), back=self._has_shift):
             self._update(reset_camera=chr(event.key) == "f")
         else:
             return False
@@ -210,13 +225,13 @@ class Window:
         is_click = event.type == self._gui.MouseEvent.Type.BUTTON_DOWN
         if not (is_click and event.is_modifier_down(self._gui.KeyModifier.SHIFT)):
             return results.IGNORED
-        points = self._browser.subject.points
+        points = self._navigator.subject.points
         frame, camera = self._scene.frame, self._scene.scene.camera
         matrix = camera.get_projection_matrix() @ camera.get_view_matrix()
         cursor = (event.x - frame.x) / frame.width, (event.y - frame.y) / frame.height
         found = pick_point(points, matrix, cursor, aspect=frame.width / frame.height)
         if found is not None:
-            self._browser.pick(points[found])
+            self._navigator.pick(points[found])
             self._update()
         return results.CONSUMED
 

@@ -267,9 +267,9 @@ def is_red(picture):
 def test_an_error_in_a_window_ends_it(display, opened, tmp_path):
     """Open3D's event loop would keep the process alive."""
     process = opened(
-        "from pcea.visualization.browser import Browser\n"
+        "from pcea.visualization.navigator import Navigator\n"
         "def press(*_, **__):\n    raise RuntimeError('a fault')\n"
-        "Browser.press = press"
+        "Navigator.press = press"
     )
     display.settled()
     display.do("key", "m")

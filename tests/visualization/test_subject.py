@@ -3,7 +3,7 @@ import torch
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import ColorBar, palette, view_query, view_slots, weights_at
-from pcea.visualization.browser import Browser, Subject, shared_views
+from pcea.visualization.subject import Subject, shared_views
 
 MIDDLE, BRIGHT = [32, 144, 140], [253, 231, 36]
 
@@ -98,102 +98,6 @@ def test_errors_of_a_subject():
         seen.view("parts", layer=0)
     with pytest.raises(ValueError, match="has the modes query, not 'slot'"):
         self_attention().view("slot", layer=0)
-
-
-def state(browser):
-    return browser.number, browser.mode, browser.layer, browser.slot, browser.query
-
-
-def test_a_browser_begins_with_the_last_layer():
-    assert state(Browser([subject()])) == (0, "slots", 1, None, None)
-    assert state(Browser([subject()], mode="query", layer=0, slot=2, query=3)) == (0, "query", 0, 2, 3)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"mode": "parts"}, {"layer": 2}, {"mode": "slot", "slot": 3}, {"mode": "query", "query": 5}],
-)
-def test_a_wrong_argument_is_noticed_at_once(wrong):
-    (name,) = list(wrong)[-1:]
-    with pytest.raises(ValueError, match=name):
-        Browser([subject()], **wrong)
-
-
-def pressed(browser, key, name, *, times, back=False):
-    found = []
-    for _ in range(times):
-        assert browser.press(key, back=back)
-        browser.view()
-        found.append(getattr(browser, name))
-    return found
-
-
-def test_m_steps_through_the_modes():
-    browser = Browser([subject()])
-    assert pressed(browser, "m", "mode", times=4) == ["slot", "query", "slots", "slot"]
-    assert pressed(browser, "m", "mode", times=3, back=True) == ["slots", "query", "slot"]
-
-
-def test_l_steps_through_the_layers():
-    browser = Browser([subject(slots={"a": [0] * 5, "b": [1] * 5, "c": [2] * 5})], mode="slot")
-    assert pressed(browser, "l", "layer", times=4) == [0, 1, 2, 0]
-    assert pressed(browser, "l", "layer", times=3, back=True) == [2, 1, 0]
-    assert browser.view().values.tolist() == [1] * 5
-
-
-def test_s_steps_through_the_slots():
-    browser = Browser([subject()], layer=0)
-    # The first press goes to the slot mode, with the slot that it shows of its own: 2 of 0..2.
-    assert pressed(browser, "s", "slot", times=4) == [2, 0, 1, 2]
-    assert browser.mode == "slot"
-    assert pressed(browser, "s", "slot", times=4, back=True) == [1, 0, 2, 1]
-    # Back from another mode, the slot is still the same.
-    browser.press("m")
-    assert pressed(browser, "s", "slot", times=2) == [1, 2]
-
-
-def test_s_steps_from_the_slot_that_is_shown():
-    assert pressed(Browser([subject()], mode="slot", layer=0), "s", "slot", times=2) == [0, 1]
-    assert pressed(Browser([subject()], mode="slot", layer=0), "s", "slot", times=1, back=True) == [1]
-
-
-def test_f_steps_through_the_files():
-    browser = Browser([subject(name="x"), subject(name="y"), subject(name="z")], mode="query", query=3)
-    assert pressed(browser, "f", "number", times=4) == [1, 2, 0, 1]
-    assert browser.view().title == "y"
-    assert browser.query is None  # a point of another cloud
-    assert pressed(browser, "f", "number", times=3, back=True) == [0, 2, 1]
-
-
-def test_a_slot_that_the_next_layer_lacks_is_forgotten():
-    maps = {"wide": AttentionMap(torch.rand(1, 5, 7)), "narrow": AttentionMap(one_hot([1] * 5, 3))}
-    browser = Browser([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=3)
-    assert browser.press("l")
-    assert browser.view().color_bar.label == "weight of slot 1, layer 1"
-    browser = Browser([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=2)
-    browser.press("l")
-    assert browser.slot == 2
-
-
-def test_keys_without_effect():
-    browser = Browser([self_attention()], mode="query")
-    before = state(browser)
-    assert not [key for key in "mlsfxq" for back in (False, True) if browser.press(key, back=back)]
-    assert state(browser) == before
-
-
-def test_every_key_of_the_list_is_explained_once():
-    keys = [key.lower() for key in Browser.SHORTCUTS]
-    assert len(set(keys)) == len(keys)
-    assert {"m", "l", "s", "f", "r", "h", "q", "+ -"} <= set(keys)
-
-
-def test_pick():
-    points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
-    browser = Browser([subject(points=points)])
-    browser.pick(torch.tensor([0.2, 0.9, 0.1], dtype=torch.float64))
-    assert state(browser) == (0, "query", 1, None, 2)
-    assert browser.view().mark.equal(points[2])
 
 
 # Several clouds in one picture

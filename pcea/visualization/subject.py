@@ -1,0 +1,169 @@
+"""What is looked at: a cloud (or the pixels of a picture) with recorded attention, and the views that it offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from pcea.nn.attention import AttentionMap
+from pcea.visualization.views import (
+    View,
+    check_cloud,
+    rank_slots,
+    share_scale,
+    tokens_of,
+    view_query,
+    view_slot,
+    view_slots,
+    weights_at,
+)
+
+ATTENTION_MODES = ("slots", "slot", "query")
+
+
+class Subject:
+    """A cloud, and what a network attended to in it.
+
+    A subclass adds modes that are the same for all layers, such as a prediction: it extends `modes` and implements
+    `_view_result(mode)`.
+
+    Args:
+        points: (N, 3), y up, in the coordinates that the network was given. They need not be the points it was given.
+        layers: The attention maps that `record_attention` recorded, by layer name.
+        name: Title of the views.
+        normals: Unit normals for shading, (N, 3), or None.
+        picture: If the points are the pixels of a picture: what the colours of the attention are laid over,
+            (H, W, 3) uint8.
+        cloud: Index of the cloud in the recorded batch; required if the batch has several.
+        head: Index of the attention head; None averages over all heads.
+
+    Raises:
+        ValueError: If `points` is not a single cloud, or the positions of a layer's tokens are unknown.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        layers: Mapping[str, AttentionMap],
+        *,
+        name: str = "",
+        normals: Tensor | None = None,
+        picture: Tensor | None = None,
+        cloud: int | None = None,
+        head: int | None = None,
+    ):
+        points = check_cloud(points)
+        if not layers:
+            raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
+        for layer_name, attention in layers.items():
+            try:
+                tokens_of(points, attention, cloud=cloud)
+            except ValueError as error:
+                raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
+        self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture
+        self.cloud, self.head = cloud, head
+        self._weights: tuple[int, Tensor] | None = None
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What `view` can show. Self-attention has no slots."""
+        has_slots = not any(attention.slots_are_tokens for attention in self.layers.values())
+        return ATTENTION_MODES if has_slots else ("query",)
+
+    def attention(self, layer: int) -> AttentionMap:
+        """The attention map of a layer, given its number.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        if not 0 <= layer < len(self.layers):
+            names = ", ".join(f"{i} ({name})" for i, name in enumerate(self.layers))
+            raise ValueError(f"layer must be one of {names}, got {layer}.")
+        return list(self.layers.values())[layer]
+
+    def weights(self, layer: int) -> Tensor:
+        """The attention weights of every point for every slot of a layer, (N, S). The last result is cached."""
+        if self._weights is None or self._weights[0] != layer:
+            self._weights = layer, weights_at(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
+        return self._weights[1]
+
+    def farthest_point(self) -> int:
+        """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
+        return int((self.points - self.points.mean(0)).norm(dim=1).argmax())
+
+    def view(
+        self,
+        mode: str,
+        *,
+        layer: int,
+        slot: int | None = None,
+        query: int | None = None,
+        ranking: Sequence[int] | None = None,
+    ) -> View:
+        """Colour the cloud.
+
+        Args:
+            mode: One of `modes`.
+            layer: Number of the layer. Must exist in every mode, though only those of the attention depend on it.
+            slot: For mode "slot"; None takes the slot that is strongest at most points.
+            query: For mode "query", the index of a point; None takes the farthest point.
+            ranking: For mode "slots", as in `view_slots`.
+
+        Raises:
+            ValueError: If there is no such mode, layer, slot or point.
+        """
+        if mode not in self.modes:
+            raise ValueError(f"This network has the modes {', '.join(self.modes)}, not {mode!r}.")
+        if mode in ATTENTION_MODES:
+            view = self._view_attention(mode, layer=layer, slot=slot, query=query, ranking=ranking)
+        else:
+            self.attention(layer)
+            view = self._view_result(mode)
+        return view._replace(title=self.name, normals=self.normals)
+
+    def _view_result(self, mode: str) -> View:
+        """Colour the cloud in a mode that a subclass adds; `view` sets title and normals."""
+        raise NotImplementedError
+
+    def _view_attention(
+        self, mode: str, *, layer: int, slot: int | None, query: int | None, ranking: Sequence[int] | None
+    ) -> View:
+        if mode == "slots":
+            view = view_slots(self.points, self.weights(layer), ranking=ranking)
+        elif mode == "slot":
+            weights = self.weights(layer)
+            view = view_slot(self.points, weights, rank_slots([weights])[0] if slot is None else slot)
+        else:
+            query = self.farthest_point() if query is None else query
+            view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
+        if view.color_bar is not None:
+            view = view._replace(color_bar=view.color_bar._replace(label=f"{view.color_bar.label}, layer {layer}"))
+        else:
+            view = view._replace(legend_title=f"{view.legend_title}, layer {layer}")
+        return view._replace(picture=self.picture)
+
+
+def shared_views(
+    subjects: Sequence[Subject], mode: str, *, layer: int, slot: int | None = None, queries: Sequence[int | None] = ()
+) -> list[View]:
+    """View several subjects in one mode, with colours that mean the same in all of them.
+
+    Args:
+        subjects: The clouds, all seen by the same network.
+        mode: The mode.
+        layer: Number of the layer.
+        slot: For mode "slot"; None takes the slot that is strongest at most points of all clouds.
+        queries: For mode "query": the index of a point in each cloud.
+    """
+    ranking = None
+    if mode in ("slots", "slot"):
+        ranking = rank_slots([subject.weights(layer) for subject in subjects])
+        slot = ranking[0] if slot is None else slot
+    queries = queries or [None] * len(subjects)
+    return share_scale(
+        [
+            subject.view(mode, layer=layer, slot=slot, query=query, ranking=ranking)
+            for subject, query in zip(subjects, queries)
+        ]
+    )

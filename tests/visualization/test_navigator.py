@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from pcea.nn.attention import AttentionMap
+from pcea.visualization.navigator import Navigator
+from pcea.visualization.subject import Subject
+
+
+def one_hot(slots, count):
+    return torch.nn.functional.one_hot(torch.tensor([slots]), count).float()
+
+
+# In layer a slot 2 is the strongest of most points, in layer b slot 1.
+SLOTS = {"a": [2, 2, 0, 2, 1], "b": [1, 1, 1, 0, 0]}
+
+
+def subject(*, name="", points=None, slots=SLOTS, **options):
+    points = torch.randn(5, 3) if points is None else points
+    return Subject(points, {key: AttentionMap(one_hot(row, 3)) for key, row in slots.items()}, name=name, **options)
+
+
+def self_attention():
+    return Subject(torch.randn(5, 3), {"": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True)})
+
+
+def state(navigator):
+    return navigator.number, navigator.mode, navigator.layer, navigator.slot, navigator.query
+
+
+def test_a_navigator_begins_with_the_last_layer():
+    assert state(Navigator([subject()])) == (0, "slots", 1, None, None)
+    assert state(Navigator([subject()], mode="query", layer=0, slot=2, query=3)) == (0, "query", 0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mode": "parts"}, {"layer": 2}, {"mode": "slot", "slot": 3}, {"mode": "query", "query": 5}],
+)
+def test_a_wrong_argument_is_noticed_at_once(wrong):
+    (name,) = list(wrong)[-1:]
+    with pytest.raises(ValueError, match=name):
+        Navigator([subject()], **wrong)
+
+
+def pressed(navigator, key, name, *, times, back=False):
+    found = []
+    for _ in range(times):
+        assert navigator.press(key, back=back)
+        navigator.view()
+        found.append(getattr(navigator, name))
+    return found
+
+
+def test_m_steps_through_the_modes():
+    navigator = Navigator([subject()])
+    assert pressed(navigator, "m", "mode", times=4) == ["slot", "query", "slots", "slot"]
+    assert pressed(navigator, "m", "mode", times=3, back=True) == ["slots", "query", "slot"]
+
+
+def test_l_steps_through_the_layers():
+    navigator = Navigator([subject(slots={"a": [0] * 5, "b": [1] * 5, "c": [2] * 5})], mode="slot")
+    assert pressed(navigator, "l", "layer", times=4) == [0, 1, 2, 0]
+    assert pressed(navigator, "l", "layer", times=3, back=True) == [2, 1, 0]
+    assert navigator.view().values.tolist() == [1] * 5
+
+
+def test_s_steps_through_the_slots():
+    navigator = Navigator([subject()], layer=0)
+    # The first press goes to the slot mode, with the slot that it shows of its own: 2 of 0..2.
+    assert pressed(navigator, "s", "slot", times=4) == [2, 0, 1, 2]
+    assert navigator.mode == "slot"
+    assert pressed(navigator, "s", "slot", times=4, back=True) == [1, 0, 2, 1]
+    # Back from another mode, the slot is still the same.
+    navigator.press("m")
+    assert pressed(navigator, "s", "slot", times=2) == [1, 2]
+
+
+def test_s_steps_from_the_slot_that_is_shown():
+    assert pressed(Navigator([subject()], mode="slot", layer=0), "s", "slot", times=2) == [0, 1]
+    assert pressed(Navigator([subject()], mode="slot", layer=0), "s", "slot", times=1, back=True) == [1]
+
+
+def test_f_steps_through_the_files():
+    navigator = Navigator([subject(name="x"), subject(name="y"), subject(name="z")], mode="query", query=3)
+    assert pressed(navigator, "f", "number", times=4) == [1, 2, 0, 1]
+    assert navigator.view().title == "y"
+    assert navigator.query is None  # a point of another cloud
+    assert pressed(navigator, "f", "number", times=3, back=True) == [0, 2, 1]
+
+
+def test_a_slot_that_the_next_layer_lacks_is_forgotten():
+    maps = {"wide": AttentionMap(torch.rand(1, 5, 7)), "narrow": AttentionMap(one_hot([1] * 5, 3))}
+    navigator = Navigator([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=3)
+    assert navigator.press("l")
+    assert navigator.view().color_bar.label == "weight of slot 1, layer 1"
+    navigator = Navigator([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=2)
+    navigator.press("l")
+    assert navigator.slot == 2
+
+
+def test_keys_without_effect():
+    navigator = Navigator([self_attention()], mode="query")
+    before = state(navigator)
+    assert not [key for key in "mlsfxq" for back in (False, True) if navigator.press(key, back=back)]
+    assert state(navigator) == before
+
+
+def test_pick():
+    points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
+    navigator = Navigator([subject(points=points)])
+    navigator.pick(torch.tensor([0.2, 0.9, 0.1], dtype=torch.float64))
+    assert state(navigator) == (0, "query", 1, None, 2)
+    assert navigator.view().mark.equal(points[2])
