@@ -14,7 +14,7 @@ from PIL import Image
 
 from pcea.commands.visualize import visualize
 from pcea.datasets.modelnet40 import ModelNet40
-from pcea.visualization.drawing import reduced_palette
+from pcea.visualization.picture_files import reduced_palette
 
 LARGEST = 300_000  # bytes of a picture in a README
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"

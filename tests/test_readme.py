@@ -20,7 +20,7 @@ from pcea.commands.record import (
     results_table,
 )
 from pcea.io.configs import config_names
-from pcea.visualization.drawing import check_rendering
+from pcea.visualization.renderer import check_rendering
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

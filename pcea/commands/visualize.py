@@ -26,8 +26,11 @@ from pcea.inference.parts import find_category, read_clouds
 from pcea.inference.point_subject import StudiedFile
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
-from pcea.visualization.drawing import AZIMUTH, ELEVATION, check_rendering, check_size, draw_sheet, save_gif, save_png
+from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.navigator import Navigator
+from pcea.visualization.picture_files import save_gif, save_png
+from pcea.visualization.renderer import check_rendering, check_size
+from pcea.visualization.sheets import draw_sheet
 from pcea.visualization.subject import ATTENTION_MODES, Subject, shared_views
 from pcea.visualization.views import View
 from pcea.visualization.window import check_display, open_window

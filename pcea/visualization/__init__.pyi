@@ -1,6 +1,7 @@
 from .colors import color_parts, color_values, palette
-from .drawing import render, render_picture, save_gif, save_png
 from .images import view_picture
+from .picture_files import save_gif, save_png
+from .sheets import render, render_picture
 from .views import (
     ColorBar,
     View,

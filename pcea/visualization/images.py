@@ -32,7 +32,7 @@ def view_picture(
         attention: What `record_attention` recorded of one layer.
         query: Colour by what the pixel x, y of the picture has to do with each other one.
         size: Longest side of the result in pixels; None for that of the picture.
-        **options: Those of `view_points`: slot, head, title, and as cloud the number of the image in the recorded batch.
+        **options: Those of `view_points`: slot, head, title, and cloud: the index of the image in the batch.
 
     Raises:
         ValueError: If the picture is none, the model does not say where the tokens are, or an argument is of nothing.

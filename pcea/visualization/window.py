@@ -13,18 +13,10 @@ from torch import Tensor
 
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.drawing import (
-    FIELD_OF_VIEW,
-    draw_legend,
-    load_triton,
-    mark,
-    place_camera,
-    point_size,
-    shade,
-    try_in_child,
-    vectors,
-)
+from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
+from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
+from pcea.visualization.renderer import load_triton, mark, try_in_child, vectors
 from pcea.visualization.subject import Subject
 
 # What keys and mouse do, as listed in the window.

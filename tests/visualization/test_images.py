@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pcea.nn.attention import AttentionMap, record_attention
 from pcea.nn.layers import ExternalAttention2d
 from pcea.visualization import palette, render_picture, view_picture
-from pcea.visualization.drawing import draw_sheet
 from pcea.visualization.images import blend, fit, grey, lay_over, pixel_number
+from pcea.visualization.sheets import draw_sheet
 from pcea.visualization.views import View, pixel_points, spread_grid, weights_at
 
 WHITE, RED = [255, 255, 255], [255, 0, 25]

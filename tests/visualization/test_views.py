@@ -21,7 +21,8 @@ from pcea.visualization import (
     views,
     weights_at,
 )
-from pcea.visualization.drawing import _shared_key, check_rendering
+from pcea.visualization.legends import merge_legends
+from pcea.visualization.renderer import check_rendering
 from pcea.visualization.views import GREY, rank_slots, share_scale, tokens_of
 
 ORANGE, SKY_BLUE, GREEN = (230, 159, 0), (86, 180, 233), (0, 158, 115)
@@ -453,5 +454,5 @@ def test_points_with_a_gradient_can_be_drawn():
 
 def test_a_shared_legend_names_what_has_no_colour_last():
     views = [view_slots(torch.rand(3, 3), one_hot(slots, 20), ranking=range(13)) for slots in ([0, 2, 19], [1, 3, 3])]
-    names = [name for name, _ in _shared_key(views).legend]
+    names = [name for name, _ in merge_legends(views).legend]
     assert names == ["slot 0", "slot 2", "slot 1", "slot 3", "other slots"]

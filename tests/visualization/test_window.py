@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization import drawing, show
+from pcea.visualization import renderer, show
 from pcea.visualization.window import check_display, pick_point
 
 PATIENCE = 240  # seconds, on a machine that is busy with other things
@@ -86,11 +86,11 @@ def test_a_display_on_which_no_window_opens(monkeypatch, no_display):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     for answer in (fails, hangs):
-        monkeypatch.setattr(drawing.subprocess, "run", answer)
+        monkeypatch.setattr(renderer.subprocess, "run", answer)
         with pytest.raises(OSError, match=r"needs Vulkan\. On Debian .*libvulkan1.* Draw a picture instead"):
             check_display()
     assert called
-    monkeypatch.setattr(drawing.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
+    monkeypatch.setattr(renderer.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
     check_display()
 
 

@@ -1,0 +1,107 @@
+"""The meaning of a view's colours, drawn by Matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pcea.visualization.views import GREY, ColorBar, View
+
+# Pixels per inch, and beside a picture.
+DPI, MARGIN = 100, 10
+# Of all text, in points.
+FONT_SIZE = 10.0
+
+
+def draw_legend(view: View, *, height: int) -> np.ndarray:
+    """The meaning of a view's colours alone, (height, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    key = legend_of(view)
+    figure = Figure(figsize=(max(key.width, 1) / DPI, height / DPI), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    key.draw(figure, 0, 0, height)
+    return canvas_pixels(canvas)
+
+
+class Legend(NamedTuple):
+    """The meaning of the colours, drawn beside a picture."""
+
+    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+    title: str
+    color_bar: ColorBar | None
+
+    @property
+    def width(self) -> int:
+        """Pixels that it takes."""
+        names = [self.title, *(name for name, _ in self.legend)]
+        legend = math.ceil(max(map(text_width, names))) + 60 if self.legend else 0
+        return max(legend, 130 if self.color_bar else 0)
+
+    def draw(self, figure: Any, left: float, top: float, height: float) -> None:
+        """Draw it on a Matplotlib figure with its upper left corner at (left, top), in pixels."""
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.patches import Patch
+
+        W, H = figure.get_size_inches() * DPI
+        left += MARGIN
+        if self.legend:
+            # As large as all lines fit.
+            font_size = min(FONT_SIZE, FONT_SIZE * height / (24 * (len(self.legend) + 1)))
+            handles = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in self.legend]
+            corner = (left / W, 1 - (top + height / 2) / H)
+            legend = figure.legend(
+                handles=handles,
+                title=self.title,
+                alignment="left",
+                loc="center left",
+                bbox_to_anchor=corner,
+                frameon=False,
+                handlelength=1.2,
+                fontsize=font_size,
+                title_fontsize=font_size,
+            )
+            for text in (legend.get_title(), *legend.get_texts()):
+                text.set_parse_math(False)
+        if self.color_bar is not None:
+            label, low, high = self.color_bar
+            bar = min(height * 0.6, 300)
+            axes = figure.add_axes((left / W, 1 - (top + (height + bar) / 2) / H, 15 / W, bar / H))
+            # A bar needs two ends, also where all values are equal.
+            scale = Normalize(low, high if high > low else low + 1)
+            font_size = min(FONT_SIZE, FONT_SIZE * height / (text_width(label) + MARGIN))
+            color_bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, format="{x:.3g}")
+            color_bar.set_label(label, fontsize=font_size)
+            color_bar.ax.tick_params(labelsize=font_size)
+
+
+def legend_of(view: View) -> Legend:
+    """The legend of one view."""
+    return Legend(view.legend, view.legend_title, view.color_bar)
+
+
+def merge_legends(views: Sequence[View]) -> Legend:
+    """One legend for views whose colours mean the same, with every entry that occurs in any of them."""
+    entries = dict.fromkeys(entry for view in views for entry in view.legend)
+    legend = sorted(entries, key=lambda entry: entry[1] == GREY)  # what has no colour of its own comes last
+    return Legend(tuple(legend), views[0].legend_title, views[0].color_bar)
+
+
+def text_width(text: str) -> float:
+    """Pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=FONT_SIZE)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * DPI / 72
+
+
+def canvas_pixels(canvas: Any) -> np.ndarray:
+    """What was drawn on a Matplotlib canvas, (H, W, 3) uint8."""
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,49 @@
+"""Write pictures and animations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcea.io.atomic import atomic_file
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write a picture, (H, W, 3) uint8; nothing is left half-written.
+
+    Raises:
+        OSError: If the folder is not there or cannot be written to.
+    """
+    from PIL import Image
+
+    with atomic_file(Path(path)) as part:
+        Image.fromarray(picture).save(part, format="PNG", optimize=True)
+
+
+def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+    """Write pictures of one size, (H, W, 3) uint8, as an animation without end that takes so long a round.
+
+    Raises:
+        OSError: If the folder is not there or cannot be written to.
+    """
+    from PIL import Image
+
+    palette = reduced_palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
+    first, *rest = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    with atomic_file(Path(path)) as part:
+        duration = round(1000 * seconds / len(pictures))
+        first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
+
+
+def reduced_palette(picture: np.ndarray) -> Any:
+    """256 colours for an animation: the 64 most frequent, those of the legend among them, as they are."""
+    from PIL import Image
+
+    colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    others = Image.fromarray(picture).quantize(256 - 64).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*colors[counts.argsort()[::-1][:64]].ravel().tolist(), *others])
+    return palette
