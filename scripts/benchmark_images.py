@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 EXTERNAL = "EA block, tied"
 NON_LOCAL = "non-local self-attention"
 LAYERS = (EXTERNAL, "EA block, untied", NON_LOCAL, "non-local, fused kernel", "A2 double attention", "Hamburger (NMF)")
-# The EA paper's cost table, quoted from memory and not checked against it.
-PAPER = {
-    EXTERNAL: "0.55M / 9.2G",
-    NON_LOCAL: "1.00M / 292G",
-    "A2 double attention": "1.01M / 25.7G",
-    "Hamburger (NMF)": "0.50M / 17.6G",
-}
 MODES = ("forward", "forward + backward")
 MAPS = {"forward": 2, "forward + backward": 3}  # N x N fp32 maps that the non-local block holds at its peak
 _LONG = 5  # seconds of steps after which no further one is timed
@@ -77,14 +70,14 @@ def main() -> None:
 
 def print_costs(layers: list[str], seconds: Results, memory: Results, *, channels: int, size: int) -> None:
     """Parameters, MACs, time and memory of every layer."""
-    titles = ["layer", "parameters", "MACs", "paper (from memory)", *MODES, *(f"memory {mode}" for mode in MODES)]
+    titles = ["layer", "parameters", "MACs", *MODES, *(f"memory {mode}" for mode in MODES)]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for name in layers:
         parameters, macs = costs(name, channels=channels, size=size)
         keys = [(name, mode) for mode in MODES]
         times = [duration(seconds[key]) if key in seconds else "skipped: memory" for key in keys]
         memories = [f"{memory[key] / 2**20:,.0f} MiB" if key in memory else "-" for key in keys]
-        cells = [f"{parameters / 1e6:.3f}M", f"{macs / 1e9:.2f}G", PAPER.get(name, "-"), *times, *memories]
+        cells = [f"{parameters / 1e6:.3f}M", f"{macs / 1e9:.2f}G", *times, *memories]
         print(f"| {name} | {' | '.join(cells)} |")
 
 

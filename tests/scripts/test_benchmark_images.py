@@ -119,8 +119,8 @@ def test_tables(benchmark, capsys) -> None:
     benchmark.print_costs(layers, seconds, memory, channels=512, size=128)
     benchmark.print_ratios(layers, seconds, memory)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| EA block, tied | 0.559M | 9.66G | 0.55M / 9.2G | 500 ms | 2 s | 2 MiB | 3 MiB |"
-    assert lines[3].endswith("| 1.00M / 292G | 6 s | skipped: memory | 7 MiB | - |")
+    assert lines[2] == "| EA block, tied | 0.559M | 9.66G | 500 ms | 2 s | 2 MiB | 3 MiB |"
+    assert lines[3].endswith("| 292.06G | 6 s | skipped: memory | 7 MiB | - |")
     assert lines[-1] == "| non-local self-attention | 12.0 | - | 4.7 | - |"
 
 
