@@ -1,11 +1,11 @@
 from .colors import color_parts, color_values, palette
 from .images import view_picture
 from .picture_files import save_gif, save_png
+from .point_weights import interpolate_tokens, weights_at
 from .sheets import render, render_picture
 from .views import (
     ColorBar,
     View,
-    spread,
     view_class,
     view_points,
     view_parts,
@@ -13,7 +13,6 @@ from .views import (
     view_slot,
     view_slots,
     view_values,
-    weights_at,
 )
 from .window import show
 
@@ -22,13 +21,13 @@ __all__ = [
     "View",
     "color_parts",
     "color_values",
+    "interpolate_tokens",
     "palette",
     "render",
     "render_picture",
     "save_gif",
     "save_png",
     "show",
-    "spread",
     "view_class",
     "view_parts",
     "view_picture",

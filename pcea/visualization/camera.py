@@ -11,18 +11,21 @@ from torch import Tensor
 
 from pcea.visualization.views import View
 
+# In degrees.
 AZIMUTH, ELEVATION = 35.0, 20.0
 FIELD_OF_VIEW = 30.0
-# Around the outline of a cloud, of the picture's side.
+# Empty space around the outline of a cloud, as a share of the side of the picture.
 _BORDER = 0.03
+# Pixels.
+_SMALLEST_POINT = 2
 
 
 class Camera(NamedTuple):
     """Where a picture is taken from.
 
     Attributes:
-        rotation: From the points' coordinates to x right, y down, z forwards, (3, 3).
-        center: The point that is seen in the middle of the picture, (3,).
+        rotation: From the coordinates of the points to x right, y down, z forwards, (3, 3).
+        center: The point in the middle of the picture, (3,).
         distance: Between camera and center.
     """
 
@@ -32,7 +35,7 @@ class Camera(NamedTuple):
 
 
 def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float = ELEVATION) -> Camera:
-    """A camera that sees all points as large as possible in a square picture, and in the middle.
+    """Place a camera so that the points fill a square picture, and are in its middle.
 
     Args:
         points: (N, 3), y up.
@@ -40,7 +43,7 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
         elevation: Degrees above the horizon.
 
     Raises:
-        ValueError: If all points are equal, so that there is nothing to see, or an angle is not a number.
+        ValueError: If all points are equal, so that there is nothing to see, or an angle is not finite.
     """
     if not (math.isfinite(azimuth) and math.isfinite(elevation)):
         raise ValueError(f"azimuth and elevation must be degrees, got {azimuth} and {elevation}.")
@@ -54,7 +57,7 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
     across, depth = seen[:, :2], seen[:, 2:]
     slope = math.tan(math.radians(FIELD_OF_VIEW / 2)) / (1 + 2 * _BORDER)
     # The picture holds a point if |across - eye| <= slope * (depth - eye's depth). As near as that allows
-    # for all points in both directions, but not in the cloud.
+    # for all points in both directions, but outside the cloud.
     right, left = (across - slope * depth).max(0), (-across - slope * depth).max(0)
     eye, nearest = (right - left) / 2, depth.min() - (0.02 * np.ptp(seen, axis=0).max() or 1)
     eye_depth = min(-(right + left).max() / 2 / slope, nearest)
@@ -70,10 +73,10 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
 
 
 def shade(view: View, camera: Camera) -> Tensor:
-    """The colours of a view, (N, 3) uint8, darker where a surface is seen from the side, as by a lamp at the camera.
+    """Shade the colours of a view, (N, 3) uint8: surfaces seen from the side are darker, as if lit from the camera.
 
-    Hues stay those of the legend. Values are told by lightness too: their colours are hardly darkened. Points without a
-    normal, or with one of zero, keep their colour.
+    Hues stay those of the legend. Colours that stand for values are darkened less, because their lightness has a
+    meaning. Points without a normal, or with a zero normal, keep their colour.
     """
     if view.normals is None:
         return view.colors.cpu()
@@ -85,12 +88,12 @@ def shade(view: View, camera: Camera) -> Tensor:
 
 
 def point_size(points: Tensor, camera: Camera, side: int) -> float:
-    """Pixels a point, so that the points of a surface close up: by the area of the cloud's outline.
+    """Size of a point in pixels at which the points of a surface leave no gaps, from the area of the outline.
 
     Args:
         points: (N, 3).
-        camera: Where the picture is taken from.
-        side: Of the picture, in pixels.
+        camera: The camera.
+        side: Side of the picture, in pixels.
     """
     seen = points.double().cpu().numpy() @ camera.rotation[:2].T
     cells = 64
@@ -98,4 +101,4 @@ def point_size(points: Tensor, camera: Camera, side: int) -> float:
     place = ((seen - low) / extent * (cells - 1)).astype(int)
     covered = len(np.unique(place[:, 0] * cells + place[:, 1])) / cells**2
     # About half of the points lie on the far side.
-    return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), 2, side / 40))
+    return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), _SMALLEST_POINT, side / 40))

@@ -1,4 +1,4 @@
-"""Colours of parts and of values."""
+"""Colours for parts and for values."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Okabe and Ito's seven colours without black, then those that stay farthest from all before in CIELAB, in normal vision
-# and with protanopia, deuteranopia and tritanopia (Machado et al., 2009); very light and very dark ones left out.
+# Okabe and Ito's seven colours without black, then the colours farthest from all previous ones in CIELAB, in normal
+# vision and with protanopia, deuteranopia and tritanopia (Machado et al., 2009), without very light or dark ones.
 _PALETTE = (
     "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 8700f0 5a1e00 3c3c4b b4e196 9678ff 5a0069 f0004b 2df0ff 3c00a5"
 )
@@ -17,7 +17,7 @@ _PALETTE = (
 def palette(count: int) -> Tensor:
     """Distinct colours, (count, 3) uint8; the first 16 can be told apart without full colour vision.
 
-    Those after are the colours of an 8 x 8 x 8 grid that lie farthest in RGB from all before.
+    The others are taken from an 8 x 8 x 8 grid, each the farthest in RGB from all previous colours.
 
     Raises:
         ValueError: If `count` exceeds 500.
@@ -34,7 +34,7 @@ def palette(count: int) -> Tensor:
 
 
 def color_parts(part_label: Tensor, parts: Sequence[int]) -> Tensor:
-    """Colour points by their part, each part of a category in a colour of its own.
+    """Colour points by their part; each part of a category has its own colour.
 
     Args:
         part_label: Class of each point, (N,) int64.
@@ -46,21 +46,21 @@ def color_parts(part_label: Tensor, parts: Sequence[int]) -> Tensor:
     Raises:
         ValueError: If a label is not one of `parts`.
     """
-    strangers = sorted(set(part_label.unique().tolist()) - set(parts))
-    if strangers:
-        raise ValueError(f"part_label must be one of {list(parts)}, got {strangers[0]}.")
-    position = torch.zeros(max(parts) + 1, dtype=torch.int64)
-    position[list(parts)] = torch.arange(len(parts))
-    return palette(len(parts))[position[part_label.cpu()]].to(part_label.device)
+    unknown = sorted(set(part_label.unique().tolist()) - set(parts))
+    if unknown:
+        raise ValueError(f"part_label must be one of {list(parts)}, got {unknown[0]}.")
+    colors = torch.zeros(max(parts) + 1, 3, dtype=torch.uint8)
+    colors[list(parts)] = palette(len(parts))
+    return colors.to(part_label.device)[part_label]
 
 
 def color_values(values: Tensor, *, low: float, high: float) -> Tensor:
-    """Colour values by viridis, whose steps look equally large, also without full colour vision.
+    """Colour values with viridis, whose steps look equally large, also without full colour vision.
 
     Args:
         values: Any shape.
-        low: The value of the darkest colour; smaller ones get it too.
-        high: The value of the brightest colour; larger ones get it too.
+        low: The value of the darkest colour; smaller values get it too.
+        high: The value of the brightest colour; larger values get it too.
 
     Returns:
         Red, green and blue, (..., 3) uint8.

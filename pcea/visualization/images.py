@@ -1,4 +1,4 @@
-"""Pictures as clouds of pixels, so that what images attend to is coloured as for points; and colours laid over them."""
+"""Pictures as clouds of pixels, so that images are coloured in the same way as clouds; and colours over pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.views import View, pixel_points, view_points
+from pcea.visualization.point_weights import pixel_points
+from pcea.visualization.views import View, view_points
 
 # Share of the colours in what is drawn; the rest is the picture.
 _OPACITY = 0.6
@@ -29,13 +30,14 @@ def view_picture(
 
     Args:
         picture: Colours of what the model was given, (3, H, W) uint8, of any size.
-        attention: What `record_attention` recorded of one layer.
-        query: Colour by what the pixel x, y of the picture has to do with each other one.
+        attention: The attention map of one layer, from `record_attention`.
+        query: Colour by how each pixel relates to the pixel x, y of the picture; see `view_query`.
         size: Longest side of the result in pixels; None for that of the picture.
         **options: Those of `view_points`: slot, head, title, and cloud: the index of the image in the batch.
 
     Raises:
-        ValueError: If the picture is none, the model does not say where the tokens are, or an argument is of nothing.
+        ValueError: If `picture` has the wrong shape or type, the positions of the tokens are unknown, or there is no
+            such pixel, slot, head or image.
     """
     if picture.ndim != 3 or len(picture) != 3 or picture.dtype != torch.uint8:
         raise ValueError(f"picture must be (3, H, W) uint8, got {tuple(picture.shape)} {picture.dtype}.")
@@ -44,14 +46,14 @@ def view_picture(
             "The model does not say in which rows and columns its tokens are: set `grid` of the attention map, "
             "`attention._replace(grid=(H, W))`."
         )
-    shown = picture if size is None else fit(picture, size)
-    number = None if query is None else pixel_number(query, picture.shape[1:], shown.shape[1:])
-    view = view_points(pixel_points(*shown.shape[1:]), attention, query=number, **options)
-    return view._replace(picture=grey(shown))
+    resized = picture if size is None else resize_picture(picture, size)
+    index = None if query is None else pixel_index(query, picture.shape[1:], resized.shape[1:])
+    points = pixel_points(*resized.shape[1:]).to(picture.device)
+    return view_points(points, attention, query=index, **options)._replace(picture=to_greyscale(resized).cpu())
 
 
-def fit(picture: Tensor, side: int) -> Tensor:
-    """A picture (3, H, W) uint8 with another longest side, in pixels."""
+def resize_picture(picture: Tensor, side: int) -> Tensor:
+    """Resize a picture (3, H, W) uint8 to a longest side of so many pixels."""
     H, W = picture.shape[1:]
     scale = side / max(H, W)
     size = max(1, round(H * scale)), max(1, round(W * scale))
@@ -60,39 +62,39 @@ def fit(picture: Tensor, side: int) -> Tensor:
     return resized[0].round().to(torch.uint8)
 
 
-def pixel_number(place: tuple[int, int], size: tuple[int, ...], shown: tuple[int, ...]) -> int:
-    """The number of the pixel, row by row, that shows a pixel of the original.
+def pixel_index(pixel: tuple[int, int], size: tuple[int, ...], resized: tuple[int, ...]) -> int:
+    """The index, row by row, of the pixel of a resized picture that shows a pixel of the original.
 
     Args:
-        place: The pixel x, y.
+        pixel: Its x and y in the original.
         size: Height and width of the original.
-        shown: Height and width of what is shown of it, in another size.
+        resized: Height and width of the resized picture.
 
     Raises:
         ValueError: If there is no such pixel.
     """
-    (x, y), (H, W) = place, size
+    (x, y), (H, W) = pixel, size
     if not (0 <= x < W and 0 <= y < H):
         raise ValueError(f"query must be a pixel x,y with x in 0..{W - 1} and y in 0..{H - 1}, got {x},{y}.")
-    return int((y + 0.5) * shown[0] / H) * shown[1] + int((x + 0.5) * shown[1] / W)
+    return int((y + 0.5) * resized[0] / H) * resized[1] + int((x + 0.5) * resized[1] / W)
 
 
-def grey(picture: Tensor) -> Tensor:
-    """Brightness of a picture (3, H, W) uint8 as grey, (H, W, 3) uint8: only what is laid over it has hues."""
+def to_greyscale(picture: Tensor) -> Tensor:
+    """Turn a picture (3, H, W) uint8 into grey, (H, W, 3) uint8, so that only what is laid over it has hues."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=picture.device)
     brightness = (picture.permute(1, 2, 0).float() @ weights).round().to(torch.uint8)
     return brightness[..., None].repeat(1, 1, 3)
 
 
-def lay_over(view: View) -> np.ndarray:
-    """The colours of a view laid over its picture, with the marked point as a red disc; (H, W, 3) uint8."""
+def draw_overlay(view: View) -> np.ndarray:
+    """Draw the colours of a view over its picture, with a red disc at the marker; (H, W, 3) uint8."""
+    view = view.cpu()
     assert view.picture is not None
-    colors = view.colors.view_as(view.picture)
-    drawn = blend(colors, view.picture)
-    if view.mark is not None:
+    drawn = blend(view.colors.view_as(view.picture), view.picture)
+    if view.marker is not None:
         H, W = drawn.shape[:2]
-        place = (view.points[:, :2] - view.mark[:2]) * torch.tensor([W / 2, H / 2])
-        distance = place.norm(dim=1).view(H, W)
+        offset = (view.points[:, :2] - view.marker[:2]) * torch.tensor([W / 2, H / 2])
+        distance = offset.norm(dim=1).view(H, W)  # in pixels
         radius = max(1.0, 0.012 * max(H, W))
         for reach, color in ((1.5 * radius, _WHITE), (radius, _RED)):
             drawn[distance <= reach] = torch.tensor(color, dtype=torch.uint8)
@@ -100,6 +102,6 @@ def lay_over(view: View) -> np.ndarray:
 
 
 def blend(colors: Tensor, picture: Tensor) -> Tensor:
-    """Colours (H, W, 3) uint8 laid over a picture of the same size."""
+    """Lay colours (H, W, 3) uint8 over a picture of the same size, three parts of them to two of the picture."""
     mixed = _OPACITY * colors.float() + (1 - _OPACITY) * picture.float()
     return mixed.round().to(torch.uint8)

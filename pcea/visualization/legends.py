@@ -10,50 +10,56 @@ import numpy as np
 
 from pcea.visualization.views import GREY, ColorBar, View
 
-# Pixels per inch, and beside a picture.
+# Pixels per inch, and pixels between a picture and its legend.
 DPI, MARGIN = 100, 10
-# Of all text, in points.
+# In points; 72 points are an inch.
 FONT_SIZE = 10.0
 
 
 def draw_legend(view: View, *, height: int) -> np.ndarray:
-    """The meaning of a view's colours alone, (height, W, 3) uint8."""
+    """Draw the legend of a view alone, (height, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    key = legend_of(view)
-    figure = Figure(figsize=(max(key.width, 1) / DPI, height / DPI), dpi=DPI, facecolor="white")
+    legend = legend_of(view)
+    figure = Figure(figsize=(max(legend.width, 1) / DPI, height / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    key.draw(figure, 0, 0, height)
+    legend.draw(figure, 0, 0, height)
     return canvas_pixels(canvas)
 
 
 class Legend(NamedTuple):
-    """The meaning of the colours, drawn beside a picture."""
+    """The meaning of the colours, drawn beside a picture.
 
-    legend: tuple[tuple[str, tuple[int, int, int]], ...]
+    Attributes:
+        entries: Names and their colours.
+        title: What is named, such as "part".
+        color_bar: The meaning of colours that stand for values, or None.
+    """
+
+    entries: tuple[tuple[str, tuple[int, int, int]], ...]
     title: str
     color_bar: ColorBar | None
 
     @property
     def width(self) -> int:
-        """Pixels that it takes."""
-        names = [self.title, *(name for name, _ in self.legend)]
-        legend = math.ceil(max(map(text_width, names))) + 60 if self.legend else 0
-        return max(legend, 130 if self.color_bar else 0)
+        """Its width in pixels; 0 if there is nothing to explain."""
+        names = [self.title, *(name for name, _ in self.entries)]
+        entries = math.ceil(max(map(text_width, names))) + 60 if self.entries else 0
+        return max(entries, 130 if self.color_bar else 0)
 
     def draw(self, figure: Any, left: float, top: float, height: float) -> None:
-        """Draw it on a Matplotlib figure with its upper left corner at (left, top), in pixels."""
+        """Draw it on a Matplotlib figure, with its upper left corner at (left, top); all in pixels."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
         from matplotlib.patches import Patch
 
         W, H = figure.get_size_inches() * DPI
         left += MARGIN
-        if self.legend:
-            # As large as all lines fit.
-            font_size = min(FONT_SIZE, FONT_SIZE * height / (24 * (len(self.legend) + 1)))
-            handles = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in self.legend]
+        if self.entries:
+            # As large as it can be for all lines to fit.
+            font_size = min(FONT_SIZE, FONT_SIZE * height / (24 * (len(self.entries) + 1)))
+            handles = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in self.entries]
             corner = (left / W, 1 - (top + height / 2) / H)
             legend = figure.legend(
                 handles=handles,
@@ -72,7 +78,7 @@ class Legend(NamedTuple):
             label, low, high = self.color_bar
             bar = min(height * 0.6, 300)
             axes = figure.add_axes((left / W, 1 - (top + (height + bar) / 2) / H, 15 / W, bar / H))
-            # A bar needs two ends, also where all values are equal.
+            # A bar needs two ends, even if all values are equal.
             scale = Normalize(low, high if high > low else low + 1)
             font_size = min(FONT_SIZE, FONT_SIZE * height / (text_width(label) + MARGIN))
             color_bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, format="{x:.3g}")
@@ -88,12 +94,12 @@ def legend_of(view: View) -> Legend:
 def merge_legends(views: Sequence[View]) -> Legend:
     """One legend for views whose colours mean the same, with every entry that occurs in any of them."""
     entries = dict.fromkeys(entry for view in views for entry in view.legend)
-    legend = sorted(entries, key=lambda entry: entry[1] == GREY)  # what has no colour of its own comes last
-    return Legend(tuple(legend), views[0].legend_title, views[0].color_bar)
+    ordered = sorted(entries, key=lambda entry: entry[1] == GREY)  # grey, which stands for all others, comes last
+    return Legend(tuple(ordered), views[0].legend_title, views[0].color_bar)
 
 
 def text_width(text: str) -> float:
-    """Pixels."""
+    """The width of a text in pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -102,6 +108,6 @@ def text_width(text: str) -> float:
 
 
 def canvas_pixels(canvas: Any) -> np.ndarray:
-    """What was drawn on a Matplotlib canvas, (H, W, 3) uint8."""
+    """Read what was drawn on a Matplotlib canvas, (H, W, 3) uint8."""
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

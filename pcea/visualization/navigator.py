@@ -11,14 +11,17 @@ from pcea.visualization.views import View, rank_slots
 
 
 class Navigator:
-    """The state of a window: which view of which cloud.
+    """Selects which view of which subject is shown, and steps from one to the next.
 
     Args:
-        subjects: The clouds.
+        subjects: What can be looked at.
         mode: First mode.
-        layer: First layer.
-        slot: First slot; None for the one that is the strongest of most points.
+        layer: First layer; None for the last layer of the network.
+        slot: First slot; None for the one that is strongest at most points.
         query: First query point; None for the farthest point of each cloud.
+
+    Raises:
+        ValueError: If the first subject has no such mode, layer, slot or point.
     """
 
     def __init__(
@@ -31,28 +34,28 @@ class Navigator:
         query: int | None = None,
     ):
         self.subjects, self.mode, self.slot, self.query = list(subjects), mode, slot, query
-        self.number = 0
+        self.subject_index = 0
         self.layer = len(self.subject.layers) - 1 if layer is None else layer
-        self.view()  # a wrong argument is noticed before a window opens
+        self.view()  # so that a wrong argument is noticed before a window opens
 
     @property
     def subject(self) -> Subject:
-        """The cloud that is looked at."""
-        return self.subjects[self.number]
+        """What is looked at now."""
+        return self.subjects[self.subject_index]
 
     def view(self) -> View:
-        """The view of the present state."""
+        """The selected view."""
         return self.subject.view(self.mode, layer=self.layer, slot=self.slot, query=self.query)
 
     def press(self, key: str, *, back: bool = False) -> bool:
-        """Step by a key, m, l, s or f.
+        """Step to the next mode, layer, slot or file.
 
         Args:
-            key: The letter.
-            back: Step back.
+            key: m, l, s or f; other keys have no effect.
+            back: Step back instead.
 
         Returns:
-            Whether the view is another one now.
+            Whether another view is selected now.
         """
         step = -1 if back else 1
         modes = self.subject.modes
@@ -60,17 +63,17 @@ class Navigator:
             self.mode = modes[(modes.index(self.mode) + step) % len(modes)]
         elif key == "l" and len(self.subject.layers) > 1:
             self.layer = (self.layer + step) % len(self.subject.layers)
-            # The layers of a network of the user's own may differ in their slots.
+            # Layers may differ in the number of their slots.
             if self.slot is not None and self.slot >= self.subject.attention(self.layer).weights.shape[-1]:
                 self.slot = None
         elif key == "s" and "slot" in modes:
             weights = self.subject.weights(self.layer)
             slot = rank_slots([weights])[0] if self.slot is None else self.slot
-            # From another mode the first press shows what the slot mode shows of its own.
+            # In another mode, the first press goes to the mode "slot", and shows the slot that this mode begins with.
             self.slot = (slot + step) % weights.shape[1] if self.mode == "slot" else slot
             self.mode = "slot"
         elif key == "f" and len(self.subjects) > 1:
-            self.number = (self.number + step) % len(self.subjects)
+            self.subject_index = (self.subject_index + step) % len(self.subjects)
             self.query = None
         else:
             return False

@@ -1,4 +1,4 @@
-"""Write pictures and animations."""
+"""Write pictures and animations to files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pcea.io.atomic import atomic_file
 
 
 def save_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture, (H, W, 3) uint8; nothing is left half-written.
+    """Write a picture, (H, W, 3) uint8, completely or not at all.
 
     Raises:
-        OSError: If the folder is not there or cannot be written to.
+        OSError: If the folder does not exist or cannot be written to.
     """
     from PIL import Image
 
@@ -24,10 +24,15 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
 
 
 def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Write pictures of one size, (H, W, 3) uint8, as an animation without end that takes so long a round.
+    """Write pictures of one size, (H, W, 3) uint8, as an animation that repeats for ever.
+
+    Args:
+        path: A file ending in .gif.
+        pictures: The frames.
+        seconds: Duration of one round.
 
     Raises:
-        OSError: If the folder is not there or cannot be written to.
+        OSError: If the folder does not exist or cannot be written to.
     """
     from PIL import Image
 
@@ -39,7 +44,7 @@ def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float
 
 
 def reduced_palette(picture: np.ndarray) -> Any:
-    """256 colours for an animation: the 64 most frequent, those of the legend among them, as they are."""
+    """A palette of 256 colours: the 64 most frequent ones unchanged, among them those of the legend, and averages."""
     from PIL import Image
 
     colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)

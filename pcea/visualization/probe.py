@@ -1,6 +1,6 @@
-"""Try to draw a picture or to open a window with Open3D; the process ends with 0 if it can.
+"""Try to draw a picture or to open a window with Open3D; the process ends with 0 if that works.
 
-Run as text in a process of its own, so it imports nothing of pcea, and with it torch.
+Run as text in a process of its own. It imports nothing from pcea, because that would import torch.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import open3d
 
 
 def draw_picture() -> None:
-    """Draw a red point and look whether it is red."""
+    """Draw red points and check that some pixels are red."""
     window = open3d.visualization.Visualizer()
     if not window.create_window(width=64, height=64, visible=False):
         sys.exit("no window could be made")
@@ -28,7 +28,7 @@ def draw_picture() -> None:
 def open_window() -> None:
     """Open a window and draw in it a few times."""
     if sys.platform.startswith("linux") and not os.environ.get("WAYLAND_DISPLAY"):
-        # Without an X server, Open3D makes a window that nobody sees.
+        # Without an X server, Open3D makes a window that nobody can see.
         x11 = ctypes.CDLL("libX11.so.6")
         x11.XOpenDisplay.restype = ctypes.c_void_p
         if not x11.XOpenDisplay(None):
@@ -39,7 +39,7 @@ def open_window() -> None:
     for _ in range(10):
         window.post_redraw()
         app.run_one_tick()
-    # At once: on Mesa's software Vulkan the ordinary end crashes where the mouse is on the window.
+    # At once: with Mesa's software Vulkan, an ordinary exit crashes if the mouse is over the window.
     os._exit(0)
 
 

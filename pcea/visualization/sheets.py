@@ -11,15 +11,15 @@ from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
-from pcea.visualization.images import lay_over, view_picture
+from pcea.visualization.images import draw_overlay, view_picture
 from pcea.visualization.legends import DPI, FONT_SIZE, MARGIN, canvas_pixels, legend_of, merge_legends, text_width
 from pcea.visualization.renderer import Renderer, check_size, estimate_normals
 from pcea.visualization.views import View, view_points
 
-# Pixels of a line of text.
-_LINE = 30
-# Up to so many pixels, text does not grow with a view.
-_PLAIN = 800
+# Height of a title in pixels.
+_TITLE_HEIGHT = 30
+# Views larger than this many pixels have larger text.
+_LARGEST_WITH_PLAIN_TEXT = 800
 
 
 def render(
@@ -31,7 +31,7 @@ def render(
     elevation: float = ELEVATION,
     **options: Any,
 ) -> np.ndarray:
-    """Draw a cloud: what its points attend to, or in colours of your own. Needs no display.
+    """Draw a cloud, coloured by what its points attend to or with your own colours. Needs no display.
 
     Example:
         with record_attention(model) as attention:
@@ -50,7 +50,7 @@ def render(
         Red, green and blue, (H, W, 3) uint8.
 
     Raises:
-        ValueError: If the arguments do not fit.
+        ValueError: If the arguments do not match, as for `view_points`.
         OSError: If Open3D cannot draw on this machine.
     """
     view = view_points(points, attention, **options)
@@ -65,7 +65,7 @@ def render_picture(
     size: int = 600,
     **options: Any,
 ) -> np.ndarray:
-    """Draw what the tokens of an image attend to over a picture of it.
+    """Draw what the tokens of an image attend to, over a picture of it.
 
     Example:
         with record_attention(model) as attention:
@@ -74,16 +74,16 @@ def render_picture(
 
     Args:
         picture: Colours of what the model was given, (3, H, W) uint8, of any size.
-        attention: What `record_attention` recorded of one layer.
-        query: Colour by what the pixel x, y of the picture has to do with each other one.
-        size: Longest side of the picture as it is drawn, in pixels.
+        attention: The attention map of one layer, from `record_attention`.
+        query: Colour by how each pixel relates to the pixel x, y of the picture.
+        size: Longest side of the drawn picture, in pixels.
         **options: Those of `view_points`: slot, head, title, and cloud: the index of the image in the batch.
 
     Returns:
         Red, green and blue, (H', W', 3) uint8.
 
     Raises:
-        ValueError: If the arguments do not fit.
+        ValueError: If the arguments do not match, as for `view_picture`.
     """
     return next(draw_sheet([view_picture(picture, attention, query=query, size=size, **options)]))
 
@@ -100,71 +100,99 @@ def draw_sheet(
     """Draw views side by side with titles and legends, once for each angle.
 
     Args:
-        views: What to draw, row by row: clouds, or pictures.
-        size: Side of each view in pixels, at most 4096. Pictures are drawn as large as they are.
-        columns: Views in a row; None for about as many as rows.
-        shared_legend: All views have the same meaning of colours: one legend for all, of all that occurs.
-        angles: Azimuths, in degrees.
+        views: What to draw, row by row: all clouds, or all pictures.
+        size: Side of each cloud's picture in pixels, at most 4096. Pictures keep their own size.
+        columns: Views in a row; None for about as many columns as rows.
+        shared_legend: Draw one legend for the whole sheet, because the colours mean the same in all views.
+        angles: Azimuths in degrees, for clouds. Pictures are drawn once.
         elevation: Degrees above the horizon.
 
     Yields:
         A picture for each angle, (H, W, 3) uint8, all of one size.
 
     Raises:
-        ValueError: If the size is too large, or not positive.
+        ValueError: If the size is not positive, or too large.
         OSError: If Open3D cannot draw on this machine.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     check_size(size)
     columns = columns or math.ceil(math.sqrt(len(views)))
-    rows = math.ceil(len(views) / columns)
-    pictures = [lay_over(view) for view in views if view.picture is not None]
-    down, across = size, size
-    if pictures:
-        # Clouds have a border; pictures must not touch.
-        down, across = (max(picture.shape[axis] for picture in pictures) + MARGIN for axis in (0, 1))
-    heading = _LINE if any(view.title for view in views) else 0
-    keys = [merge_legends(views)] if shared_legend else [legend_of(view) for view in views]
-    panel = max(key.width for key in keys)
-    # Text grows with large views. From here on lengths are those of a sheet so many times smaller.
-    scale = 1.0 if pictures else max(1.0, size / _PLAIN)
-    high, wide = down / scale, across / scale
-    tile = (wide if shared_legend else wide + panel, high + heading)
-    width, height = columns * tile[0] + (panel if shared_legend else 0), rows * tile[1]
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * scale, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    images = []
-    for i, view in enumerate(views):
-        left, top = i % columns * tile[0], i // columns * tile[1]
-        axes = figure.add_axes((left / width, 1 - (top + heading + high) / height, wide / width, high / height))
-        axes.set_axis_off()
-        images.append(axes.imshow(np.full((down, across, 3), 255, np.uint8), interpolation="none"))
-        place = (left + wide / 2) / width, 1 - (top + 0.6 * heading) / height
-        title = _shorten(view.title, wide - MARGIN)
-        figure.text(*place, title, ha="center", va="center", fontsize=FONT_SIZE, parse_math=False)
-        if not shared_legend:
-            keys[i].draw(figure, left + wide, top + heading, high)
-    if shared_legend:
-        keys[0].draw(figure, columns * tile[0], heading, height - heading)
-    if pictures:
-        for image, picture in zip(images, pictures):
-            image.set_data(_center(picture, down, across))
-        yield canvas_pixels(canvas)
+    if any(view.picture is not None for view in views):
+        pictures = [draw_overlay(view) for view in views]
+        # Clouds have a border of their own; pictures would touch.
+        height, width = (max(picture.shape[axis] for picture in pictures) + MARGIN for axis in (0, 1))
+        sheet = _Sheet(views, height, width, columns=columns, shared_legend=shared_legend)
+        yield sheet.fill([_center(picture, height, width) for picture in pictures])
         return
+    text_scale = max(1.0, size / _LARGEST_WITH_PLAIN_TEXT)
+    sheet = _Sheet(views, size, size, columns=columns, shared_legend=shared_legend, text_scale=text_scale)
     views = [
         view if view.normals is not None else view._replace(normals=estimate_normals(view.points)) for view in views
     ]
     with Renderer(size) as renderer:
         for angle in angles:
-            for image, view in zip(images, views):
-                image.set_data(renderer.draw(view, azimuth=angle, elevation=elevation))
-            yield canvas_pixels(canvas)
+            yield sheet.fill([renderer.draw(view, azimuth=angle, elevation=elevation) for view in views])
+
+
+class _Sheet:
+    """Titles and legends of views, and a place for the picture of each.
+
+    Args:
+        views: What will be drawn.
+        height: Of each picture, in pixels.
+        width: Of each picture, in pixels.
+        columns: Views in a row.
+        shared_legend: One legend for all views.
+        text_scale: How many times larger than usual the text is.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        height: int,
+        width: int,
+        *,
+        columns: int,
+        shared_legend: bool,
+        text_scale: float = 1.0,
+    ):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        blank = np.full((height, width, 3), 255, np.uint8)
+        # Lengths in the figure are those of a sheet with text of the usual size, which Matplotlib then enlarges.
+        H, W = height / text_scale, width / text_scale
+        title_height = _TITLE_HEIGHT if any(view.title for view in views) else 0
+        legends = [merge_legends(views)] if shared_legend else [legend_of(view) for view in views]
+        legend_width = max(legend.width for legend in legends)
+        tile_width, tile_height = W if shared_legend else W + legend_width, H + title_height
+        sheet_width = columns * tile_width + (legend_width if shared_legend else 0)
+        sheet_height = math.ceil(len(views) / columns) * tile_height
+        figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI * text_scale, facecolor="white")
+        self._canvas = FigureCanvasAgg(figure)
+        self._images = []
+        for i, view in enumerate(views):
+            left, top = i % columns * tile_width, i // columns * tile_height
+            bottom = top + title_height + H
+            axes = figure.add_axes((left / sheet_width, 1 - bottom / sheet_height, W / sheet_width, H / sheet_height))
+            axes.set_axis_off()
+            self._images.append(axes.imshow(blank, interpolation="none"))
+            middle = (left + W / 2) / sheet_width, 1 - (top + 0.6 * title_height) / sheet_height
+            title = _shorten(view.title, W - MARGIN)
+            figure.text(*middle, title, ha="center", va="center", fontsize=FONT_SIZE, parse_math=False)
+            if not shared_legend:
+                legends[i].draw(figure, left + W, top + title_height, H)
+        if shared_legend:
+            legends[0].draw(figure, columns * tile_width, title_height, sheet_height - title_height)
+
+    def fill(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """The sheet with a picture of each view, as pixels, (H, W, 3) uint8."""
+        for image, picture in zip(self._images, pictures):
+            image.set_data(picture)
+        return canvas_pixels(self._canvas)
 
 
 def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture in the middle of a white one."""
+    """Put a picture in the middle of a larger white one."""
     centered = np.full((height, width, 3), 255, np.uint8)
     top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
     centered[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
@@ -172,7 +200,7 @@ def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _shorten(text: str, width: float) -> str:
-    """Leave out letters before the last seven until the text is so many pixels wide."""
+    """Replace letters before the last seven by dots until the text is at most `width` pixels wide."""
     shortened, kept = text, len(text) - 11
     while text_width(shortened) > width and kept > 0:
         shortened, kept = f"{text[:kept]}...{text[-7:]}", kept - 1

@@ -7,17 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.views import (
-    View,
-    check_cloud,
-    rank_slots,
-    share_scale,
-    tokens_of,
-    view_query,
-    view_slot,
-    view_slots,
-    weights_at,
-)
+from pcea.visualization.point_weights import check_cloud, select_tokens, weights_at
+from pcea.visualization.views import View, rank_slots, share_scale, view_query, view_slot, view_slots
 
 ATTENTION_MODES = ("slots", "slot", "query")
 
@@ -58,7 +49,7 @@ class Subject:
             raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
         for layer_name, attention in layers.items():
             try:
-                tokens_of(points, attention, cloud=cloud)
+                select_tokens(points, attention, cloud=cloud)
             except ValueError as error:
                 raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
         self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture
@@ -120,7 +111,7 @@ class Subject:
         else:
             self.attention(layer)
             view = self._view_result(mode)
-        return view._replace(title=self.name, normals=self.normals)
+        return view._replace(title=self.name, normals=self.normals).cpu()
 
     def _view_result(self, mode: str) -> View:
         """Colour the cloud in a mode that a subclass adds; `view` sets title and normals."""

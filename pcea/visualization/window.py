@@ -16,10 +16,10 @@ from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
 from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
-from pcea.visualization.renderer import load_triton, mark, try_in_child, vectors
+from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, to_vectors
 from pcea.visualization.subject import Subject
 
-# What keys and mouse do, as listed in the window.
+# What the keys and the mouse do, as listed in the window.
 _CONTROLS = {
     "M": "next mode",
     "L": "next layer",
@@ -33,11 +33,12 @@ _CONTROLS = {
     "H": "hide this list",
     "Q": "close",
 }
-_SIZE = 1100, 800
-_KEY_HEIGHT = 400
-# In letters' heights.
+# Pixels.
+_WIDTH, _HEIGHT = 1100, 800
+_LEGEND_HEIGHT = 400
+# Multiple of the font size.
 _PANEL_WIDTH = 17
-_INSTEAD = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
+_ALTERNATIVE = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
 
 
 def show(
@@ -48,7 +49,7 @@ def show(
     query: int | None = None,
     cloud: int | None = None,
 ) -> None:
-    """Look at what the points of a cloud attend to, in a window; its keys are listed in it. Returns when it is closed.
+    """Show what the points of a cloud attend to in a window, which lists its keys. Returns when it is closed.
 
     Example:
         with record_attention(model) as attention:
@@ -57,15 +58,16 @@ def show(
         show(points[0], attention["encoder.blocks.3.attention"], slot=5)
 
     Args:
-        points: One cloud, (N, 3), y up, in the coordinates that the model was given; any points, not only the tokens.
-        attention: What `record_attention` recorded: all layers, or one.
-        slot: Begin with the weights for this slot.
-        query: Begin with what the point of this number has to do with each other point.
-        cloud: Which cloud of the recorded batch these points are; needed if there are several.
+        points: One cloud, (N, 3), y up, in the coordinates that the model was given. They need not be the model's
+            tokens.
+        attention: The maps of all layers, from `record_attention`, or the map of one layer.
+        slot: Show the weights for this slot first.
+        query: Show first how each point relates to the point with this index.
+        cloud: Index of the cloud in the recorded batch; required if the batch has several.
 
     Raises:
-        ValueError: If the arguments do not fit.
-        OSError: If there is no display, or Open3D cannot open a window on it. `render` needs none.
+        ValueError: If the arguments do not match each other or the attention.
+        OSError: If there is no display, or Open3D cannot open a window on it. `render` needs no display.
     """
     layers = {"": attention} if isinstance(attention, AttentionMap) else attention
     subject = Subject(points, layers, cloud=cloud)
@@ -74,7 +76,7 @@ def show(
 
 
 def open_window(navigator: Navigator) -> None:
-    """Show what a navigator selects, in a window, until it is closed.
+    """Show what a navigator selects in a window, until the window is closed.
 
     Raises:
         OSError: If there is no display, or Open3D cannot open a window on it.
@@ -85,26 +87,26 @@ def open_window(navigator: Navigator) -> None:
 
 
 def check_display() -> None:
-    """Try to open a window in a child process, as Open3D may end the process, or wait for ever, where it cannot.
+    """Try to open a window in a child process, because a failing Open3D may end the process, or never return.
 
     Raises:
-        OSError: If there is no display, or no window opens.
+        OSError: If there is no display, or Open3D cannot open a window on it.
     """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise OSError(f"There is no display to open a window on. {_INSTEAD}")
-    reason = try_in_child("window", seconds=60)
+        raise OSError(f"There is no display to open a window on. {_ALTERNATIVE}")
+    reason = probe_open3d("window", seconds=60)
     if reason:
         raise OSError(
             f"Open3D cannot open a window on this display ({reason}); it needs Vulkan. On Debian or Ubuntu: "
-            f"{SYSTEM_PACKAGES} libvulkan1 mesa-vulkan-drivers. {_INSTEAD}"
+            f"{SYSTEM_PACKAGES} libvulkan1 mesa-vulkan-drivers. {_ALTERNATIVE}"
         )
 
 
 class Window:
-    """The cloud on the left, the meaning of its colours and the keys on the right.
+    """The cloud on the left; its legend and the list of keys on the right.
 
     Args:
-        navigator: What is shown.
+        navigator: Selects what is shown.
         open3d: The module.
     """
 
@@ -114,27 +116,27 @@ class Window:
         gui = self._gui
         self._app = gui.Application.instance
         self._app.initialize()
-        self._window = self._app.create_window("pcea", *_SIZE)
+        self._window = self._app.create_window("pcea", _WIDTH, _HEIGHT)
         self._scene = gui.SceneWidget()
         self._scene.scene = self._rendering.Open3DScene(self._window.renderer)
         self._scene.scene.set_background((1, 1, 1, 1))
-        # With it, colours would not be those of the legend.
+        # It would change colours, which would then differ from the legend.
         self._scene.scene.view.set_post_processing(False)
         self._scene.set_on_mouse(self._on_mouse)
         margin = round(self._window.theme.font_size)
-        self._title, self._key, self._help = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
-        for word in chain.from_iterable(_CONTROLS.items()):
-            self._help.add_child(self._label(word))
+        self._title, self._legend, self._controls = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
+        for text in chain.from_iterable(_CONTROLS.items()):
+            self._controls.add_child(self._label(text))
         self._panel = gui.Vert(margin, gui.Margins(margin))
         self._panel.background_color = gui.Color(1, 1, 1)
-        for widget in (self._title, self._key, self._help):
+        for widget in (self._title, self._legend, self._controls):
             self._panel.add_child(widget)
         self._window.add_child(self._scene)
         self._window.add_child(self._panel)
         self._window.set_on_layout(self._layout)
         self._window.set_on_key(self._on_key)
-        self._has_shift = False
-        self._zoom = 1.0
+        self._is_shift_down = False
+        self._point_scale = 1.0
         self._update(reset_camera=True)
 
     def run(self) -> None:
@@ -142,25 +144,25 @@ class Window:
         try:
             self._app.run()
         except BaseException:
-            # An error in a callback leaves the window open, and with it the process could not end.
+            # An error in a callback leaves the window open, and the process could not end.
             self._window.close()
             self._app.run_one_tick()
             raise
 
     def _update(self, *, reset_camera: bool = False) -> None:
-        """Draw the navigator's current view."""
+        """Draw the view that the navigator selects."""
         view = self._navigator.view()
         camera = place_camera(view.points)
         colors = shade(view, camera)
-        cloud = self._open3d.geometry.PointCloud(vectors(self._open3d, view.points))
-        cloud.colors = vectors(self._open3d, colors.double() / 255)
+        cloud = self._open3d.geometry.PointCloud(to_vectors(self._open3d, view.points))
+        cloud.colors = to_vectors(self._open3d, colors.double() / 255)
         material = self._rendering.MaterialRecord()
         material.shader = "defaultUnlit"
-        material.point_size = self._zoom * point_size(view.points, camera, _SIZE[1])
+        material.point_size = self._point_scale * point_size(view.points, camera, _HEIGHT)
         self._scene.scene.clear_geometry()
         self._scene.scene.add_geometry("cloud", cloud, material)
-        if view.mark is not None:
-            self._scene.scene.add_geometry("mark", mark(self._open3d, view), material)
+        if view.marker is not None:
+            self._scene.scene.add_geometry("marker", marker_ball(self._open3d, view), material)
         if reset_camera:
             bounds = self._scene.scene.bounding_box
             center = camera.center.astype(np.float32)
@@ -170,8 +172,8 @@ class Window:
         navigator = self._navigator
         last = len(navigator.subject.layers) - 1
         self._title.text = "\n".join([view.title, f"mode: {navigator.mode}", f"layer: {navigator.layer} of 0..{last}"])
-        picture = self._open3d.geometry.Image(draw_legend(view, height=_KEY_HEIGHT))
-        self._key.set_widget(self._gui.ImageWidget(picture))
+        picture = self._open3d.geometry.Image(draw_legend(view, height=_LEGEND_HEIGHT))
+        self._legend.set_widget(self._gui.ImageWidget(picture))
         self._window.set_needs_layout()
         self._window.post_redraw()
 
@@ -182,7 +184,7 @@ class Window:
 
     def _layout(self, context: Any) -> None:
         area = self._window.content_rect
-        # One width for most views, so that the scene stays where it is.
+        # The same width for most views, so that the scene does not move.
         panel = self._panel.calc_preferred_size(context, self._gui.Widget.Constraints()).width
         panel = max(panel, round(_PANEL_WIDTH * self._window.theme.font_size))
         self._scene.frame = self._gui.Rect(area.x, area.y, area.width - panel, area.height)
@@ -192,7 +194,7 @@ class Window:
         names = self._gui.KeyName
         is_down = event.type == self._gui.KeyEvent.Type.DOWN
         if event.key in (names.LEFT_SHIFT, names.RIGHT_SHIFT):
-            self._has_shift = is_down
+            self._is_shift_down = is_down
             return False
         if not is_down:
             return False
@@ -201,12 +203,12 @@ class Window:
         elif event.key == names.R:
             self._update(reset_camera=True)
         elif event.key == names.H:
-            self._help.visible = not self._help.visible
+            self._controls.visible = not self._controls.visible
             self._window.set_needs_layout()
         elif event.key in (names.PLUS, names.EQUALS, names.MINUS):
-            self._zoom *= 1 / 1.25 if event.key == names.MINUS else 1.25
+            self._point_scale *= 1 / 1.25 if event.key == names.MINUS else 1.25
             self._update()
-        elif event.key < 128 and self._navigator.press(chr(event.key), back=self._has_shift):
+        elif event.key < 128 and self._navigator.press(chr(event.key), back=self._is_shift_down):
             self._update(reset_camera=chr(event.key) == "f")
         else:
             return False
@@ -221,29 +223,29 @@ class Window:
         frame, camera = self._scene.frame, self._scene.scene.camera
         matrix = camera.get_projection_matrix() @ camera.get_view_matrix()
         cursor = (event.x - frame.x) / frame.width, (event.y - frame.y) / frame.height
-        found = pick_point(points, matrix, cursor, aspect=frame.width / frame.height)
-        if found is not None:
-            self._navigator.pick(points[found])
+        index = pick_point(points, matrix, cursor, aspect=frame.width / frame.height)
+        if index is not None:
+            self._navigator.pick(points[index])
             self._update()
         return results.CONSUMED
 
 
 def pick_point(points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float) -> int | None:
-    """The nearest to the camera of the points under the cursor.
+    """Find the point under the cursor, of several the nearest to the camera.
 
     Args:
         points: (N, 3).
-        matrix: From the points to clip space, (4, 4).
-        cursor: From the left and from the top of the picture, in 0..1.
-        aspect: The picture's width by its height.
+        matrix: From the coordinates of the points to clip space, (4, 4).
+        cursor: Distance from the left and from the top of the picture, in 0..1.
+        aspect: Width of the picture divided by its height.
 
     Returns:
-        Number of the point, or None if none lies within 2 % of the picture's height around the cursor.
+        Index of the point, or None if none lies within 2 % of the picture's height of the cursor.
     """
     clip = np.c_[points.double().cpu().numpy(), np.ones(len(points))] @ np.asarray(matrix, dtype=np.float64).T
-    before = np.flatnonzero(clip[:, 3] > 0)
-    depth = clip[before, 3]
-    x, y = (clip[before, :2] / depth[:, None]).T  # in -1..1, y up
+    in_front = np.flatnonzero(clip[:, 3] > 0)
+    depth = clip[in_front, 3]
+    x, y = (clip[in_front, :2] / depth[:, None]).T  # in -1..1, y up
     distance = np.hypot((x - (2 * cursor[0] - 1)) * aspect, y - (1 - 2 * cursor[1])) / 2
     near = np.flatnonzero(distance < 0.02)
-    return None if not len(near) else int(before[near[depth[near].argmin()]])
+    return None if not len(near) else int(in_front[near[depth[near].argmin()]])

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from pcea.nn.attention import AttentionMap, record_attention
 from pcea.nn.layers import ExternalAttention2d
 from pcea.visualization import palette, render_picture, view_picture
-from pcea.visualization.images import blend, fit, grey, lay_over, pixel_number
+from pcea.visualization.images import blend, draw_overlay, pixel_index, resize_picture, to_greyscale
+from pcea.visualization.point_weights import interpolate_grid, pixel_points, weights_at
 from pcea.visualization.sheets import draw_sheet
-from pcea.visualization.views import View, pixel_points, spread_grid, weights_at
+from pcea.visualization.views import View
 
 WHITE, RED = [255, 255, 255], [255, 0, 25]
 
@@ -45,31 +46,31 @@ def test_pixels_are_points_row_by_row():
 def test_tokens_are_carried_to_pixels_bilinearly(size, generator):
     features = torch.randn(7 * 5, 3, generator=generator)
     expected = F.interpolate(features.T.view(1, 3, 7, 5), size, mode="bilinear")[0].flatten(1).T
-    torch.testing.assert_close(spread_grid(features, (7, 5), pixel_points(*size)), expected)
+    torch.testing.assert_close(interpolate_grid(features, (7, 5), pixel_points(*size)), expected)
 
 
 def test_the_pixel_that_shows_a_pixel():
-    assert pixel_number((3, 1), (4, 5), (4, 5)) == 1 * 5 + 3
-    assert pixel_number((3, 1), (4, 5), (8, 10)) == 3 * 10 + 7  # 1.5 of 4 rows, 3.5 of 5 columns
-    assert pixel_number((9, 19), (20, 10), (2, 1)) == 1
+    assert pixel_index((3, 1), (4, 5), (4, 5)) == 1 * 5 + 3
+    assert pixel_index((3, 1), (4, 5), (8, 10)) == 3 * 10 + 7  # 1.5 of 4 rows, 3.5 of 5 columns
+    assert pixel_index((9, 19), (20, 10), (2, 1)) == 1
     for place in ((5, 0), (0, 4), (-1, 0)):
         with pytest.raises(ValueError, match=r"pixel x,y with x in 0\.\.4 and y in 0\.\.3, got"):
-            pixel_number(place, (4, 5), (8, 10))
+            pixel_index(place, (4, 5), (8, 10))
 
 
 @pytest.mark.parametrize(
     ("shape", "side", "expected"), [((30, 20), 15, (15, 10)), ((2, 3), 9, (6, 9)), ((1, 500), 8, (1, 8))]
 )
-def test_fit(shape, side, expected):
+def test_resize_picture(shape, side, expected):
     flat = torch.tensor([10, 200, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, *shape)
-    fitted = fit(flat, side)
+    fitted = resize_picture(flat, side)
     assert fitted.shape == (3, *expected)
     assert fitted.flatten(1).unique(dim=1).flatten().tolist() == [10, 200, 30]
 
 
 def test_grey_by_hand():
     picture = torch.tensor([[[255, 0, 100]], [[0, 255, 100]], [[0, 0, 100]]], dtype=torch.uint8)
-    assert grey(picture).tolist() == [[[76] * 3, [150] * 3, [100] * 3]]
+    assert to_greyscale(picture).tolist() == [[[76] * 3, [150] * 3, [100] * 3]]
 
 
 # What is seen
@@ -121,7 +122,7 @@ def test_a_query_is_like_what_attends_to_the_same():
     # Up to the middles of the cells next to the border, between which weights are mixed.
     torch.testing.assert_close(values[:, 25:], torch.ones(30, 15))
     torch.testing.assert_close(values[:, :15], -torch.ones(30, 15))
-    assert view.mark.tolist() == pixel_points(30, 40)[7 * 40 + 33].tolist()
+    assert view.marker.tolist() == pixel_points(30, 40)[7 * 40 + 33].tolist()
     assert view.color_bar == ("likeness to the query", 0, 1)
 
 
@@ -157,7 +158,7 @@ def test_what_the_network_sees_red_is_drawn_on_the_red_square():
     slots = dict(view.legend)
     for slot, place in ((0, square), (1, ~square)):
         color = torch.tensor(slots[f"slot {slot}"], dtype=torch.uint8).expand(33, 47, 3)
-        assert np.array_equal(drawn[place], blend(color, grey(picture))[place].numpy())
+        assert np.array_equal(drawn[place], blend(color, to_greyscale(picture))[place].numpy())
 
 
 # What is drawn
@@ -171,7 +172,7 @@ def test_colours_lie_half_transparent_over_the_picture():
 def test_the_query_is_marked():
     picture = torch.zeros(60, 90, 3, dtype=torch.uint8)
     points = pixel_points(60, 90)
-    drawn = lay_over(View(points, picture.flatten(0, 1), picture=picture, mark=points[20 * 90 + 70]))
+    drawn = draw_overlay(View(points, picture.flatten(0, 1), picture=picture, marker=points[20 * 90 + 70]))
     assert drawn[20, 70].tolist() == RED
     rows, columns = np.nonzero((drawn != 0).any(-1))
     assert (rows.mean(), columns.mean()) == pytest.approx((20, 70), abs=0.01)

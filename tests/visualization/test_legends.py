@@ -4,8 +4,8 @@ import torch
 from pictures import GREEN, ORANGE, ink, is_color
 
 from pcea.visualization import palette
-from pcea.visualization.legends import draw_legend
-from pcea.visualization.views import ColorBar, View
+from pcea.visualization.legends import draw_legend, merge_legends
+from pcea.visualization.views import ColorBar, View, view_slots
 
 
 def view_of_legend(legend, **fields):
@@ -57,3 +57,10 @@ def test_a_bar_of_equal_values_has_two_ends():
 
 def test_no_meaning_is_no_legend():
     assert (draw_legend(view_of_legend([]), height=50) == 255).all()
+
+
+def test_a_shared_legend_names_what_has_no_colour_last():
+    weights = [torch.eye(20)[slots] for slots in ([0, 2, 19], [1, 3, 3])]
+    views = [view_slots(torch.rand(3, 3), w, ranking=range(13)) for w in weights]
+    names = [name for name, _ in merge_legends(views).entries]
+    assert names == ["slot 0", "slot 2", "slot 1", "slot 3", "other slots"]

@@ -24,7 +24,7 @@ def self_attention():
 
 
 def state(navigator):
-    return navigator.number, navigator.mode, navigator.layer, navigator.slot, navigator.query
+    return navigator.subject_index, navigator.mode, navigator.layer, navigator.slot, navigator.query
 
 
 def test_a_navigator_begins_with_the_last_layer():
@@ -82,10 +82,10 @@ def test_s_steps_from_the_slot_that_is_shown():
 
 def test_f_steps_through_the_files():
     navigator = Navigator([subject(name="x"), subject(name="y"), subject(name="z")], mode="query", query=3)
-    assert pressed(navigator, "f", "number", times=4) == [1, 2, 0, 1]
+    assert pressed(navigator, "f", "subject_index", times=4) == [1, 2, 0, 1]
     assert navigator.view().title == "y"
     assert navigator.query is None  # a point of another cloud
-    assert pressed(navigator, "f", "number", times=3, back=True) == [0, 2, 1]
+    assert pressed(navigator, "f", "subject_index", times=3, back=True) == [0, 2, 1]
 
 
 def test_a_slot_that_the_next_layer_lacks_is_forgotten():
@@ -110,4 +110,4 @@ def test_pick():
     navigator = Navigator([subject(points=points)])
     navigator.pick(torch.tensor([0.2, 0.9, 0.1], dtype=torch.float64))
     assert state(navigator) == (0, "query", 1, None, 2)
-    assert navigator.view().mark.equal(points[2])
+    assert navigator.view().marker.equal(points[2])

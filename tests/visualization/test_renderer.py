@@ -97,7 +97,7 @@ def test_the_queried_point_is_a_red_ball(can_draw):
 def test_one_renderer_draws_many(can_draw):
     views = [
         one_color(grid(50), ORANGE),
-        one_color(grid(50), GREEN, mark=torch.zeros(3)),
+        one_color(grid(50), GREEN, marker=torch.zeros(3)),
         one_color(grid(50), SKY_BLUE),
     ]
     with Renderer(60) as renderer:

@@ -43,14 +43,14 @@ def test_a_subject_is_coloured_in_each_mode():
     view = seen.view("query", layer=1, query=4)
     assert view.values.equal(view_query(points, attention, 4, cloud=1).values)
     assert view.color_bar.label == "likeness to the query, layer 1"
-    assert view.mark.equal(points[4])
+    assert view.marker.equal(points[4])
 
 
 def test_what_a_subject_shows_of_its_own():
     points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
     seen = subject(points=points)
     assert seen.farthest_point() == 3
-    assert seen.view("query", layer=0).mark.equal(points[3])
+    assert seen.view("query", layer=0).marker.equal(points[3])
     assert seen.view("slot", layer=0).color_bar.label.startswith("weight of slot 2")
     assert seen.view("slot", layer=1).color_bar.label.startswith("weight of slot 1")
 
@@ -138,7 +138,7 @@ def test_queries_have_one_scale_in_all_clouds():
     low, high = shared_views(subjects, "query", layer=0, queries=[0, 1])
     assert low.color_bar == high.color_bar == ColorBar("weight of the query, layer 0", 0.0, 1.0)
     assert low.colors.tolist() == [MIDDLE, MIDDLE]
-    assert low.mark.equal(subjects[0].points[0])
-    assert high.mark.equal(subjects[1].points[1])
+    assert low.marker.equal(subjects[0].points[0])
+    assert high.marker.equal(subjects[1].points[1])
     farthest = shared_views(subjects, "query", layer=0)
-    assert farthest[1].mark.equal(subjects[1].points[subjects[1].farthest_point()])
+    assert farthest[1].marker.equal(subjects[1].points[subjects[1].farthest_point()])

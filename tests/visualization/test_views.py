@@ -10,7 +10,6 @@ from pcea.visualization import (
     ColorBar,
     palette,
     render,
-    spread,
     view_class,
     view_parts,
     view_points,
@@ -18,12 +17,10 @@ from pcea.visualization import (
     view_slot,
     view_slots,
     view_values,
-    views,
     weights_at,
 )
-from pcea.visualization.legends import merge_legends
 from pcea.visualization.renderer import check_rendering
-from pcea.visualization.views import GREY, rank_slots, share_scale, tokens_of
+from pcea.visualization.views import GREY, rank_slots, share_scale
 
 ORANGE, SKY_BLUE, GREEN = (230, 159, 0), (86, 180, 233), (0, 158, 115)
 DARK, BRIGHT = [68, 1, 84], [253, 231, 36]
@@ -31,117 +28,6 @@ DARK, BRIGHT = [68, 1, 84], [253, 231, 36]
 
 def on_a_line(*x):
     return torch.tensor([[float(value), 0, 0] for value in x])
-
-
-# spread
-
-
-def test_spread_by_hand():
-    features, positions = torch.tensor([[1.0, 10], [3, 20], [100, 0]]), on_a_line(0, 2, 3)
-    # In the middle of two: their mean. With the third, twice as far: weights 1, 1 and 1/4.
-    assert spread(features, positions, on_a_line(1), k=2).tolist() == [[2, 15]]
-    expected = torch.tensor([[(1 + 3 + 100 / 4) / 2.25, 30 / 2.25]])
-    torch.testing.assert_close(spread(features, positions, on_a_line(1)), expected)
-    # At the tokens, in an order of their own, and beyond the end at the nearest one.
-    torch.testing.assert_close(spread(features, positions, on_a_line(3, 0, 2)), features[[2, 0, 1]])
-    assert spread(features, positions, on_a_line(9, -1), k=1).tolist() == [[100, 0], [1, 10]]
-
-
-def test_one_token_is_everywhere():
-    assert spread(torch.tensor([[7.0, 5]]), on_a_line(2), on_a_line(1, 2, 3)).tolist() == [[7, 5]] * 3
-
-
-def test_where_the_tokens_are_the_points_nothing_is_mixed():
-    positions = torch.cat([torch.randn(5, 3), torch.zeros(2, 3)])  # two in one place
-    features = torch.randn(7, 2).half()
-    out = spread(features, positions, positions.clone())
-    assert out.dtype == torch.float32
-    assert out.equal(features.float())
-
-
-def test_points_keep_their_own_order():
-    features, positions, points = torch.randn(7, 5), torch.randn(7, 3), torch.randn(11, 3)
-    order = torch.randperm(11)
-    torch.testing.assert_close(spread(features, positions, points[order]), spread(features, positions, points)[order])
-
-
-def test_many_points_go_in_blocks(monkeypatch):
-    features, positions, points = torch.randn(7, 2), torch.randn(7, 3), torch.randn(13, 3)
-    whole, sizes, interpolate = spread(features, positions, points), [], views.interpolate_features
-
-    def watched(query, *arguments, **options):
-        sizes.append(query.shape[1])
-        return interpolate(query, *arguments, **options)
-
-    monkeypatch.setattr(views, "interpolate_features", watched)
-    monkeypatch.setattr(views, "_BLOCK", 5)
-    torch.testing.assert_close(spread(features, positions, points), whole)
-    assert sizes == [5, 5, 3]
-
-
-# tokens_of and weights_at
-
-
-def test_tokens_of_one_cloud():
-    weights, centers, points = torch.rand(2, 5, 7), torch.randn(2, 5, 3), torch.randn(11, 3)
-    for cloud in (0, 1):
-        found = tokens_of(points, AttentionMap(weights, points=centers), cloud=cloud)
-        assert found[0].equal(weights[cloud])
-        assert found[1].equal(centers[cloud])
-
-
-def test_padded_tokens_are_left_out():
-    weights, centers = torch.rand(2, 5, 7), torch.randn(2, 5, 3)
-    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    found = tokens_of(torch.randn(11, 3), AttentionMap(weights, mask, centers), cloud=1)
-    assert found[0].equal(weights[1, [0, 2, 3]])
-    assert found[1].equal(centers[1, [0, 2, 3]])
-
-
-def test_padded_tokens_are_neither_rows_nor_columns_of_self_attention():
-    weights, points = torch.rand(1, 3, 3), torch.randn(2, 3)
-    mask = torch.tensor([[True, False, True]])
-    found, positions = tokens_of(points, AttentionMap(weights, mask, slots_are_tokens=True))
-    assert found.equal(weights[0][[0, 2]][:, [0, 2]])
-    assert positions.equal(points)  # as many as there are real tokens
-
-
-def test_heads():
-    weights, points = torch.rand(2, 3, 5, 7), torch.randn(5, 3)
-    assert tokens_of(points, AttentionMap(weights), cloud=1, head=2)[0].equal(weights[1, 2])
-    expected = (weights[1, 0] + weights[1, 1] + weights[1, 2]) / 3
-    torch.testing.assert_close(tokens_of(points, AttentionMap(weights), cloud=1)[0], expected)
-    torch.testing.assert_close(weights_at(points, AttentionMap(weights), cloud=1), expected)
-    assert weights_at(points, AttentionMap(weights), cloud=1, head=2).equal(weights[1, 2])
-
-
-def test_weights_at_any_points():
-    weights, centers = torch.tensor([[[0.9, 0.1], [0.3, 0.7]]]), on_a_line(0, 2)[None]
-    out = weights_at(on_a_line(2, 1, 0), AttentionMap(weights, points=centers))
-    torch.testing.assert_close(out, torch.tensor([[0.3, 0.7], [0.6, 0.4], [0.9, 0.1]]))
-
-
-def test_errors_of_tokens():
-    points, weights = torch.randn(5, 3), torch.rand(2, 5, 7)
-    with pytest.raises(ValueError, match=r"packed clouds .* give `weights` as \(1, N, S\)"):
-        tokens_of(points, AttentionMap(weights[0]))
-    for cloud in (2, -1):
-        with pytest.raises(ValueError, match=rf"cloud must be in 0\.\.1, got {cloud}"):
-            tokens_of(points, AttentionMap(weights), cloud=cloud)
-    with pytest.raises(ValueError, match=r"of 2 clouds: say which one it is by cloud=0\.\.1"):
-        tokens_of(points, AttentionMap(weights))
-    with pytest.raises(ValueError, match=r"head must be in 0\.\.0, got 1"):
-        tokens_of(points, AttentionMap(weights), cloud=0, head=1)
-    for head in (3, -1):
-        with pytest.raises(ValueError, match=rf"head must be in 0\.\.2, got {head}"):
-            tokens_of(points, AttentionMap(torch.rand(1, 3, 5, 7)), head=head)
-    with pytest.raises(ValueError, match=r"of 5 tokens, there are 6 points.*attention\._replace\(points=\.\.\.\)"):
-        tokens_of(torch.randn(6, 3), AttentionMap(weights), cloud=0)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    with pytest.raises(ValueError, match="The cloud is padded: give its real points"):
-        tokens_of(points, AttentionMap(weights, mask), cloud=1)
-    with pytest.raises(ValueError, match="self-attention, which has no slots: give a query point"):
-        weights_at(points, AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True))
 
 
 # Slots
@@ -208,15 +94,15 @@ def test_likeness_to_the_query_by_hand():
     weights = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.1, 0.8]])
     points = torch.randn(4, 3)
     view = view_query(points, AttentionMap(weights[None]), 1)
-    apart = weights.double().numpy() - [0.4, 0.2, 0.4]  # from the mean
-    expected = [a @ apart[1] / np.linalg.norm(a) / np.linalg.norm(apart[1]) for a in apart]
+    deviation = weights.double().numpy() - [0.4, 0.2, 0.4]  # from the mean
+    expected = [a @ deviation[1] / np.linalg.norm(a) / np.linalg.norm(deviation[1]) for a in deviation]
     np.testing.assert_allclose(view.values, expected, atol=1e-6)
     assert view.values[1].item() == pytest.approx(1)
     assert view.values[3] < 0
     assert view.colors[1].tolist() == BRIGHT
     assert view.colors[3].tolist() == DARK
     assert view.color_bar == ColorBar("likeness to the query", 0.0, 1.0)
-    assert view.mark.equal(points[1])
+    assert view.marker.equal(points[1])
 
 
 def test_the_likeness_is_that_of_one_head_or_of_their_mean():
@@ -302,7 +188,7 @@ def test_view_of_chooses_by_its_arguments():
     expected = view_query(points, attention, 4, **options)
     found = view_points(points, attention, query=4, **options)
     assert same(found, expected)
-    assert found.mark.equal(points[4])
+    assert found.marker.equal(points[4])
 
 
 def test_colours_of_your_own():
@@ -333,7 +219,7 @@ def test_errors_of_view_of():
         with pytest.raises(ValueError, match=r"colors must be \(5, 3\) uint8, got"):
             view_points(points, colors=wrong)
     for one in ({"slot": 0}, {"query": 0}):
-        with pytest.raises(ValueError, match="slot and query are of an attention"):
+        with pytest.raises(ValueError, match="slot and query need attention"):
             view_points(points, **one)
     with pytest.raises(TypeError, match=r"the map of one layer, such as maps\[name\], got dict"):
         view_points(points, {"a layer": attention})
@@ -450,9 +336,3 @@ def test_what_is_no_cloud(points, error, message):
 
 def test_points_with_a_gradient_can_be_drawn():
     assert not view_points(torch.rand(5, 3, requires_grad=True)).points.requires_grad
-
-
-def test_a_shared_legend_names_what_has_no_colour_last():
-    views = [view_slots(torch.rand(3, 3), one_hot(slots, 20), ranking=range(13)) for slots in ([0, 2, 19], [1, 3, 3])]
-    names = [name for name, _ in merge_legends(views).legend]
-    assert names == ["slot 0", "slot 2", "slot 1", "slot 3", "other slots"]
