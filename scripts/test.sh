@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install pcea with its development tools into .venv, then lint, check types and run the tests.
+# Install pcea and its development tools into .venv, then lint, check types and run the tests.
+# Usage: scripts/test.sh [PYTEST OPTIONS], such as -n 2 for two processes
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/install.sh" dev
 .venv/bin/ruff check .

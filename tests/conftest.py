@@ -1,7 +1,8 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and the summary of skipped ones."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads() -> Iterator[None]:
-    """Same numbers in every order of tests; one thread, as the tensors are small and workers may run in parallel."""
+    """The same numbers in every order of tests. One thread: tensors are small, and workers may run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -27,3 +28,15 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End a run with what was skipped and why, so that nothing is skipped silently."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[-1].removeprefix("Skipped: ") for report in reports)
+    terminalreporter.section("skipped tests")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:5}  {reason}")
+    if not reasons:
+        terminalreporter.line("Nothing was skipped.")
