@@ -1,4 +1,4 @@
-"""Draw the pictures of the README's gallery into data/pictures/, with the weights that come with pcea.
+"""Draw the pictures of pcea/visualization/README.md into data/pictures/, with the weights that come with pcea.
 
 Needs data/psb_meshes (meshes of the Princeton Shape Benchmark) and data/modelnet40_ply_hdf5_2048; see data/README.md.
 """
@@ -16,12 +16,12 @@ from pcea.commands.visualize import visualize
 from pcea.datasets.modelnet40 import ModelNet40
 from pcea.visualization.picture_files import reduced_palette
 
-LARGEST = 300_000  # bytes of a picture in a README
+MAX_BYTES = 300_000  # of a picture in a README
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
 
 def main() -> None:
-    """Draw all pictures, or those named."""
+    """Draw all pictures, or only those named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="Pictures to draw, such as slots; all by default.")
     parser.add_argument("--root", type=Path, default=Path("data"), help="Folder of the data.")
@@ -35,7 +35,7 @@ def main() -> None:
             "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 220},
             "chairs": {"files": _test_clouds(options.root, "chair", 8, Path(folder)), "grid": True, "size": 220},
             "parts": {
-                "files": sorted(psb.glob("chair*.off")), "mode": "parts", "checkpoint": "labeled_psb_eat",
+                "files": sorted(psb.glob("chair*.off")), "mode": "parts", "weights": "labeled_psb_eat",
                 "category": "Chair", "size": 500,
             },
         }  # fmt: skip
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _test_clouds(root: Path, name: str, count: int, folder: Path) -> list[Path]:
-    """Test shapes of a class of ModelNet40 as files."""
+    """Write the first test shapes of a class of ModelNet40 to files."""
     clouds = ModelNet40(root, "test", num_points=1024)
     label = clouds.class_names.index(name)
     paths = []
@@ -56,8 +56,8 @@ def _test_clouds(root: Path, name: str, count: int, folder: Path) -> list[Path]:
 
 
 def _compress(path: Path) -> None:
-    """Keep 256 colours where the file would be large; those of the legend stay as they are."""
-    if path.stat().st_size > LARGEST:
+    """Reduce a large file to 256 colours; those of the legend do not change."""
+    if path.stat().st_size > MAX_BYTES:
         picture = Image.open(path).convert("RGB")
         palette = reduced_palette(np.asarray(picture))
         picture.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import interpolate_tokens, point_weights, weights_at
@@ -121,3 +122,15 @@ def test_errors_of_tokens():
         select_tokens(points, AttentionMap(weights, mask), cloud=1)
     with pytest.raises(ValueError, match="self-attention, which has no slots: give a query point"):
         weights_at(points, AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True))
+
+
+@pytest.mark.parametrize(("points_on", "attention_on"), [("cpu", "cuda"), ("cuda", "cuda"), ("cuda", "cpu")])
+def test_weights_are_computed_where_the_points_are(points_on, attention_on):
+    """With tensors that have a device but no values, so that no GPU is needed; test_devices.py compares values."""
+    with FakeTensorMode():
+        points, weights = torch.empty(9, 3, device=points_on), torch.empty(2, 4, 6, 5, device=attention_on)
+        found = weights_at(points, AttentionMap(weights, grid=(2, 3)), cloud=1)
+        assert (found.shape, found.device.type) == ((9, 5), points_on)
+        centers = torch.empty(2, 6, 3, device=attention_on)
+        tokens = select_tokens(points, AttentionMap(weights, points=centers), cloud=1, head=2)
+        assert {tensor.device.type for tensor in tokens} == {points_on}
