@@ -9,6 +9,7 @@ from .nn.attention import (
     record_attention,
 )
 from .nn.layers import ExternalAttention2d, LinearNormAct
+from .inference.networks import load
 from .models.eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
 from .models.eanet import EANet, eanet_50, eanet_101
 from .models.point_segmenter import (
@@ -59,6 +60,7 @@ __all__ = [
     "group_neighbors",
     "interpolate_features",
     "knn",
+    "load",
     "naive_pct_classifier",
     "pct_classifier",
     "pct_part_segmenter",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pcea.commands.cpu import tune_allocator
@@ -16,15 +18,19 @@ USAGE = """\
 usage: pcea COMMAND [OPTIONS]
 
   fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
-  validate   Measure a checkpoint on the validation split.
-  test       Measure a checkpoint on the test split, print a table and write a JSON record.
-  predict    Name the class of meshes, clouds, pictures, or each point or pixel, or find objects: `pcea predict FILE...`
-  download   Fetch a dataset: `pcea download modelnet40 --root data`
+  validate   Measure a trained network on the validation split.
+  test       Measure a trained network on the test split, print a table and write a JSON record.
+  predict    Name the class of meshes, clouds or images, or of their points or pixels, or find objects in images.
   visualize  Draw what a network attends to, in a window or a picture: `pcea visualize FILE... --output picture.png`
-  export     Turn a checkpoint into a small weights file for `predict` and Python.
+  export     Turn a checkpoint into a small weights file.
+  download   Fetch a dataset: `pcea download modelnet40 --root data`
   configs    List the configurations that come with pcea.
 
-`pcea COMMAND --help` shows the options of a command."""
+`--weights` names a trained network everywhere: weights that come with pcea (modelnet40_eat_cpu), a weights file, a
+checkpoint, or a configuration (its newest run).
+
+`pcea COMMAND --help` shows the options of a command. With PCEA_TRACEBACK=1 in the environment, errors show where they
+come from."""
 
 TRAINING = ("fit", "validate", "test")
 DEFAULT_CONFIG = "shapes_eat"
@@ -48,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in commands:
         print(_message(f"no command {command!r}; there are {', '.join(commands)}."), file=sys.stderr)
         sys.exit(2)
+    # One line each, as errors are; where in the code they come from does not help at a command line.
+    warnings.formatwarning = lambda message, *_, **__: f"pcea: warning: {message}\n"
     try:
         commands[command](rest)
     except (ValueError, OSError, ImportError, ArgumentError) as error:
@@ -94,16 +102,16 @@ def _train(command: str, options: list[str]) -> None:
 
 def _predict(options: list[str]) -> None:
     tune_allocator()
-    from pcea.commands.predict import predict
+    from pcea.commands.predict import OPTIONS, predict
 
-    _call(predict, options, files="files")
+    _call(predict, options, files=True, groups=OPTIONS)
 
 
 def _visualize(options: list[str]) -> None:
     tune_allocator()
-    from pcea.commands.visualize import visualize
+    from pcea.commands.visualize import OPTIONS, visualize
 
-    _call(visualize, options, files="files", flags=("grid",))
+    _call(visualize, options, files=True, groups=OPTIONS)
 
 
 def _download(options: list[str]) -> None:
@@ -113,7 +121,7 @@ def _download(options: list[str]) -> None:
 
 
 def _export(options: list[str]) -> None:
-    from pcea.commands.fit import export
+    from pcea.commands.export import export
 
     _call(export, options)
 
@@ -126,27 +134,51 @@ def _configs(options: list[str]) -> None:
         print(f"{name:24} {first.lstrip('# ')}")
 
 
-def _call(function: Callable[..., Any], options: list[str], *, files: str = "", flags: Sequence[str] = ()) -> None:
-    """Parse the options of a plain function by its signature and docstring.
+def _call(
+    function: Callable[..., Any],
+    options: list[str],
+    *,
+    files: bool = False,
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    """Parse the options of a plain function by its signature and docstring, and call it.
 
     Args:
-        function: The function.
+        function: The function. Arguments without a default are positional, those of type bool are switched on by their
+            option alone, and
+            lists of text grow with each.
         options: The options.
-        files: Name of its argument that is a list of paths.
-        flags: Names of its arguments that are switched on by their option alone.
+        files: Whether its first argument is a list of paths, `files`.
+        groups: Options that are listed under a title of their own in the help, by this title.
     """
+    import inspect
+    import typing
+
+    import docstring_parser
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False)
+    documented = docstring_parser.parse(function.__doc__ or "")
+    helps = {each.arg_name: " ".join((each.description or "").split()) for each in documented.params}
+    summary = f"{documented.short_description} {documented.long_description or ''}"
+    parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False, description=summary)
+    hints = typing.get_type_hints(function)
+    parameters = dict(inspect.signature(function).parameters)
     if files:
         # Left to itself, jsonargparse reads a list from the file that is given.
-        parser.add_argument(files, nargs="+", type=Path, metavar="FILE", help="Mesh, cloud or picture files.")
-    for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true", help=_help(function, flag))
-    parser.add_function_arguments(function, as_positional=True, skip={files, *flags})
+        parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=helps.pop("files"))
+        del parameters["files"]
+    titled = {title: parser.add_argument_group(f"for {title}") for title in groups}
+    places = {name: titled[title] for title, names in groups.items() for name in names}
+    for name, parameter in parameters.items():
+        place: Any = places.get(name, parser)
+        if hints[name] is bool:
+            place.add_argument(f"--{name}", action="store_true", help=helps[name])
+        elif hints[name] == list[str] | None:
+            place.add_argument(f"--{name}", action="append", default=None, help=helps[name])
+        elif parameter.default is not parameter.empty:
+            place.add_argument(f"--{name}", type=hints[name], default=parameter.default, help=helps[name])
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            place.add_argument(f"--{name}", type=hints[name], required=True, help=helps[name])
+        else:
+            place.add_argument(name, type=hints[name], help=helps[name])
     function(**parser.parse_args(options).as_dict())
-
-
-def _help(function: Callable[..., Any], name: str) -> str:
-    """What a function's docstring says of an argument, its first line."""
-    return (function.__doc__ or "").partition(f"        {name}: ")[2].partition("\n")[0]

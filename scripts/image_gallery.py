@@ -18,9 +18,8 @@ from pcea.datamodules.images import CIFAR10DataModule, ImageDataModule
 from pcea.datamodules.masks import CamVidDataModule
 from pcea.datamodules.objects import ObjectDataModule, ObjectFolderDataModule, VocObjectDataModule
 from pcea.datasets.batches import IGNORE
-from pcea.inference.images import classify_picture, label_pixels
-from pcea.inference.networks import TrainedDetector, TrainedImageNetwork, load_network
-from pcea.inference.objects import ObjectPrediction, draw_objects, find_objects
+from pcea.inference import ImagePredictor, MaskPredictor, ObjectPredictor, load
+from pcea.inference.objects import ObjectPrediction, draw_objects
 from pcea.io.checkpoints import newest_checkpoint
 from pcea.io.configs import runs_folder
 from pcea.visualization.colors import palette
@@ -46,21 +45,20 @@ def main() -> None:
         data, draw, chosen = drawings[name]
         data.setup("test")
         runs = options.runs / name if options.runs else runs_folder(name)
-        figure = draw(data.sets["test"], load_network(str(newest_checkpoint(runs))), chosen)
+        figure = draw(data.sets["test"], load(newest_checkpoint(runs)), chosen)
         figure.savefig(PICTURES / f"{name}.jpg", dpi=100, pil_kwargs={"quality": 88})
         print(PICTURES / f"{name}.jpg")
 
 
-def draw_classes(images, trained: TrainedImageNetwork, chosen: Sequence[int]) -> plt.Figure:
+def draw_classes(images, trained: ImagePredictor, chosen: Sequence[int]) -> plt.Figure:
     """Pictures with the class predicted, in red where it is wrong, then with the true one."""
     columns = 8
     figure, axes = plt.subplots(len(chosen) // columns, columns, figsize=(10, 5.6), layout="constrained")
     for axis, index in zip(axes.flat, chosen):
         picture, label = images[index]
-        probabilities = classify_picture(picture, trained)
-        best = int(probabilities.argmax())
-        text = f"{trained.class_names[best]} {100 * float(probabilities[best]):.0f} %"
-        is_right = best == int(label)
+        names, probabilities = trained.predict(picture, top=1)
+        text = f"{names[0]} {100 * probabilities[0]:.0f} %"
+        is_right = names[0] == trained.class_names[int(label)]
         axis.imshow(picture.permute(1, 2, 0))
         axis.set_title(
             text if is_right else f"{text}\nis {trained.class_names[int(label)]}",
@@ -70,14 +68,14 @@ def draw_classes(images, trained: TrainedImageNetwork, chosen: Sequence[int]) ->
     return figure
 
 
-def draw_masks(images, trained: TrainedImageNetwork, chosen: Sequence[int]) -> plt.Figure:
+def draw_masks(images, trained: MaskPredictor, chosen: Sequence[int]) -> plt.Figure:
     """A row a picture: itself, its true classes, those predicted."""
     colors = torch.cat([palette(len(trained.class_names)), torch.zeros(256, 3, dtype=torch.uint8)])
     colors[IGNORE] = 255
     rows, shown = [], set()
     for index in chosen:
         picture, truth = images[index]
-        label = label_pixels(picture, trained).label
+        label = trained.predict(picture).label
         shown |= {*truth.unique().tolist(), *label.unique().tolist()} - {IGNORE}
         rows.append([picture.permute(1, 2, 0).numpy(), colors[truth.long()].numpy(), colors[label].numpy()])
     figure = _table(rows)
@@ -87,7 +85,7 @@ def draw_masks(images, trained: TrainedImageNetwork, chosen: Sequence[int]) -> p
     return figure
 
 
-def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.Figure:
+def draw_boxes(images, trained: ObjectPredictor, chosen: Sequence[int]) -> plt.Figure:
     """A row a picture: itself, its true objects, those predicted."""
     rows = []
     for index in chosen:
@@ -96,7 +94,7 @@ def draw_boxes(images, trained: TrainedDetector, chosen: Sequence[int]) -> plt.F
         truth = ObjectPrediction(
             picture, target["boxes"], target["labels"] - 1, torch.ones(len(target["boxes"])), images.class_names, masks
         )
-        found = find_objects(picture, trained)
+        found = trained.predict(picture)
         shown = (found._replace(boxes=found.boxes[:0]), truth, found)
         rows.append([draw_objects(objects, size=500 if masks is None else 900) for objects in shown])
     return _table(rows)

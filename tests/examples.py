@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from pcea.cli import main
-from pcea.inference.networks import TrainedImageNetwork, TrainedNetwork
+from pcea.inference.images import ImagePredictor
+from pcea.inference.parts import PartPredictor
+from pcea.io.description import NetworkDescription
 from pcea.io.points import normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
 
@@ -103,7 +105,7 @@ def one_thread():
 
 @cache
 @one_thread()
-def trained_on_parts() -> TrainedNetwork:
+def trained_on_parts() -> PartPredictor:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     network = eat_part_segmenter(5, 2, **PART_SIZES)
@@ -115,7 +117,13 @@ def trained_on_parts() -> TrainedNetwork:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(points, category=category).flatten(0, 1), label.flatten()).backward()
         optimizer.step()
-    return TrainedNetwork(network.eval(), PART_NAMES, NUM_POINTS, PARTS)
+    return PartPredictor(network, describe_parts({"num_classes": 5, "num_categories": 2, **PART_SIZES}))
+
+
+def describe_parts(arguments):
+    """What a weights file says of a segmenter of towers and bars."""
+    has_normals = arguments.get("in_channels") == 6
+    return NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, PART_NAMES, NUM_POINTS, has_normals, PARTS)
 
 
 POINT_SIZES = {"dim": 16, "num_centers": (16, 8), "num_neighbors": 4, "memory_units": 8, "out_channels": 32,
@@ -164,8 +172,8 @@ class MeanColor(nn.Module):
 
 
 def trained_on_colors(network=None, **options):
-    names = {"class_names": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3, "image_size": ()}
-    return TrainedImageNetwork(network or MeanColor(), **{**names, "labels_pixels": False, **options})
+    about = {"class_names": ("a", "b", "c"), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return ImagePredictor(network or MeanColor(), NetworkDescription("images", "own.MeanColor", **{**about, **options}))
 
 
 def color_images(rows):

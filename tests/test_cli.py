@@ -86,7 +86,7 @@ def test_a_missing_dataset_says_how_to_get_it(capsys, tmp_path):
 
 def test_no_checkpoint(capsys, config, tmp_path):
     assert_one_line(run(capsys, "test", "--config", config), "No checkpoint under", "pcea fit")
-    assert_one_line(run(capsys, "test", "--config", config, "--ckpt_path", tmp_path / "no.ckpt"), "No checkpoint")
+    assert_one_line(run(capsys, "test", "--config", config, "--weights", tmp_path / "no.ckpt"), "No trained network")
 
 
 class Bomb:
@@ -105,9 +105,9 @@ def test_a_file_that_is_no_checkpoint_is_not_executed(capsys, config, tmp_path, 
         (tmp_path / "bad.ckpt").write_bytes(content)
         np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((32, 3)))
         if command == "predict":
-            options = (tmp_path / "cloud.npy", "--ckpt_path", tmp_path / "bad.ckpt")
+            options = (tmp_path / "cloud.npy", "--weights", tmp_path / "bad.ckpt")
         else:
-            options = ("--config", config, "--ckpt_path", tmp_path / "bad.ckpt")
+            options = ("--config", config, "--weights", tmp_path / "bad.ckpt")
         assert_one_line(run(capsys, command, *options), "bad.ckpt is not a checkpoint")
     assert not (tmp_path / "exploded").exists()
     torch.save({"weights": torch.zeros(3)}, tmp_path / "bad.ckpt")
@@ -120,7 +120,7 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
     assert code == 0
     version = tmp_path / "runs" / "version_0"
     last, best = version / "checkpoints" / "last.ckpt", version / "checkpoints" / "best.ckpt"
-    assert f"--ckpt_path {last}" in output
+    assert f"--weights {last}" in output
     for file in (last, best, version / "config.yaml", version / "metrics.csv"):
         assert file.is_file()
     assert list(version.glob("events.out.tfevents.*"))
@@ -136,7 +136,7 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
     assert record["metrics"].keys() == {"overall_accuracy", "mean_class_accuracy"}
     assert record["metrics"]["overall_accuracy"] == pytest.approx(record["metrics"]["mean_class_accuracy"], abs=0.011)
 
-    run(capsys, "test", "--config", config, "--ckpt_path", best, "--model.init_args.votes", 3)
+    run(capsys, "test", "--config", config, "--weights", best, "--model.init_args.votes", 3)
     record = json.loads((version / "checkpoints" / "best.test.json").read_text())
     assert (record["selection"], record["votes"]) == ("best_val", 3)
 
@@ -145,10 +145,10 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
     assert "overall accuracy" in output
 
     np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((50, 3)))
-    run(capsys, "export", last, tmp_path / "tiny.safetensors")
+    run(capsys, "export", last, "--output", tmp_path / "tiny.safetensors")
     _, from_weights, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", tmp_path / "tiny.safetensors")
-    _, from_checkpoint, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--ckpt_path", last)
-    assert run(capsys, "predict", tmp_path / "cloud.npy", "--config", config)[1] == from_checkpoint
+    _, from_checkpoint, _ = run(capsys, "predict", tmp_path / "cloud.npy", "--weights", last)
+    assert run(capsys, "predict", tmp_path / "cloud.npy", "--weights", config)[1] == from_checkpoint
     assert from_weights.split()[1::2] == from_checkpoint.split()[1::2]
     assert len(from_weights.split()) == 7
 

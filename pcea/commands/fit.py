@@ -20,9 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
-from pcea.io.checkpoints import load_checkpoint, newest_checkpoint, read_checkpoint
-from pcea.io.weights import save_weights
-from pcea.models.build import build_network
+from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint
+from pcea.io.weights import load_weights
+from pcea.models.build import load_state
 from pcea.tasks.base import Task
 from pcea.tasks.detection import DetectionTask  # noqa: F401
 from pcea.tasks.generation import GenerationTask  # noqa: F401
@@ -39,7 +39,8 @@ class PceaCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands, each with the arguments that are not for the user."""
         own = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
-        return {"fit": own | {"train_dataloaders", "val_dataloaders"}, "validate": own, "test": own}
+        measuring = own | {"ckpt_path"}  # `--weights` takes its place
+        return {"fit": own | {"train_dataloaders", "val_dataloaders"}, "validate": measuring, "test": measuring}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Leave it to the command line to print what is wrong with the arguments."""
@@ -50,13 +51,30 @@ class PceaCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.mode": "max", "checkpoint.filename": "best"})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.add_argument(
+                "--weights",
+                type=str | None,
+                default=None,
+                help="A checkpoint, a weights file, the name of weights that come with pcea, or a configuration's name "
+                "(its newest run). By default the newest run of the configuration that is given.",
+            )
+        return parser
+
     def _parse_ckpt_path(self) -> None:
-        """Find and check the checkpoint; the configuration, not the checkpoint, decides the model and its votes."""
+        """Find and read the weights; the configuration, not their file, decides the model and its votes."""
         config = self.config[self.config.subcommand]
-        if self.config.subcommand != "fit" and config.ckpt_path is None:
-            config.ckpt_path = str(newest_checkpoint(Path(config.trainer.default_root_dir or "runs")))
-            print(f"Checkpoint: {config.ckpt_path}")
-        self.checkpoint = {} if config.ckpt_path is None else read_checkpoint(config.ckpt_path)
+        self.weights: Path | None = None
+        if self.config.subcommand != "fit":
+            root = Path(config.trainer.default_root_dir or "runs")
+            self.weights = find_network(config.weights) if config.weights else newest_checkpoint(root)
+            print(f"Weights: {self.weights}")
+        elif config.ckpt_path is not None:
+            self.weights = Path(config.ckpt_path)
+        is_checkpoint = self.weights is not None and self.weights.suffix != ".safetensors"
+        self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log training to TensorBoard and CSV, in one numbered folder a run."""
@@ -87,19 +105,27 @@ class PceaCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        # Nothing in a checkpoint is executed, and `after_test` prints the metrics.
-        return {**kwargs, "weights_only": True, **({} if subcommand == "fit" else {"verbose": False})}
+        kwargs.pop("weights", None)
+        # Nothing in a checkpoint is executed.
+        kwargs["weights_only"] = True
+        if subcommand == "fit":
+            return kwargs
+        kwargs["verbose"] = False  # `after_test` prints the metrics
+        assert self.weights is not None
+        if self.checkpoint:
+            return {**kwargs, "ckpt_path": str(self.weights)}
+        stored = load_weights(self.weights)
+        load_state(self.model.network, stored.state, str(self.weights))
+        source = stored.description.source
+        self.checkpoint = {"epoch": source.get("epoch", 0) - 1, "seed": source.get("seed", -1)}
+        return kwargs
 
     def after_fit(self) -> None:
         """Say where the checkpoints are and how to test."""
         folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
         if not self.trainer.is_global_zero or not self.last.best_model_path:
             return
-        options = sys.argv[2:]
-        if "--ckpt_path" in options:
-            at = options.index("--ckpt_path")
-            options = options[:at] + options[at + 2 :]
-        options = [*options, "--ckpt_path", self.last.best_model_path]
+        options = [*without_option(sys.argv[2:], "--ckpt_path"), "--weights", self.last.best_model_path]
         print(f"\nCheckpoints and logs: {folder}")
         print(f"Test the last epoch:  {shlex.join(['pcea', 'test', *options])}")
 
@@ -111,11 +137,14 @@ class PceaCLI(LightningCLI):
     @rank_zero_only
     def after_test(self) -> None:
         """Print the metrics and write the record."""
-        config = self.config.test
         record = self._record(to_percent(self.trainer.callback_metrics))
         print_metrics(record.metrics)
         print_categories(record)
-        path = Path(config.ckpt_path).parent / f"{Path(config.ckpt_path).stem}.test.json"
+        assert self.weights is not None
+        # Beside a checkpoint; but not beside weights that came with pcea.
+        root = Path(self.config.test.trainer.default_root_dir or "runs")
+        folder = self.weights.parent if self.weights.suffix == ".ckpt" else root
+        path = folder / f"{self.weights.stem}.test.json"
         write_record(path, record)
         print(f"Record: {path}")
 
@@ -130,10 +159,10 @@ class PceaCLI(LightningCLI):
             command=shlex.join(["pcea", *sys.argv[1:]]),
             seed=self.checkpoint.get("seed", -1),
             epoch=self.checkpoint["epoch"] + 1,
-            selection="best_val" if Path(config.ckpt_path).name.startswith("best") and monitored else "last",
+            selection="best_val" if self.weights and self.weights.name.startswith("best") and monitored else "last",
             dataset=getattr(self.datamodule, "dataset_name", type(self.datamodule).__name__.removesuffix("DataModule")),
             split="test",
-            num_points=self.model.num_points,
+            num_points=self.model.num_test_points,
             votes=getattr(self.model, "votes", 1),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
             minutes=round(timer.get("train", 0.0) / 60, 1),
@@ -182,18 +211,13 @@ def run(command: str, options: Sequence[str]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def export(checkpoint: Path, output: Path) -> None:
-    """Turn a checkpoint of `pcea fit` into a weights file for `pcea predict --weights` and `weights=` in Python.
-
-    Args:
-        checkpoint: The checkpoint (.ckpt).
-        output: The weights file to write (.safetensors).
-    """
-    stored = load_checkpoint(checkpoint)
-    build_network(stored, str(checkpoint))  # refuses what could not be loaded
-    source = {"commit": commit(), **stored.description.source}
-    save_weights(output, stored._replace(description=stored.description._replace(source=source)))
-    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+def without_option(options: Sequence[str], name: str) -> list[str]:
+    """Command-line options without one of them and its value, however the two are written."""
+    kept = list(options)
+    while name in kept:
+        at = kept.index(name)
+        del kept[at : at + 2]
+    return [option for option in kept if not option.startswith(f"{name}=")]
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

@@ -1,98 +1,94 @@
-"""Draw what a trained network attends to and predicts in mesh, cloud and picture files."""
+"""`pcea visualize`: what a trained network attends to and predicts in files, in a window or a picture."""
 
 from __future__ import annotations
 
 import os
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pcea.commands.predict import (
-    DEFAULT_WEIGHTS,
-    check_files,
-    newest_checkpoint_of,
-    refuse,
-    refuse_pictures,
-    with_normals,
-)
-from pcea.datasets.images import read_image
-from pcea.inference.image_subject import study_picture
-from pcea.inference.images import check_pictures
-from pcea.inference.networks import TrainedDetector, TrainedImageNetwork, TrainedNetwork, load_network
-from pcea.inference.parts import find_category, read_clouds
-from pcea.inference.point_subject import StudiedFile
+from pcea.commands.predict import applicable, check_files
+from pcea.datasets.cache import summarize
+from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
 from pcea.visualization.camera import AZIMUTH, ELEVATION
-from pcea.visualization.navigator import Navigator
 from pcea.visualization.picture_files import save_gif, save_png
 from pcea.visualization.renderer import check_rendering, check_size
 from pcea.visualization.sheets import draw_sheet
 from pcea.visualization.subject import ATTENTION_MODES, Subject, shared_views
 from pcea.visualization.views import View
-from pcea.visualization.window import check_display, open_window
 
 _FRAMES = 36
+
+OPTIONS = {
+    "meshes and clouds": (
+        "up", "seed", "num_points", "points_per_pass", "animate", "azimuth", "elevation",
+    ),
+    "parts of meshes and clouds": ("category",),
+    "images": ("head",),
+}  # fmt: skip
+"""Options for networks of one kind only, by what they are for; the others are for all."""
 
 
 def visualize(
     files: list[Path],
     *,
-    checkpoint: str = DEFAULT_WEIGHTS,
-    config: str | None = None,
+    weights: str = DEFAULT_WEIGHTS,
+    device: str = "auto",
+    trust: list[str] | None = None,
+    output: Path | None = None,
     mode: str | None = None,
     layer: int | None = None,
     slot: int | None = None,
     query: str | None = None,
-    head: int | None = None,
     grid: bool = False,
-    output: Path | None = None,
-    animate: Path | None = None,
-    category: str | None = None,
-    up: str = "y",
-    num_points: int = 40_000,
-    points_per_pass: int | None = None,
     size: int | None = None,
+    up: str | None = None,
+    seed: int | None = None,
+    num_points: int | None = None,
+    points_per_pass: int | None = None,
+    animate: Path | None = None,
     azimuth: float = AZIMUTH,
     elevation: float = ELEVATION,
-    seed: int = 0,
+    category: str | None = None,
+    head: int | None = None,
 ) -> None:
     """Show what a network attends to and predicts: in a window, or with --output or --animate in a file.
 
     Args:
-        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); with a network for
-            images pictures (JPG, PNG, ...), which are drawn with --output only.
-        checkpoint: A checkpoint of `pcea fit`, a weights file, or the name of weights that come with pcea.
-        config: Take the newest checkpoint of this configuration instead.
-        mode: slots: the strongest memory slot of each point. slot: the weights for one slot. query: what a point has to
-            do with each other point. critical: how many channels of the pooled feature the
-            centre nearest to each point decides. prediction:
-            the class, or how sure the network is of each point's part. parts: the part of each point. By default query
-            or slot where one is given, else slots. Pictures have the same for their pixels, without critical and parts;
-            prediction is then the class, or that of each pixel.
+        files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); for networks of
+            images JPG, PNG, ..., which are drawn with --output only.
+        weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
+            newest run).
+        device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+        trust: A package beside pcea that the weights may import their network from; repeat it for several. Importing
+            runs its code.
+        output: A picture (.png), or the coloured points in the file's coordinates (.ply).
+        mode: What is shown. slots: the strongest memory slot of each point. slot: the weights for one slot. query: how
+            alike the attention of each point is to that of the query point. critical: how many channels of the pooled
+            feature the nearest centre decides. prediction: the class, or how sure the network is of each point's part.
+            parts: the part of each point. By default query or slot where one of these options is given, else slots.
+            Images have slots, slot, query and prediction (their class, that of each pixel, or the objects).
         layer: Attention layer, counted from 0; by default the last one.
-        slot: Memory slot, counted from 0; by default the strongest one of most points.
+        slot: Memory slot, counted from 0; by default the one that is strongest at most points.
         query: Number of a point, counted from 0, or x,y,z in the file's coordinates for the point nearest to it; by
-            default the point farthest from the middle. With an equals sign where it begins with a minus: --query=-1,0,2
-            For pictures a pixel x,y, by default the one in the middle.
-        head: Pictures only: attention head, counted from 0; by default the mean over all.
-        grid: One file: a sheet of all layers and modes. Several files: a sheet of all files.
-        output: Picture (.png), or the coloured points in the file's coordinates (.ply).
+            default the point farthest from the middle. For images a pixel x,y, by default the one in the middle. With
+            an equals sign where it begins with a minus, --query=-1,0,2.
+        grid: One file gives a sheet of all layers and modes, several files a sheet of all files.
+        size: Side of each view in pixels, of an image the longer one; by default 800, and 300 in a grid.
+        up: The files' upward axis, y by default: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
+        seed: Decides which points are sampled and shown to the network, 0 by default.
+        num_points: Points sampled on each mesh, 40000 by default. Clouds are drawn whole.
+        points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By
+            default as many as it was trained for; 0 for all.
         animate: Write a turntable, .gif.
-        category: Part networks only: what the files show, such as Chair.
-        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
-        num_points: Points sampled on each mesh. Clouds are shown whole.
-        points_per_pass: Points that the network sees at once, a random subset; attention is interpolated to the others.
-            By default as many as it was trained for; 0 for all.
-        size: Side of each view in pixels, of a picture the longer one; by default 800, and 300 in a grid.
         azimuth: Degrees around the upward axis from which it is seen.
         elevation: Degrees above the horizon.
-        seed: Decides which points are sampled, and the subset.
+        category: What the files show, such as Chair.
+        head: Attention head, counted from 0; by default the mean over all.
     """
-    files = check_files(files, up=up)
+    files = check_files(files)
     mode = mode or ("query" if query is not None else "slot" if slot is not None else "slots")
     has_all_modes = grid and len(files) == 1
     for name, value in (("slot", slot), ("query", query)):
@@ -100,30 +96,38 @@ def visualize(
             raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
     size = (300 if grid else 800) if size is None else size
     _check_outputs(output, animate, size, grid=grid, files=files)
-    trained = load_network(newest_checkpoint_of(config) or checkpoint)
-    if not isinstance(trained, TrainedNetwork):
-        refuse("is for pictures", animate=animate, category=category, points_per_pass=points_per_pass)
-        _draw_pictures(
-            files, trained, output, mode=mode, layer=layer, slot=slot, query=query, head=head, grid=grid, size=size
-        )
-        return
-    refuse_pictures(files)
-    refuse("is for meshes and clouds", head=head)
-    category = find_category(trained.parts, category)
-    if output is None and animate is None:
+    predictor = load(weights, device=device, trust=trust or ())
+    options = applicable(
+        predictor,
+        predictor.subject,
+        up=up,
+        seed=seed,
+        num_points=num_points,
+        points_per_pass=points_per_pass,
+        category=category,
+        head=head,
+    )
+    if predictor.sees_images:
+        if animate is not None:
+            raise ValueError(f"This network {predictor.purpose}: --animate is not for it.")
+        if output is None or output.suffix.lower() != ".png":
+            raise ValueError("Images are drawn into a picture: add --output drawn.png.")
+        options["size"] = size
+    predictor.check(**options)
+    is_window = output is None and animate is None
+    if is_window:
+        from pcea.visualization.window import check_display
+
         check_display()
-    elif animate is not None or (output is not None and output.suffix.lower() == ".png"):
+    elif not predictor.sees_images and (animate is not None or (output and output.suffix.lower() == ".png")):
         check_rendering()
-    clouds = read_clouds(files, num_points=num_points, seed=seed)
-    if trained.has_normals:
-        clouds = with_normals(clouds, files)
-    subjects = [
-        StudiedFile(file, cloud, trained, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
-        for file, cloud in zip(files, clouds)
-    ]
-    queries = [_find_query(query, cloud.points) for cloud in clouds]
+    subjects = _make_subjects(predictor, files, options)
+    queries = [None if query is None else subject.find_query(query) for subject in subjects]
     layer = len(subjects[0].layers) - 1 if layer is None else layer
-    if output is None and animate is None:
+    if is_window:
+        from pcea.visualization.navigator import Navigator
+        from pcea.visualization.window import open_window
+
         open_window(Navigator(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
         return
     if has_all_modes:
@@ -131,8 +135,8 @@ def visualize(
     else:
         views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
     if output is not None and output.suffix.lower() == ".ply":
-        _write_cloud(output, clouds[0], views[0], mode)
-        print(f"{output}: {len(clouds[0].points)} points")
+        _write_cloud(output, subjects[0].source_points, views[0], mode)
+        print(f"{output}: {len(subjects[0].points)} points")
     pictures = draw_sheet(
         views,
         size=size,
@@ -151,33 +155,17 @@ def visualize(
         print(f"{animate}: {_FRAMES} pictures")
 
 
-def _draw_pictures(
-    files: list[Path],
-    trained: TrainedImageNetwork | TrainedDetector,
-    output: Path | None,
-    *,
-    mode: str,
-    layer: int | None,
-    slot: int | None,
-    query: str | None,
-    head: int | None,
-    grid: bool,
-    size: int,
-) -> None:
-    if output is None or output.suffix.lower() != ".png":
-        raise ValueError("Pictures are drawn into a picture: add --output drawn.png.")
-    place = _find_pixel(query)
-    check_pictures(files)
-    subjects = [study_picture(file, read_image(file), trained, size=size, head=head) for file in files]
-    queries = [subject.find_pixel(place) for subject in subjects]
-    layer = len(subjects[0].layers) - 1 if layer is None else layer
-    if grid and len(files) == 1:
-        views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
-    else:
-        views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
-    drawn = next(draw_sheet(views, columns=columns, shared_legend=len(files) > 1 and mode != "prediction"))
-    save_png(output, drawn)
-    print(f"{output}: {drawn.shape[1]} x {drawn.shape[0]} pixels")
+def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -> list[Any]:
+    """What the network makes of each file; all are needed before the first is drawn, as they share their colours."""
+    subjects, unreadable = [], []
+    for file in files:
+        try:
+            subjects.append(predictor.subject(file, **options))
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+    if unreadable:
+        raise ValueError(unreadable[0] if len(files) == 1 else summarize(unreadable, len(files)))
+    return subjects
 
 
 def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
@@ -203,36 +191,8 @@ def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid
             raise PermissionError(f"The folder {path.parent} cannot be written to.")
 
 
-def _find_query(query: str | None, points: Tensor) -> int | None:
-    """The number of the point that is meant."""
-    if query is None:
-        return None
-    try:
-        numbers = [float(word) for word in query.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1 and numbers[0].is_integer():
-        if not 0 <= numbers[0] < len(points):
-            raise ValueError(f"--query must be the number of a point, 0..{len(points) - 1}, or x,y,z, got {query}.")
-        return int(numbers[0])
-    if len(numbers) != 3 or not np.isfinite(numbers).all():
-        raise ValueError(f"--query must be the number of a point or x,y,z, got {query!r}.")
-    return int((points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin())
-
-
-def _find_pixel(query: str | None) -> tuple[int, int] | None:
-    """The pixel x, y that is meant."""
-    if query is None:
-        return None
-    try:
-        x, y = (int(word) for word in query.split(","))
-    except ValueError:
-        raise ValueError(f"--query must be a pixel x,y, got {query!r}.") from None
-    return x, y
-
-
 def _all_views(subject: Subject, *, slot: int | None, query: int | None) -> tuple[list[View], int]:
-    """Every layer in every mode, a mode a row; then what does not depend on the layer."""
+    """Every layer in every mode, one mode per row; then what does not depend on the layer."""
     columns = len(subject.layers)
     by_layer = [mode for mode in ATTENTION_MODES if mode in subject.modes]
     views = [

@@ -1,3 +1,22 @@
-from .networks import TrainedNetwork, load_network
+from .base import Predictor
+from .classes import ClassPrediction
+from .images import ImagePredictor
+from .masks import MaskPrediction, MaskPredictor
+from .networks import load
+from .objects import ObjectPrediction, ObjectPredictor
+from .parts import PartPrediction, PartPredictor
+from .points import PointPredictor
 
-__all__ = ["TrainedNetwork", "load_network"]
+__all__ = [
+    "ClassPrediction",
+    "ImagePredictor",
+    "MaskPrediction",
+    "MaskPredictor",
+    "ObjectPrediction",
+    "ObjectPredictor",
+    "PartPrediction",
+    "PartPredictor",
+    "PointPredictor",
+    "Predictor",
+    "load",
+]

@@ -1,159 +1,182 @@
-"""A picture file, and what a trained network attends to and predicts in it."""
+"""An image, and what a trained network attends to and predicts in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.images import Window, of_logits, prepare, shown_window
-from pcea.inference.networks import TrainedDetector, TrainedImageNetwork
-from pcea.inference.objects import draw_objects, find_objects
-from pcea.nn.attention import AttentionMap, record_attention
-from pcea.visualization.images import fit, grey, pixel_number
+from pcea.inference.base import record_on_cpu
+from pcea.inference.images import ImageSource, Window, load_image
+from pcea.nn.attention import AttentionMap
+from pcea.visualization.images import pixel_index, resize_picture, to_greyscale
+from pcea.visualization.point_weights import pixel_points
+from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import View, pixel_points, view_class, view_parts
+from pcea.visualization.views import View, view_class, view_parts
 
+if TYPE_CHECKING:
+    from pcea.inference.images import ImagePredictor
+    from pcea.inference.masks import MaskPredictor
+    from pcea.inference.objects import ObjectPredictor
+
+Result = TypeVar("Result")
+
+# Classes that are named in a legend.
 _CLASSES = 5
 
 
-def study_picture(
-    file: Path,
-    picture: Tensor,
-    trained: TrainedImageNetwork | TrainedDetector,
-    *,
-    size: int,
-    head: int | None = None,
-) -> _Picture:
-    """A picture with what a trained network attends to and predicts in it.
+class ImageSubject(Subject):
+    """An image, and what a network attends to in it; its pixels are the points.
 
     Args:
-        file: Where it came from.
-        picture: Its colours, (3, H, W) uint8.
-        trained: The network.
+        source: The image.
+        image: Its colours, (3, H, W) uint8.
+        layers: What was recorded of the network.
+        window: What the network sees of it.
         size: Longest side of what is drawn, in pixels.
-        head: Which attention head is shown; None for the mean over all.
+        title: Stands above it; None for the name of the file.
+        head: Which attention head is shown; None averages over all.
 
     Raises:
-        ValueError: If the network cannot take the picture, or has no attention layer, or not this head.
+        ValueError: If the network has no attention, or not this head.
     """
-    if isinstance(trained, TrainedDetector):
-        return _StudiedObjects(file, picture, trained, size=size, head=head)
-    return _StudiedPicture(file, picture, trained, size=size, head=head)
-
-
-class _Picture(Subject):
-    """A picture as a subject to look at: its pixels are the points. `window` is what the network sees of it."""
 
     def __init__(
         self,
-        file: Path,
-        picture: Tensor,
+        source: ImageSource,
+        image: Tensor,
         layers: Mapping[str, AttentionMap],
         *,
         window: Window,
         size: int,
-        name: str,
+        title: str = "",
         head: int | None = None,
     ):
-        self._file, self._window, self._size = file, window, (picture.shape[1], picture.shape[2])
-        self.shown = fit(window.cut(picture), size)
+        self.source = str(source) if isinstance(source, str | Path) else "The image"
+        self._window, self._size = window, (image.shape[1], image.shape[2])
+        self.shown = resize_picture(window.cut(image), size)
+        name = Path(self.source).stem + (f": {title}" if title else "")
         points = pixel_points(*self.shown.shape[1:])
-        super().__init__(points, layers, name=name, picture=grey(self.shown), head=head)
+        super().__init__(points, layers, name=name, picture=to_greyscale(self.shown), head=head)
 
     @property
     def modes(self) -> tuple[str, ...]:
         """What `view` can show."""
         return (*super().modes, "prediction")
 
-    def find_pixel(self, place: tuple[int, int] | None) -> int:
-        """The number of the point that shows a pixel x, y of the file; of the one in the middle if None is given.
+    def farthest_point(self) -> int:
+        """The pixel in the middle of what the network sees, which is the query unless one is named."""
+        top, left, height, width = self._window
+        return self._find_pixel(left + width // 2, top + height // 2)
+
+    def find_query(self, text: str) -> int:
+        """The index of the point that shows a pixel `x,y` of the file.
 
         Raises:
             ValueError: If there is no such pixel, or the network does not see it.
         """
+        try:
+            x, y = (int(word) for word in text.split(","))
+        except ValueError:
+            raise ValueError(f"--query must be a pixel x,y, got {text!r}.") from None
+        return self._find_pixel(x, y)
+
+    def _find_pixel(self, x: int, y: int) -> int:
         top, left, height, width = self._window
-        if place is None:
-            place = left + width // 2, top + height // 2
-        x, y = place
         if not (left <= x < left + width and top <= y < top + height):
             seen = "" if (height, width) == self._size else ", which the network sees of it"
             raise ValueError(
-                f"{self._file}: --query must be a pixel x,y with x in {left}..{left + width - 1} and y in "
+                f"{self.source}: --query must be a pixel x,y with x in {left}..{left + width - 1} and y in "
                 f"{top}..{top + height - 1}{seen}, got {x},{y}."
             )
-        return pixel_number((x - left, y - top), (height, width), self.shown.shape[1:])
-
-    def _view_result(self, mode: str) -> View:
-        assert mode == "prediction"
-        return self.predicted()
-
-    def predicted(self) -> View:
-        """The picture with what the network says of it."""
-        raise NotImplementedError
+        return pixel_index((x - left, y - top), (height, width), self.shown.shape[1:])
 
 
-class _StudiedPicture(_Picture):
-    """A picture with its class or those of its pixels."""
+class ClassSubject(ImageSubject):
+    """An image with its class.
 
-    def __init__(
-        self, file: Path, picture: Tensor, trained: TrainedImageNetwork, *, size: int, head: int | None = None
-    ):
-        self._trained = trained
-        window = shown_window(picture, trained)
-        try:
-            with record_attention(trained.network) as layers, torch.inference_mode():
-                self._logits = trained.network(prepare(picture, trained))[0].float()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        name = file.stem
-        if not trained.labels_pixels:
-            best = self._logits.softmax(0).max(0)
-            name = f"{name}: {trained.class_names[int(best.indices)]} {100 * float(best.values):.0f} %"
-        super().__init__(file, picture, layers, window=window, size=size, name=name, head=head)
+    Args:
+        source: The image.
+        predictor: The network.
+        size: Longest side of what is drawn, in pixels.
+        head: Which attention head is shown; None averages over all.
+    """
 
-    def predicted(self) -> View:
-        """The picture with the probabilities of classes, or coloured by the class of every pixel."""
-        return self._pixel_classes() if self._trained.labels_pixels else self._classes()
+    def __init__(self, source: ImageSource, predictor: ImagePredictor, *, size: int, head: int | None = None):
+        image = load_image(source)
+        with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+            self._probabilities = named_errors(source, predictor.logits, image).softmax(0)
+        self._class_names = predictor.class_names
+        best = self._probabilities.max(0)
+        title = f"{self._class_names[int(best.indices)]} {100 * float(best.values):.0f} %"
+        super().__init__(source, image, layers, window=predictor.window(image), size=size, title=title, head=head)
 
-    def _classes(self) -> View:
-        """The picture as it is, with the probabilities of classes."""
-        best = self._logits.softmax(0).topk(min(_CLASSES, len(self._logits)))
-        names = [self._trained.class_names[i] for i in best.indices]
+    def _view_result(self, mode: str) -> View:  # noqa: ARG002
+        """The image as it is, with the probabilities of classes."""
+        best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
+        names = [self._class_names[i] for i in best.indices]
         view = view_class(self.points, dict(zip(names, best.values.tolist())))
         picture = self.shown.permute(1, 2, 0)
         return view._replace(colors=picture.flatten(0, 1), picture=picture)
 
-    def _pixel_classes(self) -> View:
+
+class MaskSubject(ImageSubject):
+    """An image with the classes of its pixels; arguments as for `ClassSubject`."""
+
+    def __init__(self, source: ImageSource, predictor: MaskPredictor, *, size: int, head: int | None = None):
+        image = load_image(source)
+        with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+            self._logits = named_errors(source, predictor.logits, image)
+        self._class_names = predictor.class_names
+        super().__init__(source, image, layers, window=predictor.window(image), size=size, head=head)
+
+    def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The class of every pixel, with those that occur in the legend, largest first."""
-        prediction = of_logits(self._logits, self.shown, self._trained)
-        names = dict(enumerate(prediction.class_names))
-        view = view_parts(self.points, prediction.label.flatten(), names)
+        from pcea.inference.masks import to_masks
+
+        prediction = to_masks(self._logits, self.shown, self._class_names)
+        view = view_parts(self.points, prediction.label.flatten(), dict(enumerate(self._class_names)))
         legend = tuple(view.legend[number] for number in prediction.shares)
-        return view._replace(legend=legend, legend_title="class", picture=grey(self.shown))
+        return view._replace(legend=legend, legend_title="class", picture=to_greyscale(self.shown))
 
 
-class _StudiedObjects(_Picture):
-    """A picture with the objects in it."""
+class ObjectSubject(ImageSubject):
+    """An image with the objects in it; arguments as for `ClassSubject`."""
 
-    def __init__(self, file: Path, picture: Tensor, trained: TrainedDetector, *, size: int, head: int | None = None):
-        with record_attention(trained.network) as layers:
-            self._prediction = find_objects(picture, trained)
-        # What the detector really saw: scaled, and filled up below and to the right.
-        seen, _ = trained.network.transform([picture.float() / 255])  # type: ignore[operator]
-        share = tuple(own / whole for own, whole in zip(seen.image_sizes[0], seen.tensors.shape[2:]))
-        own = {name: _without_filling(attention, share) for name, attention in layers.items()}
-        window = Window(0, 0, *picture.shape[1:])
-        super().__init__(file, picture, own, window=window, size=size, name=file.stem, head=head)
+    def __init__(self, source: ImageSource, predictor: ObjectPredictor, *, size: int, head: int | None = None):
+        image = load_image(source)
+        with record_on_cpu(predictor.network) as layers:
+            self._prediction = named_errors(source, predictor.predict, image)
+        transform = getattr(predictor.network, "transform", None)
+        if transform is not None:
+            # What a detector of torchvision's kind really saw: scaled, and filled up below and to the right.
+            seen, _ = transform([image.float() / 255])
+            share = tuple(own / whole for own, whole in zip(seen.image_sizes[0], seen.tensors.shape[2:]))
+            layers = {name: _without_filling(attention, share) for name, attention in layers.items()}
+        super().__init__(source, image, layers, window=Window(0, 0, *image.shape[1:]), size=size, head=head)
 
-    def predicted(self) -> View:
-        """The picture with boxes, masks, names and scores."""
+    def _view_result(self, mode: str) -> View:  # noqa: ARG002
+        """The image with boxes, masks, names and scores."""
+        from pcea.inference.objects import draw_objects
+
         drawn = torch.from_numpy(draw_objects(self._prediction, size=max(self.shown.shape)))
         view = view_class(self.points, {})
         return view._replace(colors=drawn.flatten(0, 1), picture=drawn)
+
+
+def named_errors(source: ImageSource, function: Callable[[Tensor], Result], image: Tensor) -> Result:
+    """Call a function with an image; errors name the file."""
+    try:
+        return function(image)
+    except ValueError as error:
+        if not isinstance(source, str | Path):
+            raise
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _without_filling(attention: AttentionMap, share: tuple[float, ...]) -> AttentionMap:

@@ -1,73 +1,70 @@
-"""A class for a picture file or for each of its pixels: read, predict, write."""
+"""One class per image, and what the networks of images share: reading files and cutting what they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.datasets.batches import normalize
-from pcea.datasets.cache import summarize
 from pcea.datasets.images import IMAGE_SUFFIXES, read_image
-from pcea.inference.networks import TrainedImageNetwork
-from pcea.visualization.colors import palette
-from pcea.visualization.images import blend, grey
+from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top
 
-LONGEST_SIDE = 1024
-"""Pixels along the longer side of a picture that a network for pixels is shown, unless told otherwise."""
-ENDINGS = (".png", "_overlay.jpg")
-"""What `write_pixels` adds to a name."""
+ImageSource = str | Path | Tensor | np.ndarray
+"""An image file; or colours in memory, a tensor (3, H, W) or an array (H, W, 3), uint8."""
 
 
-class PixelPrediction(NamedTuple):
-    """The class of every pixel of one picture.
+class ImagePredictor(ClassPredictor):
+    """Names the class of images."""
 
-    Attributes:
-        picture: Its colours, (3, H, W) uint8.
-        label: Class of each pixel, (H, W) int64; a position in `class_names`.
-        confidence: Probability of that class, (H, W), in 0..1.
-        class_names: Names of all classes of the network.
-        shown: Height and width at which the network saw the picture.
-    """
+    sees_images: ClassVar[bool] = True
+    purpose: ClassVar[str] = "names the class of an image"
 
-    picture: Tensor
-    label: Tensor
-    confidence: Tensor
-    class_names: tuple[str, ...]
-    shown: tuple[int, int]
+    @torch.inference_mode()
+    def predict(self, source: ImageSource, *, top: int = 3) -> ClassPrediction:
+        """Name the class of an image.
 
-    @property
-    def shares(self) -> dict[int, float]:
-        """The share of the pixels that each class which occurs has, in 0..1, largest first."""
-        counts = self.label.flatten().bincount(minlength=len(self.class_names)) / self.label.numel()
-        return {int(c): float(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
+        Args:
+            source: A file; or colours, a tensor (3, H, W) or an array (H, W, 3), uint8, of any size. The network is
+                shown the middle, in the shape and size of its training images.
+            top: How many classes are returned.
 
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not an image, or the network cannot take it.
+        """
+        self.check(top=top)
+        return self._rank(self.logits(load_image(source)), top)
 
-def check_pictures(files: Sequence[Path]) -> None:
-    """Read pictures once, so that what is wrong with them is known before anything is computed.
+    def check(self, *, top: int = 3, **_: Any) -> None:
+        """Refuse options that fit no file."""
+        check_top(top)
 
-    Raises:
-        ValueError: If there is something else, or pictures cannot be read; they are counted and named.
-    """
-    unreadable = []
-    for file in files:
-        if not is_picture(file):
-            raise ValueError(f"{file} is not a picture, and the network is for pictures ({', '.join(IMAGE_SUFFIXES)}).")
-        try:
-            read_image(file)
-        except ValueError as error:
-            unreadable.append(str(error))
-    if unreadable:
-        raise ValueError(summarize(unreadable, len(files)))
+    def logits(self, image: Tensor) -> Tensor:
+        """What the network says of colours (3, H, W) uint8: logits (P,) on the CPU."""
+        shown = self.window(image).cut(image)
+        prepared = prepare(shown, self.description.image_size or shown.shape[1:], self)
+        return self.network(prepared)[0].float().cpu()
 
+    def window(self, image: Tensor) -> Window:
+        """What the network is shown of an image (3, H, W): the middle, in the shape of its training images."""
+        H, W = image.shape[1:]
+        if not self.description.image_size:
+            return Window(0, 0, H, W)
+        rows, columns = self.description.image_size
+        scale = min(H / rows, W / columns)
+        height, width = max(1, round(scale * rows)), max(1, round(scale * columns))
+        return Window((H - height) // 2, (W - width) // 2, height, width)
 
-def is_picture(file: Path) -> bool:
-    """Whether a file has the name of a picture."""
-    return file.suffix.lower() in IMAGE_SUFFIXES
+    def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
+        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        from pcea.inference.image_subject import ClassSubject
+
+        return ClassSubject(source, self, size=size, head=head)
 
 
 class Window(NamedTuple):
@@ -83,105 +80,32 @@ class Window(NamedTuple):
         return picture[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def shown_window(picture: Tensor, trained: TrainedImageNetwork) -> Window:
-    """What the network is shown of a picture (3, H, W): all, or for classes the middle of the shape of its training."""
-    H, W = picture.shape[1:]
-    if trained.labels_pixels or not trained.image_size:
-        return Window(0, 0, H, W)
-    rows, columns = trained.image_size
-    scale = min(H / rows, W / columns)
-    height, width = max(1, round(scale * rows)), max(1, round(scale * columns))
-    return Window((H - height) // 2, (W - width) // 2, height, width)
+def is_image(file: Path) -> bool:
+    """Whether a file has the name of an image."""
+    return file.suffix.lower() in IMAGE_SUFFIXES
 
 
-def prepare(picture: Tensor, trained: TrainedImageNetwork, *, longest_side: int = LONGEST_SIDE) -> Tensor:
-    """What the network is given, (1, 3, h, w), normalized.
-
-    For classes that is the middle of the picture, in the size of the training; for pixels all of it, at its own size or
-    scaled down.
-
-    Args:
-        picture: Colours, (3, H, W) uint8.
-        trained: The network.
-        longest_side: For pixels: pixels along the longer side that it is at most given.
-    """
-    part = shown_window(picture, trained).cut(picture)
-    H, W = part.shape[1:]
-    size: tuple[int, ...] = (H, W)
-    if not trained.labels_pixels:
-        size = trained.image_size or size
-    elif max(H, W) > longest_side:
-        size = tuple(max(1, round(length * longest_side / max(H, W))) for length in (H, W))
-    images = part[None].float()
-    if size != (H, W):
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    return normalize(images, trained.mean, trained.std)
-
-
-@torch.inference_mode()
-def classify_picture(picture: Tensor, trained: TrainedImageNetwork) -> Tensor:
-    """Probabilities of the classes, (P,), of a picture (3, H, W) uint8.
+def load_image(source: ImageSource) -> Tensor:
+    """Colours (3, H, W) uint8 of a file, or of what is in memory.
 
     Raises:
-        ValueError: If the network names the class of pixels, or cannot take the picture.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an image.
     """
-    if trained.labels_pixels:
-        raise ValueError("The network names the class of every pixel, not of a picture.")
-    return trained.network(prepare(picture, trained))[0].float().softmax(0)
+    if isinstance(source, str | Path):
+        if not is_image(Path(source)):
+            known = ", ".join(IMAGE_SUFFIXES)
+            raise ValueError(f"{source} is not an image, and the network is for images ({known}).")
+        return read_image(source)
+    image = source if isinstance(source, Tensor) else torch.from_numpy(np.asarray(source)).movedim(-1, 0)
+    if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
+        raise ValueError(f"An image must be (3, H, W) uint8, or as an array (H, W, 3), got {tuple(source.shape)}.")
+    return image.cpu()
 
 
-@torch.inference_mode()
-def label_pixels(picture: Tensor, trained: TrainedImageNetwork, *, longest_side: int = LONGEST_SIDE) -> PixelPrediction:
-    """The class of every pixel of a picture (3, H, W) uint8.
-
-    Args:
-        picture: Its colours.
-        trained: The network.
-        longest_side: A larger picture is shown to the network scaled down to so many pixels along its longer side, and
-            the probabilities are brought back to its size.
-
-    Raises:
-        ValueError: If the network names the class of pictures, or `longest_side` is not positive.
-    """
-    if not trained.labels_pixels:
-        raise ValueError("The network names the class of a picture, not of every pixel.")
-    if longest_side < 1:
-        raise ValueError(f"longest_side must be at least 1, got {longest_side}.")
-    # Convolutions keep this layout, and are faster in it.
-    images = prepare(picture, trained, longest_side=longest_side).contiguous(memory_format=torch.channels_last)
-    return of_logits(trained.network(images)[0], picture, trained)
-
-
-def of_logits(logits: Tensor, picture: Tensor, trained: TrainedImageNetwork) -> PixelPrediction:
-    """The class of every pixel of a picture (3, H, W), by logits (P, h, w) at another size."""
-    probabilities = logits.float().softmax(0)
-    shown, size = (logits.shape[1], logits.shape[2]), tuple(picture.shape[1:])
-    if shown == size:
-        confidence, label = probabilities.max(0)
-        return PixelPrediction(picture, label, confidence, trained.class_names, shown)
-    confidence, label = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
-    # One class at a time: the probabilities of all of them in the size of a photograph take gigabytes.
-    for number, probability in enumerate(probabilities):
-        larger = F.interpolate(probability[None, None], size, mode="bilinear")[0, 0]
-        better = larger > confidence
-        confidence, label = torch.where(better, larger, confidence), label.masked_fill_(better, number)
-    return PixelPrediction(picture, label, confidence, trained.class_names, shown)
-
-
-def write_pixels(folder: Path, stem: str, prediction: PixelPrediction) -> None:
-    """Write `<stem>.png` and `<stem>_overlay.jpg`.
-
-    Args:
-        folder: Where; it must be there.
-        stem: Name of the files.
-        prediction: What. The .png holds the number of each pixel's class and shows it in the colours of `palette`; the
-            .jpg shows these colours over the picture in grey.
-    """
-    from PIL import Image
-
-    colors = palette(len(prediction.class_names))
-    mask = Image.fromarray(prediction.label.to(torch.uint8).numpy())
-    mask.putpalette(colors.flatten().tolist())
-    mask.save(folder / f"{stem}{ENDINGS[0]}", optimize=True)
-    overlay = blend(colors[prediction.label], grey(prediction.picture))
-    Image.fromarray(overlay.numpy()).save(folder / f"{stem}{ENDINGS[1]}", quality=92)
+def prepare(image: Tensor, size: Any, predictor: Any) -> Tensor:
+    """What a network is given: colours (3, H, W) uint8 scaled to (h, w) and normalized, (1, 3, h, w), on its device."""
+    images = image[None].to(predictor.device).float()
+    if tuple(size) != tuple(image.shape[1:]):
+        images = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
+    return normalize(images, predictor.description.mean, predictor.description.std)

@@ -1,100 +1,72 @@
-"""A trained network with what is needed to use it, from a checkpoint or a weights file."""
+"""Load a trained network, ready to be shown files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
 
-from torch import nn
+import torch
 
-from pcea.io.checkpoints import load_checkpoint
-from pcea.io.weights import load_weights
+from pcea.inference.base import Predictor
+from pcea.io.checkpoints import read_network
 from pcea.models.build import build_network
-from pcea.models.point_segmenter import PointTransformerSegmenter
-from pcea.models.point_transformer import PointTransformerClassifier
+
+DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
+# Imported when they are needed: networks of clouds do not wait for code of images.
+_PREDICTORS = {
+    "points": ("pcea.inference.points", "PointPredictor"),
+    "parts": ("pcea.inference.parts", "PartPredictor"),
+    "images": ("pcea.inference.images", "ImagePredictor"),
+    "masks": ("pcea.inference.masks", "MaskPredictor"),
+    "objects": ("pcea.inference.objects", "ObjectPredictor"),
+}
 
 
-class TrainedNetwork(NamedTuple):
-    """A network for clouds in evaluation mode.
+def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: Sequence[str] = ()) -> Predictor:
+    """Load a trained network, ready to be shown files.
 
-    Attributes:
-        network: A classifier, or a segmenter.
-        class_names: Name of each class.
-        num_points: Points of a cloud that it was trained for; 0 if nobody noted it.
-        parts: The classes of each category, by its name, in the order of the categories' numbers; empty for
-            classifiers and scenes.
-    """
-
-    network: PointTransformerClassifier | PointTransformerSegmenter
-    class_names: tuple[str, ...]
-    num_points: int
-    parts: Mapping[str, Sequence[int]]
-
-    @property
-    def has_normals(self) -> bool:
-        """The network is given the normals of the points."""
-        return self.network.encoder.in_channels == 6
-
-
-class TrainedImageNetwork(NamedTuple):
-    """A network for images in evaluation mode.
-
-    Attributes:
-        network: Maps normalized images (B, 3, H, W) to logits, (B, P) or (B, P, H, W).
-        class_names: Name of each of P classes.
-        mean: Mean of red, green and blue, in 0..1, that is subtracted from images.
-        std: Their standard deviation, by which they are divided then.
-        image_size: Height and width of the images that it was trained on; () if nobody noted it.
-        labels_pixels: Whether it names the class of every pixel, or of the image.
-    """
-
-    network: nn.Module
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: tuple[int, ...]
-    labels_pixels: bool
-
-
-class TrainedDetector(NamedTuple):
-    """A detector of objects in evaluation mode.
-
-    Attributes:
-        network: Maps a list of images (3, H, W) in 0..1 to detections, as torchvision's detectors do.
-        class_names: Name of each class, without the background.
-        category_ids: Number of each class in the files that it learned from; () if nobody noted it.
-    """
-
-    network: nn.Module
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-
-def load_network(
-    weights: str, *, packages: Sequence[str] = ()
-) -> TrainedNetwork | TrainedImageNetwork | TrainedDetector:
-    """Build the network of a checkpoint of `pcea fit` (.ckpt), a weights file, or weights that come with pcea.
+    Example:
+        network = pcea.load("modelnet40_eat_cpu")
+        print(network.predict("chair.obj"))
 
     Args:
-        weights: The file or name.
-        packages: Top-level packages beside pcea that the file may import its network from.
+        weights: A weights file (.safetensors), a checkpoint of `pcea fit` (.ckpt), the name of weights that come with
+            pcea, or the name of a configuration: the last checkpoint of its newest run.
+        device: `auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
+        trust: Packages beside pcea that the file may import its network from. Importing runs their code.
+
+    Returns:
+        A `Predictor` for the network's task.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the file is damaged, names something that is not trusted, or holds a generator of images, which
+            `pcea.tasks.load_generator` loads; or if there is no such device.
     """
-    stored = load_checkpoint(weights) if str(weights).endswith(".ckpt") else load_weights(weights)
-    network = build_network(stored, str(weights), packages=packages)
-    about = stored.description
-    names = about.class_names or tuple(f"class {n}" for n in range(getattr(network, "num_classes", 0)))
-    if about.task in ("points", "parts"):
-        return TrainedNetwork(network, names, about.num_points, about.parts)  # type: ignore[arg-type]
-    if about.task == "objects":
-        return TrainedDetector(network, names, about.category_ids)
-    if about.task == "generation" or not about.mean:
-        raise ValueError(
-            f"{weights} holds a {type(network).__name__}, which is neither a network for clouds nor one for images "
-            "that were normalized by a data module's mean and std."
-        )
-    labels_pixels = about.task == "masks"
-    return TrainedImageNetwork(network, names, about.mean, about.std, about.image_size, labels_pixels)
+    stored = read_network(weights)
+    task = stored.description.task
+    if task not in _PREDICTORS:
+        raise ValueError(f"{weights} makes images and is shown none: load it by pcea.tasks.load_generator.")
+    chosen = find_device(device)
+    network = build_network(stored, str(weights), packages=trust)
+    module, name = _PREDICTORS[task]
+    predictor: Predictor = getattr(importlib.import_module(module), name)(network, stored.description)
+    return predictor.to(chosen)
+
+
+def find_device(name: str) -> torch.device:
+    """The device that is meant.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"No device {name!r} on this machine ({reason}). Use --device auto or cpu.") from error
+    return device

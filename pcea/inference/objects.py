@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.networks import TrainedDetector
+from pcea.inference.base import Predictor
+from pcea.inference.images import ImageSource, load_image
+from pcea.io.atomic import atomic_file
 from pcea.visualization.colors import palette
-from pcea.visualization.images import fit
+from pcea.visualization.images import resize_picture
 
-OBJECT_ENDINGS = ("_objects.jpg",)
-"""What `draw_objects` pictures add to a name."""
 OBJECTS_FILE = "objects.json"
-"""The file of all pictures' objects."""
+"""The file of all images' objects."""
 # Smaller pictures are drawn larger, so that scores can be read.
 _DRAWN_SIDE = 800
 
 
 class ObjectPrediction(NamedTuple):
-    """The K objects found in one picture, those of the highest score first.
+    """The K objects found in one image, highest scores first. `print` shows what the command prints.
 
     Attributes:
         picture: Its colours, (3, H, W) uint8.
@@ -42,6 +44,11 @@ class ObjectPrediction(NamedTuple):
     class_names: tuple[str, ...]
     masks: Tensor | None = None
 
+    def __str__(self) -> str:
+        H, W = self.picture.shape[1:]
+        found = [f"{number} {name}" for name, number in self.numbers.items()]
+        return "  ".join([f"{W} x {H} pixels", *(found or ["no objects"])])
+
     @property
     def numbers(self) -> dict[str, int]:
         """How many objects of each class there are, the most frequent first."""
@@ -49,25 +56,65 @@ class ObjectPrediction(NamedTuple):
         return {self.class_names[c]: int(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
 
 
-@torch.inference_mode()
-def find_objects(picture: Tensor, trained: TrainedDetector, *, threshold: float = 0.5) -> ObjectPrediction:
-    """Find the objects in a picture (3, H, W) uint8.
+class ObjectPredictor(Predictor):
+    """Finds the objects in images."""
 
-    Args:
-        picture: Its colours.
-        trained: The network.
-        threshold: Objects with a lower score are left out.
+    sees_images: ClassVar[bool] = True
+    purpose: ClassVar[str] = "finds objects"
+    endings: ClassVar[tuple[str, ...]] = ("_objects.jpg",)
 
-    Raises:
-        ValueError: If the threshold is not in 0..1.
-    """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in 0..1, got {threshold}.")
-    [found] = trained.network([picture.float() / 255])
-    return of_detections(found, picture, trained.class_names, threshold=threshold)
+    @torch.inference_mode()
+    def predict(self, source: ImageSource, *, threshold: float = 0.5) -> ObjectPrediction:
+        """Find the objects in an image.
+
+        Args:
+            source: A file; or colours, a tensor (3, H, W) or an array (H, W, 3), uint8.
+            threshold: Objects with a lower score, in 0..1, are left out.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not an image, or the threshold is not in 0..1.
+        """
+        self.check(threshold=threshold)
+        image = load_image(source)
+        [found] = self.network([image.to(self.device).float() / 255])
+        found = {name: value.cpu() for name, value in found.items()}
+        return to_objects(found, image, self.class_names, threshold=threshold)
+
+    def check(self, *, threshold: float = 0.5, **_: Any) -> None:
+        """Refuse options that fit no file."""
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in 0..1, got {threshold}.")
+
+    def write(self, folder: Path, stem: str, prediction: ObjectPrediction) -> None:
+        """Write the drawn image, `<stem>_objects.jpg`."""
+        from PIL import Image
+
+        picture = Image.fromarray(draw_objects(prediction))
+        picture.save(folder / f"{stem}{self.endings[0]}", quality=92)
+
+    @contextmanager
+    def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:
+        """Write drawn images as they come, and at the end `objects.json` with all objects, in COCO's format."""
+        found = coco_dataset(self.class_names, self.description.category_ids)
+        with super().writing(output, files) as write_image:
+
+            def write(file: Path, prediction: ObjectPrediction) -> None:
+                write_image(file, prediction)
+                add_to_coco(found, file.name, prediction)
+
+            yield write
+            with atomic_file(output / OBJECTS_FILE) as part:
+                part.write_text(json.dumps(found), encoding="utf-8")
+
+    def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
+        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        from pcea.inference.image_subject import ObjectSubject
+
+        return ObjectSubject(source, self, size=size, head=head)
 
 
-def of_detections(
+def to_objects(
     found: dict[str, Tensor], picture: Tensor, class_names: Sequence[str], *, threshold: float = 0.0
 ) -> ObjectPrediction:
     """The objects that a detector of torchvision's kind found in a picture."""
@@ -140,7 +187,7 @@ def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np
     several = len(prediction.class_names) > 1
     H, W = prediction.picture.shape[1:]
     size = size or max(H, W, _DRAWN_SIDE)
-    picture = prediction.picture if size == max(H, W) else fit(prediction.picture, size)
+    picture = prediction.picture if size == max(H, W) else resize_picture(prediction.picture, size)
     if not len(prediction.boxes):
         return picture.permute(1, 2, 0).numpy()
     hues = palette(len(prediction.class_names) if several else len(prediction.boxes)).tolist()
@@ -173,10 +220,3 @@ def _write_texts(
         is_bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         brush.text((x + 3, y + 1), text, font=font, fill=(0, 0, 0) if is_bright else (255, 255, 255))
     return np.asarray(image)
-
-
-def write_objects(folder: Path, stem: str, prediction: ObjectPrediction) -> None:
-    """Write the drawn picture, `<stem>_objects.jpg`, into a folder that is there."""
-    from PIL import Image
-
-    Image.fromarray(draw_objects(prediction)).save(folder / f"{stem}{OBJECT_ENDINGS[0]}", quality=92)

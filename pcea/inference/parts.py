@@ -1,26 +1,26 @@
-"""A part for every point of a mesh or cloud file: read, predict, write."""
+"""The part of every point of a mesh or cloud."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.datasets.cache import summarize
-from pcea.inference.networks import TrainedNetwork
+from pcea.inference.base import Predictor
+from pcea.inference.point_subject import PartSubject, points_shown
+from pcea.inference.points import CloudSource, load_cloud, name_of
 from pcea.io.ply import write_ply
-from pcea.io.points import Points, load_points, normalize_points, orient
-from pcea.models.point_segmenter import PointTransformerSegmenter
+from pcea.io.points import Points, check_axis, normalize_points, orient
 from pcea.models.subsets import classify_in_subsets
-from pcea.visualization import color_parts
+from pcea.visualization.colors import color_parts
 
 
 class PartPrediction(NamedTuple):
-    """The part of every point of one cloud.
+    """The part of every point of one cloud. `print` shows what the command prints.
 
     Attributes:
         points: Coordinates as in the file, (N, 3), float32 or float64 as in `Points`.
@@ -40,6 +40,12 @@ class PartPrediction(NamedTuple):
     category: str
     parts: tuple[int, ...]
 
+    def __str__(self) -> str:
+        shares = [f"{name} {100 * share:.1f} %" for name, share in self.shares.items()]
+        category = [self.category] if self.category else []
+        confidence = f"mean confidence {100 * float(self.confidence.mean()):.1f} %"
+        return "  ".join([*category, f"{len(self.points)} points", *shares, confidence])
+
     @property
     def shares(self) -> dict[str, float]:
         """The share of the points that each part of the category has, by its short name, in 0..1."""
@@ -49,6 +55,116 @@ class PartPrediction(NamedTuple):
     def short_name(self, part: int) -> str:
         """Name of a class without that of its category."""
         return self.part_names[part].removeprefix(f"{self.category}/")
+
+
+class PartPredictor(Predictor):
+    """Names the part of every point of meshes and clouds."""
+
+    purpose: ClassVar[str] = "names the parts of points"
+    endings: ClassVar[tuple[str, ...]] = (".ply", ".npz")
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        source: CloudSource,
+        *,
+        category: str | None = None,
+        up: str = "y",
+        num_points: int = 10_000,
+        points_per_pass: int | None = None,
+        seed: int = 0,
+    ) -> PartPrediction:
+        """Name the part of every point.
+
+        Args:
+            source: A file; or points (N, 3), or with normals (N, 6), in any unit.
+            category: What it shows, such as Chair; a network of several categories must be told.
+            up: Its upward axis: x, y, z, -x, -y or -z.
+            num_points: Points sampled on a mesh. All points of a cloud are labelled.
+            points_per_pass: Points that the network sees at once; larger clouds go through in random subsets. None for
+                as many as it was trained for; 0 for all points in one pass, which is worse where a cloud is much
+                denser than those of the training.
+            seed: Decides which points are sampled, and the subsets.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds no points, or an argument does not fit the network.
+        """
+        self.check(category=category, up=up, num_points=num_points, points_per_pass=points_per_pass)
+        category = find_category(self.description.parts, category)
+        cloud = self._load(source, num_points=num_points, seed=seed)
+        return self.label(cloud, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
+
+    def check(
+        self,
+        *,
+        category: str | None = None,
+        up: str = "y",
+        num_points: int = 10_000,
+        points_per_pass: int | None = None,
+        **_: Any,
+    ) -> None:
+        """Refuse options that fit no file."""
+        find_category(self.description.parts, category)
+        check_axis(up)
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}.")
+        points_shown(0, points_per_pass)
+
+    def _load(self, source: CloudSource, *, num_points: int, seed: int) -> Points:
+        return load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
+
+    @torch.inference_mode()
+    def label(
+        self, cloud: Points, *, category: str | None, up: str, points_per_pass: int | None, seed: int
+    ) -> PartPrediction:
+        """Name the part of every point of a cloud that has been read; the arguments are those of `predict`."""
+        about, device = self.description, self.device
+        parts = tuple(range(len(self.class_names))) if category is None else tuple(about.parts[category])
+        normals = orient(cloud.normals, up).to(device) if about.has_normals and cloud.normals is not None else None
+        number = self.category_number(category)
+        probabilities = classify_in_subsets(
+            self.network,
+            normalize_points(orient(cloud.points, up)).to(device),
+            normals,
+            category=None if number is None else number[0],
+            num_points=points_shown(about.num_points, points_per_pass),
+            generator=torch.Generator().manual_seed(seed),
+        ).cpu()[:, list(parts)]
+        best = probabilities.max(1)
+        # Where all of them are 0 in fp32, the first part gets the point, with confidence 0.
+        total = probabilities.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+        part_label = torch.tensor(parts)[best.indices]
+        return PartPrediction(
+            cloud.points, cloud.normals, part_label, best.values / total, self.class_names, category or "", parts
+        )
+
+    def category_number(self, category: str | None) -> Tensor | None:
+        """The number of a category, (1,), if the network wants to be told."""
+        if category is None or not getattr(self.network, "num_categories", 0):
+            return None
+        return torch.tensor([list(self.description.parts).index(category)], device=self.device)
+
+    def write(self, folder: Path, stem: str, prediction: PartPrediction) -> None:
+        """Write `<stem>.npz` and `<stem>.ply`; see `write_parts`."""
+        write_parts(folder, stem, prediction)
+
+    def subject(
+        self,
+        source: CloudSource,
+        *,
+        category: str | None = None,
+        up: str = "y",
+        num_points: int = 40_000,
+        points_per_pass: int | None = None,
+        seed: int = 0,
+    ) -> PartSubject:
+        """The cloud with what the network attends to in it, and its parts; arguments as for `pcea visualize`."""
+        category = find_category(self.description.parts, category)
+        cloud = self._load(source, num_points=num_points, seed=seed)
+        return PartSubject(
+            name_of(source), cloud, self, category=category, up=up, points_per_pass=points_per_pass, seed=seed
+        )
 
 
 def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str | None:
@@ -67,97 +183,6 @@ def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str |
         problem = "Say what the files show" if name is None else f"No category {name!r}"
         raise ValueError(f"{problem}: --category must be one of {', '.join(parts)}.")
     return name
-
-
-def read_clouds(files: Sequence[Path], *, num_points: int, seed: int = 0) -> list[Points]:
-    """Read meshes as points sampled by area and clouds whole and in order, all in their own unit and orientation.
-
-    Args:
-        files: The files.
-        num_points: Points sampled on each mesh.
-        seed: Decides the samples.
-
-    Returns:
-        Points, with normals for meshes and for clouds that hold some.
-
-    Raises:
-        ValueError: If files cannot be read; they are counted and named.
-    """
-    if num_points < 1:
-        raise ValueError(f"num_points must be at least 1, got {num_points}.")
-    clouds, unreadable = [], []
-    for file in files:
-        try:
-            clouds.append(load_points(file, mesh_points=num_points, seed=seed, normals="file"))
-        except (ValueError, OSError) as error:
-            unreadable.append(str(error))
-    if unreadable:
-        raise ValueError(summarize(unreadable, len(files)))
-    return clouds
-
-
-def points_shown(trained: TrainedNetwork, points_per_pass: int | None) -> int | None:
-    """How many points a network is shown at once: those asked for, or as many as it was trained for; None for all.
-
-    Args:
-        trained: The network.
-        points_per_pass: What was asked for: a number, 0 for all, None for no wish.
-
-    Raises:
-        ValueError: If it is negative.
-    """
-    if points_per_pass is not None and points_per_pass < 0:
-        raise ValueError(f"points_per_pass must be at least 1, or 0 for all points, got {points_per_pass}.")
-    return (trained.num_points if points_per_pass is None else points_per_pass) or None
-
-
-@torch.inference_mode()
-def predict_parts(
-    cloud: Points,
-    trained: TrainedNetwork,
-    *,
-    category: str | None = None,
-    up: str = "y",
-    points_per_pass: int | None = None,
-    seed: int = 0,
-) -> PartPrediction:
-    """Find the part of every point.
-
-    Args:
-        cloud: N points, in any unit, with normals if the network has them.
-        trained: A segmenter.
-        category: What the cloud shows, one of `trained.parts`; None for a network without categories.
-        up: The cloud's upward axis, as for `orient`.
-        points_per_pass: Points that the network sees at once, in random subsets; None for the number that it was
-            trained for, 0 for all.
-        seed: Decides the subsets.
-
-    Raises:
-        ValueError: If an argument does not fit the network.
-    """
-    network = trained.network
-    if not isinstance(network, PointTransformerSegmenter):
-        raise ValueError(f"The network is a {type(network).__name__}, not a segmenter.")
-    if trained.has_normals and cloud.normals is None:
-        raise ValueError("The network needs normals; the cloud has none.")
-    category = find_category(trained.parts, category)
-    parts = tuple(range(network.num_classes)) if category is None else tuple(trained.parts[category])
-    number = torch.tensor(list(trained.parts).index(category)) if category and network.num_categories else None
-    probabilities = classify_in_subsets(
-        network,
-        normalize_points(orient(cloud.points, up)),
-        orient(cloud.normals, up) if trained.has_normals and cloud.normals is not None else None,
-        category=number,
-        num_points=points_shown(trained, points_per_pass),
-        generator=torch.Generator().manual_seed(seed),
-    )[:, list(parts)]
-    best = probabilities.max(1)
-    # Where all of them are 0 in fp32, the first part gets the point, with confidence 0.
-    total = probabilities.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
-    part_label = torch.tensor(parts)[best.indices]
-    return PartPrediction(
-        cloud.points, cloud.normals, part_label, best.values / total, trained.class_names, category or "", parts
-    )
 
 
 def write_parts(folder: Path, stem: str, prediction: PartPrediction) -> None:

@@ -1,99 +1,164 @@
-"""A mesh or cloud file, and what a trained network attends to and predicts in it."""
+"""A mesh or cloud, and what a trained network attends to and predicts in it."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.inference.networks import TrainedNetwork
-from pcea.inference.parts import PartPrediction, points_shown, predict_parts
+from pcea.inference.base import Predictor, record_on_cpu
 from pcea.io.points import Points, normalize_points, orient
-from pcea.models.point_segmenter import PointTransformerSegmenter
-from pcea.nn.attention import record_attention
+from pcea.visualization.point_weights import interpolate_tokens
+from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import View, spread, view_class, view_parts, view_values
+from pcea.visualization.views import View, view_class, view_parts, view_values
 
+if TYPE_CHECKING:
+    from pcea.inference.parts import PartPrediction, PartPredictor
+
+# Classes that are named in a legend.
 _CLASSES = 5
 
 
-class StudiedFile(Subject):
-    """A file as a subject to look at.
+class PointSubject(Subject):
+    """A cloud, what a network attends to in it, and its class.
 
     Args:
-        file: Where it came from.
-        cloud: Its points, N, in the file's coordinates, with normals if the network needs them.
-        trained: The network.
-        category: Part networks: what the cloud shows.
+        source: The name of the file, for titles and messages.
+        cloud: Its points, N, in the file's unit and orientation, with normals if the network needs them.
+        predictor: The network.
         up: The file's upward axis.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
         seed: Decides which.
 
     Raises:
-        ValueError: If the network cannot take the cloud.
+        ValueError: If the network cannot take the cloud, or has no attention.
     """
 
     def __init__(
         self,
-        file: Path,
+        source: str,
         cloud: Points,
-        trained: TrainedNetwork,
+        predictor: Predictor,
+        *,
+        up: str = "y",
+        points_per_pass: int | None = None,
+        seed: int = 0,
+    ):
+        self.source, self.source_points, self.predictor = source, cloud, predictor
+        self._up, self._points_per_pass, self._seed = up, points_per_pass, seed
+        points = normalize_points(orient(cloud.points, up)).float()
+        normals = None if cloud.normals is None else orient(cloud.normals, up)
+        about = predictor.description
+        shown = points_shown(about.num_points, points_per_pass)
+        chosen = torch.arange(len(points))
+        if shown is not None and shown < len(points):
+            chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:shown]
+        # What the network is shown: (1, n, 3), and normals (1, n, 3) if it takes them.
+        given = normals[chosen][None].to(predictor.device) if about.has_normals and normals is not None else None
+        self._shown = points[chosen][None].to(predictor.device), given
+        try:
+            with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+                name = self._run()
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        super().__init__(points, layers, name=name, normals=normals)
+
+    def _run(self) -> str:
+        """Show the network the cloud; the title."""
+        self._probabilities = self.predictor.network(*self._shown)[0].float().softmax(0).cpu()
+        best = int(self._probabilities.argmax())
+        name = self.predictor.class_names[best]
+        return f"{Path(self.source).stem}: {name} {100 * float(self._probabilities[best]):.0f} %"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What `view` can show; `critical` where the network says which centres decide its pooled channels."""
+        critical = ("critical",) if hasattr(self.predictor.network, "pooled_centers") else ()
+        return (*super().modes, *critical, "prediction")
+
+    def _view_result(self, mode: str) -> View:
+        """What the network makes of the whole cloud."""
+        if mode == "critical":
+            return view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
+        best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
+        names = [self.predictor.class_names[i] for i in best.indices]
+        return view_class(self.points, dict(zip(names, best.values.tolist())))
+
+    @cached_property
+    @torch.inference_mode()
+    def _decided_channels(self) -> Tensor:
+        """How many channels of the max-pooled feature the nearest centre of each point decides, (N,)."""
+        centers, winner = self.predictor.network.pooled_centers(*self._shown)  # type: ignore[operator]
+        counts = winner[0].bincount(minlength=centers.shape[1]).float().cpu()
+        return interpolate_tokens(counts[:, None], centers[0].cpu(), self.points, k=1)[:, 0]
+
+    def find_query(self, text: str) -> int:
+        """The index of the point that is meant: a number, or x,y,z in the file's coordinates for the nearest point.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        try:
+            numbers = [float(word) for word in text.split(",")]
+        except ValueError:
+            numbers = []
+        last = len(self.points) - 1
+        if len(numbers) == 1 and numbers[0].is_integer():
+            if not 0 <= numbers[0] <= last:
+                raise ValueError(f"--query must be the number of a point, 0..{last}, or x,y,z, got {text}.")
+            return int(numbers[0])
+        if len(numbers) != 3 or not np.isfinite(numbers).all():
+            raise ValueError(f"--query must be the number of a point or x,y,z, got {text!r}.")
+        return int((self.source_points.points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin())
+
+
+class PartSubject(PointSubject):
+    """A cloud, what a network attends to in it, and its parts.
+
+    Args:
+        source: As for `PointSubject`.
+        cloud: As for `PointSubject`.
+        predictor: The network.
+        category: What the cloud shows; None for a network without categories.
+        up: As for `PointSubject`.
+        points_per_pass: As for `PointSubject`.
+        seed: As for `PointSubject`.
+    """
+
+    predictor: PartPredictor
+
+    def __init__(
+        self,
+        source: str,
+        cloud: Points,
+        predictor: PartPredictor,
         *,
         category: str | None = None,
         up: str = "y",
         points_per_pass: int | None = None,
         seed: int = 0,
     ):
-        points = normalize_points(orient(cloud.points, up)).float()
-        normals = None if cloud.normals is None else orient(cloud.normals, up)
-        self._cloud, self._trained, self._category = cloud, trained, category
-        self._up, self._points_per_pass, self._seed = up, points_per_pass, seed
-        shown = points_shown(trained, points_per_pass)
-        chosen = torch.arange(len(points))
-        if shown is not None and shown < len(points):
-            chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:shown]
-        # What the network is shown: (1, n, 3), and normals (1, n, 3) if it takes them.
-        given = normals[chosen][None] if trained.has_normals and normals is not None else None
-        self._shown = points[chosen][None], given
-        try:
-            with record_attention(trained.network) as layers, torch.inference_mode():
-                if self._is_segmenter:
-                    trained.network(*self._shown, category=self._number())
-                    name = file.stem
-                else:
-                    self._probabilities = trained.network(*self._shown)[0].softmax(0)
-                    best = int(self._probabilities.argmax())
-                    name = f"{file.stem}: {trained.class_names[best]} {100 * float(self._probabilities[best]):.0f} %"
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        super().__init__(points, layers, name=name, normals=normals)
+        self._category = category
+        super().__init__(source, cloud, predictor, up=up, points_per_pass=points_per_pass, seed=seed)
 
-    def _number(self) -> Tensor | None:
-        """The category's number, (1,), if the network wants it."""
-        if self._category is None or not getattr(self._trained.network, "num_categories", 0):
-            return None
-        return torch.tensor([list(self._trained.parts).index(self._category)])
-
-    @property
-    def _is_segmenter(self) -> bool:
-        return isinstance(self._trained.network, PointTransformerSegmenter)
+    def _run(self) -> str:
+        self.predictor.network(*self._shown, category=self.predictor.category_number(self._category))
+        return Path(self.source).stem
 
     @property
     def modes(self) -> tuple[str, ...]:
         """What `view` can show."""
-        return (*super().modes, "critical", "prediction", *(["parts"] if self._is_segmenter else []))
+        return (*super().modes, "parts")
 
     def _view_result(self, mode: str) -> View:
-        """What the network makes of the whole cloud."""
         if mode == "critical":
-            return view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
-        if not self._is_segmenter:
-            best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
-            names = [self._trained.class_names[i] for i in best.indices]
-            return view_class(self.points, dict(zip(names, best.values.tolist())))
+            return super()._view_result(mode)
         if mode == "parts":
             parts = {part: self._prediction.short_name(part) for part in self._prediction.parts}
             return view_parts(self.points, self._prediction.part_label, parts)
@@ -101,21 +166,25 @@ class StudiedFile(Subject):
 
     @cached_property
     def _prediction(self) -> PartPrediction:
-        return predict_parts(
-            self._cloud,
-            self._trained,
+        return self.predictor.label(
+            self.source_points,
             category=self._category,
             up=self._up,
             points_per_pass=self._points_per_pass,
             seed=self._seed,
         )
 
-    @cached_property
-    @torch.inference_mode()
-    def _decided_channels(self) -> Tensor:
-        """How many channels of the max-pooled feature the nearest centre of each point decides, (N,)."""
-        encoder = self._trained.network.encoder
-        outputs, centers, _ = encoder(*self._shown)
-        winner = encoder.fuse_outputs(outputs)[0].argmax(0)  # (D,): the centre that each channel's maximum comes from
-        counts = winner.bincount(minlength=centers.shape[1]).float()
-        return spread(counts[:, None], centers[0], self.points, k=1)[:, 0]
+
+def points_shown(trained_for: int, points_per_pass: int | None) -> int | None:
+    """How many points a network is shown at once; None for all.
+
+    Args:
+        trained_for: The number of points that it was trained for; 0 if unknown.
+        points_per_pass: What was asked for: a number, 0 for all, None for as many as it was trained for.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    if points_per_pass is not None and points_per_pass < 0:
+        raise ValueError(f"points_per_pass must be at least 1, or 0 for all points, got {points_per_pass}.")
+    return (trained_for if points_per_pass is None else points_per_pass) or None

@@ -1,4 +1,4 @@
-"""Write a file as a whole or not at all."""
+"""Write a file, or several into a folder, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 @contextmanager
@@ -26,3 +27,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder, and in it a temporary one; its files move to `folder` at the end if nothing failed.
+
+    Raises:
+        OSError: If the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix=".pcea_", dir=folder)
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {error.strerror or error}.") from error
+    with temporary as name:
+        yield Path(name)
+        for file in sorted(Path(name).iterdir()):
+            file.replace(folder / file.name)

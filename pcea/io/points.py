@@ -223,10 +223,15 @@ def orient(points: Tensor, up: str) -> Tensor:
     Raises:
         ValueError: If `up` is none of the six.
     """
-    if up not in _ORIENTATIONS:
-        raise ValueError(f"up must be one of {', '.join(_ORIENTATIONS)}, got {up!r}.")
+    check_axis(up)
     axes, signs = _ORIENTATIONS[up]
     return points[..., axes] * points.new_tensor(signs)
+
+
+def check_axis(up: str) -> None:
+    """Refuse an upward axis that is none of x, y, z, -x, -y and -z."""
+    if up not in _ORIENTATIONS:
+        raise ValueError(f"up must be one of {', '.join(_ORIENTATIONS)}, got {up!r}.")
 
 
 def estimate_normals(points: Tensor) -> Tensor:

@@ -49,12 +49,21 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
         with torch.device("meta"):
             _check_shapes(_call(builder, description, where), state, where)
     network = _call(builder, description, where)
+    load_state(network, state, where)
+    return network.eval()
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        ValueError: If they are of another network, or not finite.
+    """
     _check_shapes(network, state, where)
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ValueError(f"{where} holds NaN or infinite weights, first in {broken[0]}: its training went wrong.")
     network.load_state_dict(state)
-    return network.eval()
 
 
 def _call(builder: Callable[..., Any], description: NetworkDescription, where: str) -> nn.Module:

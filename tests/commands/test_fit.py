@@ -10,8 +10,8 @@ import yaml
 from examples import TINY
 
 from pcea.cli import main
-from pcea.commands.fit import export
-from pcea.inference.networks import load_network
+from pcea.commands.export import export
+from pcea.inference.networks import load
 from pcea.io.checkpoints import newest_checkpoint, read_checkpoint
 
 
@@ -39,13 +39,13 @@ def test_the_newest_run_is_found(tmp_path):
 
 def test_a_checkpoint_rebuilds_its_network(fitted):
     last = newest_checkpoint(fitted / "runs")
-    trained, again = load_network(str(last)), load_network(str(last))
+    trained, again = load(last), load(last)
     stored = torch.load(last, weights_only=True)["state_dict"]
     assert {f"network.{name}": 0 for name in trained.network.state_dict()}.keys() == stored.keys()
     assert all(torch.equal(value, stored[f"network.{name}"]) for name, value in trained.network.state_dict().items())
     points = torch.randn(3, 32, 3)
     assert torch.equal(trained.network(points), again.network(points))
-    assert (trained.num_points, len(trained.class_names), trained.network.num_classes) == (32, 12, 12)
+    assert (trained.description.num_points, len(trained.class_names), trained.network.num_classes) == (32, 12, 12)
 
 
 def test_a_checkpoint_holds_a_description_and_no_code(fitted):
@@ -67,17 +67,17 @@ def test_checkpoints_from_before_there_were_descriptions(fitted, tmp_path):
         "_class_path": "pcea.tasks.point_classification.PointClassificationTask",
     }
     torch.save(checkpoint, tmp_path / "old.ckpt")
-    old, now = load_network(str(tmp_path / "old.ckpt")), load_network(str(last))
+    old, now = load(tmp_path / "old.ckpt"), load(last)
     points = torch.randn(3, 32, 3)
     assert torch.equal(old.network(points), now.network(points))
-    assert old[1:] == now[1:]
+    assert old.description == now.description
 
 
 def test_a_checkpoint_that_does_not_say_its_network(fitted, tmp_path):
     checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
     del checkpoint["network"]
     torch.save(checkpoint, tmp_path / "bare.ckpt")
-    for use in (load_network, lambda path: export(path, tmp_path / "out.safetensors")):
+    for use in (load, lambda path: export(path, output=tmp_path / "out.safetensors")):
         with pytest.raises(ValueError, match=r"bare\.ckpt was not made by `pcea fit`"):
             use(str(tmp_path / "bare.ckpt"))
     assert not (tmp_path / "out.safetensors").exists()
@@ -102,11 +102,11 @@ def fit_parts(folder):
 
 def test_a_segmenter_is_exported_with_its_parts(tmp_path):
     last = fit_parts(tmp_path)
-    export(last, tmp_path / "parts.safetensors")
+    export(last, output=tmp_path / "parts.safetensors")
 
-    trained, restored = load_network(str(last)), load_network(str(tmp_path / "parts.safetensors"))
-    assert list(restored.parts.items()) == list(trained.parts.items())
-    assert (len(restored.parts), len(restored.class_names), restored.num_points) == (12, 42, 32)
+    trained, restored = load(last), load(tmp_path / "parts.safetensors")
+    assert list(restored.description.parts.items()) == list(trained.description.parts.items())
+    assert (len(restored.description.parts), len(restored.class_names), restored.description.num_points) == (12, 42, 32)
     assert restored.class_names == trained.class_names
     points, category = torch.randn(2, 32, 3), torch.tensor([3, 11])
     torch.testing.assert_close(  # half precision

@@ -7,7 +7,7 @@ import pytest
 from examples import assert_one_line, recipe, run
 from PIL import Image
 
-from pcea.inference.networks import load_network
+from pcea.inference.networks import load
 
 COLORS = {"RBC": (220, 40, 40), "WBC": (40, 60, 220), "Platelets": (40, 200, 60)}
 TINY = {"channels": 16, "hidden": 32, "proposals": "[100,50]", "box_batch": 32, "memory_units": 8}
@@ -56,7 +56,7 @@ def test_boxes(capsys, cells, tmp_path):
     code, output, errors = run(capsys, "fit", *options)
     assert code == 0, errors
     last = tmp_path / "runs" / "version_0" / "checkpoints" / "last.ckpt"
-    assert f"--ckpt_path {last}" in output
+    assert f"--weights {last}" in output
 
     results = tmp_path / "results.json"
     code, output, errors = run(capsys, "test", *options, f"--model.init_args.results={results}")
@@ -72,14 +72,14 @@ def test_boxes(capsys, cells, tmp_path):
     assert [row.split()[0] for row in rows] == [*COLORS]
     assert {r["image_id"] for r in json.loads(results.read_text())} == {0, 1}
 
-    trained = load_network(str(last))
-    assert (trained.class_names, trained.category_ids) == (tuple(COLORS), (1, 2, 3))
+    trained = load(last)
+    assert (trained.class_names, trained.description.category_ids) == (tuple(COLORS), (1, 2, 3))
     weights = tmp_path / "cells.safetensors"
-    code, _, errors = run(capsys, "export", last, weights)
+    code, _, errors = run(capsys, "export", last, "--output", weights)
     assert code == 0, errors
     file, found = cells / "JPEGImages" / "7.jpg", []
-    for source in (("--ckpt_path", last), ("--weights", weights)):
-        out = tmp_path / source[0]
+    for source in (("--weights", last), ("--weights", weights)):
+        out = tmp_path / source[1].stem
         code, output, errors = run(capsys, "predict", file, *source, "--threshold", 0.0, "--output", out)
         assert code == 0, errors
         assert output.startswith(f"{file}  100 x 64 pixels")
@@ -89,10 +89,10 @@ def test_boxes(capsys, cells, tmp_path):
     assert found[0][0]["score"] == pytest.approx(found[1][0]["score"], abs=0.02)  # half precision
 
     drawn = tmp_path / "drawn.png"
-    code, _, errors = run(capsys, "visualize", file, "--checkpoint", last, "--grid", "--output", drawn)
+    code, _, errors = run(capsys, "visualize", file, "--weights", last, "--grid", "--output", drawn)
     assert code == 0, errors
     assert drawn.is_file()
-    assert_one_line(run(capsys, "predict", file, "--ckpt_path", last, "--top", 3), "--top is not for it")
+    assert_one_line(run(capsys, "predict", file, "--weights", last, "--top", 3), "--top is not for it")
 
 
 def test_masks(capsys, tmp_path, rng):
@@ -120,7 +120,7 @@ def test_masks(capsys, tmp_path, rng):
     assert record["categories"]["nucleus"][0] == 3
     out = tmp_path / "out"
     code, _, errors = run(
-        capsys, "predict", root / "images" / "0.png", "--ckpt_path", last, "--threshold", 0.0, "--output", out
+        capsys, "predict", root / "images" / "0.png", "--weights", last, "--threshold", 0.0, "--output", out
     )
     assert code == 0, errors
     annotations = json.loads((out / "objects.json").read_text())["annotations"]

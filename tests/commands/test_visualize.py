@@ -18,7 +18,7 @@ from pcea.commands import visualize
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.readers import read_file
 from pcea.io.weights import save_weights
-from pcea.visualization.drawing import check_rendering
+from pcea.visualization.renderer import check_rendering
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("mode", ["slots", "slot", "query", "critical", "prediction"])
 def test_a_picture_in_each_mode(mode, files, weights, tmp_path, capsys) -> None:
     output = tmp_path / "picture.png"
-    options = ("--checkpoint", weights, "--mode", mode, "--size", 200, "--num_points", 500)
+    options = ("--weights", weights, "--mode", mode, "--size", 200, "--num_points", 500)
     code, out, _ = run(capsys, files[0], *options, "--output", output)
     assert code == 0
     picture = np.asarray(Image.open(output))
@@ -66,7 +66,7 @@ def test_a_picture_in_each_mode(mode, files, weights, tmp_path, capsys) -> None:
 
 @pytest.mark.usefixtures("can_draw")
 def test_sheets(files, weights, tmp_path, capsys) -> None:
-    options = ("--checkpoint", weights, "--size", 90, "--num_points", 300, "--grid", "--output", tmp_path / "sheet.png")
+    options = ("--weights", weights, "--size", 90, "--num_points", 300, "--grid", "--output", tmp_path / "sheet.png")
     run(capsys, *files, *options)
     several = np.asarray(Image.open(tmp_path / "sheet.png")).shape
     run(capsys, files[1], *options)
@@ -78,7 +78,7 @@ def test_sheets(files, weights, tmp_path, capsys) -> None:
 
 @pytest.mark.usefixtures("can_draw")
 def test_a_turntable(files, weights, tmp_path, capsys) -> None:
-    options = ("--checkpoint", weights, "--size", 60, "--num_points", 300, "--animate", tmp_path / "turn.gif")
+    options = ("--weights", weights, "--size", 60, "--num_points", 300, "--animate", tmp_path / "turn.gif")
     assert run(capsys, files[0], *options)[0] == 0
     with Image.open(tmp_path / "turn.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (36, 0)
@@ -89,7 +89,7 @@ def test_a_turntable(files, weights, tmp_path, capsys) -> None:
 
 def test_a_coloured_cloud_has_the_files_order_and_coordinates(files, weights, tmp_path, capsys) -> None:
     output = tmp_path / "slots.ply"
-    code, out, _ = run(capsys, files[1], "--checkpoint", weights, "--output", output)
+    code, out, _ = run(capsys, files[1], "--weights", weights, "--output", output)
     assert (code, out.strip()) == (0, f"{output}: 300 points")
     columns = trimesh.load(output).metadata["_ply_raw"]["vertex"]["data"]
     expected = np.load(files[1])
@@ -106,7 +106,7 @@ def test_the_query_is_a_number_or_a_place_in_the_files_coordinates(files, weight
     points = np.load(files[1])
     place = ",".join(map(str, points[123]))
     for query in ("123", place):
-        run(capsys, files[1], "--checkpoint", weights, f"--query={query}", "--output", tmp_path / "query.ply")
+        run(capsys, files[1], "--weights", weights, f"--query={query}", "--output", tmp_path / "query.ply")
         value = trimesh.load(tmp_path / "query.ply").metadata["_ply_raw"]["vertex"]["data"]["value"].ravel()
         assert value.argmax() == 123
         assert value[123] == pytest.approx(1, abs=1e-5)
@@ -115,14 +115,8 @@ def test_the_query_is_a_number_or_a_place_in_the_files_coordinates(files, weight
 def test_parts(files, tmp_path, capsys) -> None:
     trained = trained_on_parts()
     path = tmp_path / "parts.safetensors"
-    arguments = {"num_classes": 5, "num_categories": 2, "dim": 16, "num_neighbors": 4, "memory_units": 8,
-                 "out_channels": 32, "widths": (16, 8), "dropout": 0.0}  # fmt: skip
-    state = trained.network.state_dict()
-    normals = arguments.get("in_channels") == 6
-    names = trained.class_names
-    description = NetworkDescription("parts", "pcea.eat_part_segmenter", arguments, names, 64, normals, PARTS)
-    save_weights(path, StoredNetwork(description, state))
-    options = ("--checkpoint", path, "--mode", "parts", "--output", tmp_path / "parts.ply")
+    save_weights(path, StoredNetwork(trained.description, trained.network.state_dict()))
+    options = ("--weights", path, "--mode", "parts", "--output", tmp_path / "parts.ply")
     assert run(capsys, files[2], *options, "--category", "tower")[0] == 0
     labels = trimesh.load(tmp_path / "parts.ply").metadata["_ply_raw"]["vertex"]["data"]["part_label"]
     assert set(np.unique(labels)) == set(PARTS["tower"])
@@ -133,9 +127,9 @@ def test_parts(files, tmp_path, capsys) -> None:
 
 def test_without_output_the_window_begins_with_what_was_asked_for(files, weights, monkeypatch, capsys) -> None:
     opened = []
-    monkeypatch.setattr(visualize, "check_display", lambda: None)
-    monkeypatch.setattr(visualize, "open_window", opened.append)
-    run(capsys, *files, "--checkpoint", weights, "--slot", 5, "--layer", 2, "--num_points", 100)
+    monkeypatch.setattr("pcea.visualization.window.check_display", lambda: None)
+    monkeypatch.setattr("pcea.visualization.window.open_window", opened.append)
+    run(capsys, *files, "--weights", weights, "--slot", 5, "--layer", 2, "--num_points", 100)
     [browser] = opened
     assert (browser.mode, browser.slot, browser.layer, len(browser.subjects)) == ("slot", 5, 2, 3)
     assert len(browser.subject.points) == 100
@@ -156,7 +150,10 @@ BAD = [
     (("cloud.npy", "--slot", "8", "--output", "o.ply"), "slot must be in 0..7, got 8"),
     (("cloud.npy", "--mode", "parts", "--output", "o.ply"), "has the modes slots, slot, query, critical, prediction"),
     (("cloud.npy", "--up", "w", "--output", "o.ply"), "up must be one of"),
-    (("cloud.npy", "--category", "Chair", "--output", "o.ply"), "The network has no categories"),
+    (
+        ("cloud.npy", "--category", "Chair", "--output", "o.ply"),
+        "names the class of a mesh or cloud: --category is not for it",
+    ),
     (("missing.off", "--output", "o.ply"), "No such file: missing.off"),
     (("nan.npy", "--output", "o.ply"), "1 of 50 points have NaN or infinite coordinates"),
     (("empty.npy", "--output", "o.ply"), "empty.npy is empty or unreadable"),
@@ -185,7 +182,7 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, wei
     Path("fake.off").write_text("hello")
     Path("shape.xyzq").write_text("1 2 3\n")
     before = sorted(Path().iterdir())
-    code, out, error = run(capsys, *arguments, "--checkpoint", weights)
+    code, out, error = run(capsys, *arguments, "--weights", weights)
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
@@ -197,7 +194,7 @@ def test_no_display(files, weights, monkeypatch, capsys) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    code, _, error = run(capsys, files[1], "--checkpoint", weights)
+    code, _, error = run(capsys, files[1], "--weights", weights)
     assert code == 2
     assert "There is no display to open a window on" in error
     assert "--output picture.png" in error
@@ -205,19 +202,19 @@ def test_no_display(files, weights, monkeypatch, capsys) -> None:
 
 def test_a_read_only_folder(files, weights, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who can write anywhere
-    code, _, error = run(capsys, files[1], "--checkpoint", weights, "--output", tmp_path / "o.png")
+    code, _, error = run(capsys, files[1], "--weights", weights, "--output", tmp_path / "o.png")
     assert (code, error) == (2, f"pcea: error: The folder {tmp_path} cannot be written to.\n")
 
 
 def test_a_checkpoint_that_is_none(files, tmp_path, capsys) -> None:
     (tmp_path / "bad.ckpt").write_bytes(b"hello")
-    code, _, error = run(capsys, files[1], "--checkpoint", tmp_path / "bad.ckpt", "--output", tmp_path / "o.ply")
+    code, _, error = run(capsys, files[1], "--weights", tmp_path / "bad.ckpt", "--output", tmp_path / "o.ply")
     assert code == 2
     assert "bad.ckpt is not a checkpoint" in error
 
 
 def test_a_result_can_be_read_again(files, weights, tmp_path, capsys) -> None:
-    run(capsys, files[0], "--checkpoint", weights, "--num_points", 120, "--output", tmp_path / "box.ply")
+    run(capsys, files[0], "--weights", weights, "--num_points", 120, "--output", tmp_path / "box.ply")
     table = read_file(tmp_path / "box.ply")
     assert np.asarray(table).shape == (120, 6)
     assert np.abs(np.asarray(table)[:, :3]).max(0) == pytest.approx([0.5, 1, 1.5], abs=0.05)

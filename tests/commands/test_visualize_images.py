@@ -10,17 +10,22 @@ from PIL import Image
 
 from pcea.commands import visualize
 from pcea.datasets.images import read_image
-from pcea.inference.image_subject import _without_filling, study_picture
-from pcea.inference.images import prepare
-from pcea.inference.networks import TrainedImageNetwork
+from pcea.inference.image_subject import _without_filling
+from pcea.inference.images import ImagePredictor
+from pcea.inference.masks import MaskPredictor
+from pcea.io.description import NetworkDescription
 from pcea.models.eamlp import ImageTransformer
 from pcea.nn.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
 from pcea.nn.layers import ExternalAttention2d
 from pcea.visualization import palette
-from pcea.visualization.images import grey
+from pcea.visualization.images import to_greyscale
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 NAMES = ("warm", "cold", "dark")
+
+
+def describe(task: str, image_size: tuple[int, int]) -> NetworkDescription:
+    return NetworkDescription(task, "own.network", {}, NAMES, mean=MEAN, std=STD, image_size=image_size)
 
 
 class Planted(torch.nn.Module):
@@ -42,13 +47,13 @@ class Planted(torch.nn.Module):
 
 
 @pytest.fixture
-def segmenter(monkeypatch: pytest.MonkeyPatch) -> TrainedImageNetwork:
-    trained = TrainedImageNetwork(Planted().eval(), NAMES, MEAN, STD, (16, 16), labels_pixels=True)
-    monkeypatch.setattr(visualize, "load_network", lambda _: trained)
+def segmenter(monkeypatch: pytest.MonkeyPatch) -> MaskPredictor:
+    trained = MaskPredictor(Planted(), describe("masks", (16, 16)))
+    monkeypatch.setattr(visualize, "load", lambda *_, **__: trained)
     return trained
 
 
-def classifier(attention: type = MultiHeadExternalAttention, pool: str = "class") -> TrainedImageNetwork:
+def classifier(attention: type = MultiHeadExternalAttention, pool: str = "class") -> ImagePredictor:
     torch.manual_seed(0)
     network = ImageTransformer(
         lambda dim: attention(dim, num_heads=2), num_classes=3, dim=8, depth=2, token_dim=4, token_memory_units=5,
@@ -56,7 +61,7 @@ def classifier(attention: type = MultiHeadExternalAttention, pool: str = "class"
     ).eval()  # fmt: skip
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    return TrainedImageNetwork(network, NAMES, MEAN, STD, (16, 24), labels_pixels=False)
+    return ImagePredictor(network, describe("images", (16, 24)))
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def test_a_planted_slot_is_drawn_exactly_on_its_region(files, tmp_path, capsys) 
     near[15:41, 59:101] = True
     near[17:39, 61:99] = False
     assert (picture[~inside & ~near] == over_black(black)).all()
-    shade = grey(torch.tensor([250, 0, 0], dtype=torch.uint8).view(3, 1, 1))[0, 0, 0].item()
+    shade = to_greyscale(torch.tensor([250, 0, 0], dtype=torch.uint8).view(3, 1, 1))[0, 0, 0].item()
     assert (np.abs(picture[inside & ~near].astype(int) - over_black(red) - round(0.4 * shade)) <= 1).all()
 
 
@@ -120,7 +125,7 @@ def test_a_prediction_has_the_colours_of_its_classes(files, segmenter, tmp_path,
     warm, cold, _ = palette(3).tolist()
     for place, color, shade in (((60, 10), warm, 75), ((60, 100), cold, 28)):
         assert picture[place] == pytest.approx(np.array(over_black(color)) + round(0.4 * shade), abs=1)
-    subject = study_picture(files[1], read_image(files[1]), segmenter, size=60)
+    subject = segmenter.subject(files[1], size=60)
     view = subject.view("prediction", layer=0)
     assert [name for name, _ in view.legend] == ["cold", "warm"]  # by share; dark occurs nowhere
     assert (view.legend_title, view.title) == ("class", "halves")
@@ -148,9 +153,9 @@ def test_sheets(files, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_each_layer_is_drawn_by_its_own_grid(files, pool) -> None:
     trained = classifier(pool=pool)
-    subject = study_picture(files[0], read_image(files[0]), trained, size=96)
+    subject = trained.subject(files[0], size=96)
     with record_attention(trained.network) as maps, torch.inference_mode():
-        logits = trained.network(prepare(read_image(files[0]), trained))[0]
+        logits = trained.logits(read_image(files[0]))
     assert [layer.grid for layer in subject.layers.values()] == [(8, 12), (4, 6), (4, 6)]
     best = int(logits.argmax())
     assert subject.name == f"rectangle: {NAMES[best]} {100 * float(logits.softmax(0)[best]):.0f} %"
@@ -164,10 +169,9 @@ def test_each_layer_is_drawn_by_its_own_grid(files, pool) -> None:
 
 
 def test_a_head(files) -> None:
-    trained, picture = classifier(), read_image(files[0])
+    trained = classifier()
     views = [
-        study_picture(files[0], picture, trained, size=48, head=head).view("slot", layer=2, slot=1).values
-        for head in (*range(8), None)
+        trained.subject(files[0], size=48, head=head).view("slot", layer=2, slot=1).values for head in (*range(8), None)
     ]
     torch.testing.assert_close(torch.stack(views[:8]).mean(0), views[8])
     assert not torch.equal(views[0], views[1])
@@ -175,26 +179,26 @@ def test_a_head(files) -> None:
 
 def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
     trained = classifier()
-    subject = study_picture(files[1], read_image(files[1]), trained, size=48)
+    subject = trained.subject(files[1], size=48)
     view = subject.view("prediction", layer=0)
     # 30 x 30 pixels, of which a network for 16 x 24 sees 20 x 30.
     assert view.picture.shape == (32, 48, 3)
     assert torch.equal(view.colors.view_as(view.picture), view.picture)  # not tinted
     assert {name.split()[0] for name, _ in view.legend} == set(NAMES)
-    assert subject.find_pixel((0, 5)) == 0
-    assert subject.find_pixel((29, 24)) == 32 * 48 - 1
-    assert subject.find_pixel(None) == subject.find_pixel((15, 15))
+    assert subject.find_query("0,5") == 0
+    assert subject.find_query("29,24") == 32 * 48 - 1
+    assert subject.farthest_point() == subject.find_query("15,15")
     with pytest.raises(
         ValueError, match=r"halves\.png: --query .* y in 5\.\.24, which the network sees of it, got 3,2"
     ):
-        subject.find_pixel((3, 2))
+        subject.find_query("3,2")
 
 
 def test_self_attention_has_no_slots(files) -> None:
     trained = classifier(SelfAttention)
-    subject = study_picture(files[0], read_image(files[0]), trained, size=48)
+    subject = trained.subject(files[0], size=48)
     assert subject.modes == ("query", "prediction")
-    view = subject.view("query", layer=2, query=subject.find_pixel(None))
+    view = subject.view("query", layer=2, query=subject.farthest_point())
     assert view.color_bar.label == "weight of the query, layer 2"
     with pytest.raises(ValueError, match="has the modes query, prediction, not 'slots'"):
         subject.view("slots", layer=2)
@@ -204,11 +208,11 @@ def test_self_attention_has_no_slots(files) -> None:
 
 OUT = ("--output", "o.png")
 BAD = [
-    (("halves.png",), "Pictures are drawn into a picture: add --output drawn.png"),
-    (("halves.png", "--output", "o.ply"), "Pictures are drawn into a picture: add --output drawn.png"),
+    (("halves.png",), "Images are drawn into a picture: add --output drawn.png"),
+    (("halves.png", "--output", "o.ply"), "Images are drawn into a picture: add --output drawn.png"),
     (("halves.png", "--output", "no/where/o.png"), "No folder no/where to write o.png into"),
-    (("halves.png", "--animate", "o.gif"), "is for pictures: --animate is not for it"),
-    (("halves.png", "--category", "Chair", *OUT), "is for pictures: --category is not for it"),
+    (("halves.png", "--animate", "o.gif"), "names the class of every pixel: --animate is not for it"),
+    (("halves.png", "--category", "Chair", *OUT), "names the class of every pixel: --category is not for it"),
     (("halves.png", "--layer", "1", *OUT), "layer must be one of 0 (attention.attention), got 1"),
     (("halves.png", "--layer", "3", "--mode", "prediction", *OUT), "layer must be one of 0 (attention.attention)"),
     (("halves.png", "--slot", "3", *OUT), "slot must be in 0..2, got 3"),
@@ -223,7 +227,7 @@ BAD = [
     (("missing.png", *OUT), "No such file: missing.png"),
     (("bad.png", *OUT), "bad.png cannot be read as an image"),
     (("bad.png", "halves.png", "worse.png", "--grid", *OUT), "2 of 3 files cannot be read: bad.png cannot"),
-    (("cloud.npy", *OUT), "cloud.npy is not a picture, and the network is for pictures"),
+    (("cloud.npy", *OUT), "cloud.npy is not an image, and the network is for images"),
 ]
 
 
@@ -245,11 +249,11 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, tmp
 def test_a_network_for_clouds(files, tmp_path, capsys) -> None:
     code, _, error = run(capsys, files[0], "--output", tmp_path / "o.png")
     assert code == 2
-    assert "rectangle.png is a picture, and the network is for meshes and clouds" in error
+    assert "rectangle.png has an unknown extension '.png'" in error
     np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((50, 3)))
     code, _, error = run(capsys, tmp_path / "cloud.npy", "--head", 0, "--output", tmp_path / "o.png")
     assert code == 2
-    assert "is for meshes and clouds: --head is not for it" in error
+    assert "names the class of a mesh or cloud: --head is not for it" in error
 
 
 def test_attention_of_what_a_picture_was_filled_up_with_is_left_out():

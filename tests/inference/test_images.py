@@ -1,5 +1,6 @@
 """Classes of pictures and of their pixels, by networks whose answer is known: it is in the colours."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pcea.commands.predict import classify_pictures, predict
+from pcea.commands.predict import predict
 from pcea.datasets.images import read_image
 from pcea.datasets.masks import number_classes, read_mask
-from pcea.inference.images import (
-    ENDINGS,
-    PixelPrediction,
-    Window,
-    check_pictures,
-    classify_picture,
-    label_pixels,
-    of_logits,
-    prepare,
-    shown_window,
-    write_pixels,
-)
-from pcea.inference.networks import TrainedImageNetwork
+from pcea.inference.images import ImagePredictor, Window, load_image
+from pcea.inference.masks import MaskPrediction, MaskPredictor, to_masks, write_masks
+from pcea.io.description import NetworkDescription
 from pcea.visualization import palette
-from pcea.visualization.images import grey
+from pcea.visualization.images import to_greyscale
 
 NAMES = ("red", "green", "blue")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -45,8 +36,17 @@ class Colors(nn.Module):
         return 20 * (colors if self.per_pixel else colors.mean((2, 3)))
 
 
-def trained(per_pixel: bool, image_size: tuple[int, ...] = ()) -> TrainedImageNetwork:
-    return TrainedImageNetwork(Colors(per_pixel), NAMES, MEAN, STD, image_size, labels_pixels=per_pixel)
+def trained(per_pixel: bool, image_size: tuple[int, ...] = ()) -> ImagePredictor | MaskPredictor:
+    about = NetworkDescription(
+        "masks" if per_pixel else "images", "own.Colors", {}, NAMES, mean=MEAN, std=STD, image_size=image_size
+    )
+    return (MaskPredictor if per_pixel else ImagePredictor)(Colors(per_pixel), about)
+
+
+def shown(image: Tensor, predictor: ImagePredictor) -> Tensor:
+    """What the network is given of an image."""
+    predictor.predict(image)
+    return predictor.network.seen[-1]
 
 
 def picture(*colors: tuple[int, int, int], height: int = 10, width: int = 8) -> Tensor:
@@ -62,7 +62,7 @@ RED, GREEN, BLUE = (250, 10, 20), (5, 255, 40), (10, 20, 240)
 
 
 def test_colours_are_normalized_by_the_checkpoints_mean_and_deviation() -> None:
-    images = prepare(picture(RED), trained(per_pixel=True))
+    images = shown(picture(RED), trained(per_pixel=True))
     assert images.shape == (1, 3, 10, 8)
     expected = [(c / 255 - m) / s for c, m, s in zip(RED, MEAN, STD)]
     torch.testing.assert_close(images[0, :, 4, 4], torch.tensor(expected))
@@ -84,21 +84,21 @@ def test_a_classifier_sees_the_middle_in_the_form_of_its_training(
     size: tuple[int, int], image_size: tuple[int, int], window: Window
 ) -> None:
     given = torch.randint(256, (3, *size), dtype=torch.uint8)
-    assert shown_window(given, trained(per_pixel=False, image_size=image_size)) == window
-    assert prepare(given, trained(per_pixel=False, image_size=image_size)).shape == (1, 3, *image_size)
-    assert shown_window(given, trained(per_pixel=True, image_size=image_size)) == Window(0, 0, *size)
+    assert trained(per_pixel=False, image_size=image_size).window(given) == window
+    assert shown(given, trained(per_pixel=False, image_size=image_size)).shape == (1, 3, *image_size)
+    assert trained(per_pixel=True, image_size=image_size).window(given) == Window(0, 0, *size)
 
 
 def test_a_classifier_that_was_trained_on_these_pixels_sees_them_unchanged() -> None:
     given = torch.randint(256, (3, 32, 24), dtype=torch.uint8)
-    sized, unsized = (prepare(given, trained(per_pixel=False, image_size=size)) for size in ((32, 24), ()))
+    sized, unsized = (shown(given, trained(per_pixel=False, image_size=size)) for size in ((32, 24), ()))
     assert torch.equal(sized, unsized)
 
 
 @pytest.mark.parametrize(("longest_side", "expected"), [(30, (20, 30)), (60, (40, 60)), (1000, (40, 60)), (1, (1, 1))])
 def test_large_pictures_are_scaled_down_for_pixels(longest_side: int, expected: tuple[int, int]) -> None:
     network = trained(per_pixel=True)
-    prediction = label_pixels(torch.zeros(3, 40, 60, dtype=torch.uint8), network, longest_side=longest_side)
+    prediction = network.predict(torch.zeros(3, 40, 60, dtype=torch.uint8), longest_side=longest_side)
     assert tuple(network.network.seen[0].shape) == (1, 3, *expected)
     assert prediction.shown == expected
     assert prediction.label.shape == prediction.confidence.shape == (40, 60)
@@ -109,18 +109,17 @@ def test_large_pictures_are_scaled_down_for_pixels(longest_side: int, expected: 
 
 def test_the_class_of_a_picture() -> None:
     network = trained(per_pixel=False, image_size=(4, 4))
-    probabilities = classify_picture(picture(GREEN), network)
     expected = (20 * torch.tensor(GREEN) / 255).softmax(0)
-    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=1e-4)
     # Only the middle counts: red and blue are cut off.
-    torch.testing.assert_close(
-        classify_picture(picture(RED, GREEN, BLUE, height=8), network), expected, atol=1e-5, rtol=1e-4
-    )
+    for image in (picture(GREEN), picture(RED, GREEN, BLUE, height=8)):
+        names, probabilities = network.predict(image)
+        assert names == ("green", "blue", "red")
+        assert probabilities == pytest.approx([float(expected[i]) for i in (1, 2, 0)], abs=1e-5)
 
 
 @pytest.mark.parametrize("longest_side", [1000, 12])
 def test_the_class_of_every_pixel(longest_side: int) -> None:
-    prediction = label_pixels(picture(RED, BLUE, BLUE), trained(per_pixel=True), longest_side=longest_side)
+    prediction = trained(per_pixel=True).predict(picture(RED, BLUE, BLUE), longest_side=longest_side)
     truth = torch.tensor([0] * 8 + [2] * 16).expand(10, 24)
     assert torch.equal(prediction.label, truth)
     assert prediction.shares == pytest.approx({2: 2 / 3, 0: 1 / 3})
@@ -131,7 +130,7 @@ def test_the_class_of_every_pixel(longest_side: int) -> None:
 
 def test_probabilities_are_brought_to_the_size_of_the_picture_bilinearly(generator: torch.Generator) -> None:
     logits = torch.randn(3, 5, 7, generator=generator)
-    prediction = of_logits(logits, torch.zeros(3, 23, 31, dtype=torch.uint8), trained(per_pixel=True))
+    prediction = to_masks(logits, torch.zeros(3, 23, 31, dtype=torch.uint8), NAMES)
     larger = nn.functional.interpolate(logits.softmax(0)[None], (23, 31), mode="bilinear")[0]
     confidence, label = larger.max(0)
     torch.testing.assert_close(prediction.confidence, confidence)
@@ -150,7 +149,7 @@ def photo(tmp_path: Path) -> Path:
 def test_the_mask_holds_the_classes_and_can_be_trained_on(tmp_path: Path) -> None:
     label = torch.tensor([[0, 1, 2], [2, 254, 2]])
     names = tuple(str(number) for number in range(255))
-    write_pixels(tmp_path, "x", PixelPrediction(picture(RED, height=2, width=3), label, label / 255, names, (2, 3)))
+    write_masks(tmp_path, "x", MaskPrediction(picture(RED, height=2, width=3), label, label / 255, names, (2, 3)))
     assert torch.equal(read_mask(tmp_path / "x.png", number_classes(255)).long(), label)
     shown = read_image(tmp_path / "x.png").permute(1, 2, 0)
     assert torch.equal(shown, palette(255)[label])
@@ -159,15 +158,15 @@ def test_the_mask_holds_the_classes_and_can_be_trained_on(tmp_path: Path) -> Non
 def test_the_overlay_has_the_colours_of_the_classes_over_the_picture(tmp_path: Path) -> None:
     colors = picture(RED, BLUE, height=32, width=32)
     label = torch.tensor([1] * 32 + [0] * 32).expand(32, 64)
-    write_pixels(tmp_path, "x", PixelPrediction(colors, label, label / 2, NAMES, (32, 64)))
-    overlay = read_image(tmp_path / f"x{ENDINGS[1]}").permute(1, 2, 0)
+    write_masks(tmp_path, "x", MaskPrediction(colors, label, label / 2, NAMES, (32, 64)))
+    overlay = read_image(tmp_path / "x_overlay.jpg").permute(1, 2, 0)
     for column in (10, 50):
-        expected = 0.6 * palette(3)[label[5, column]].float() + 0.4 * grey(colors)[5, column].float()
+        expected = 0.6 * palette(3)[label[5, column]].float() + 0.4 * to_greyscale(colors)[5, column].float()
         torch.testing.assert_close(overlay[5, column].float(), expected, atol=6, rtol=0)  # JPEG
 
 
 def network_of(monkeypatch: pytest.MonkeyPatch, per_pixel: bool) -> None:
-    monkeypatch.setattr("pcea.commands.predict.load_network", lambda _: trained(per_pixel, image_size=(4, 4)))
+    monkeypatch.setattr("pcea.commands.predict.load", lambda *_, **__: trained(per_pixel, image_size=(4, 4)))
 
 
 def test_shares_are_printed_and_files_written(
@@ -189,8 +188,7 @@ def test_several_pictures_of_any_form(tmp_path: Path) -> None:
     Image.new("P", (30, 20), 0).save(tmp_path / "palette.gif")
     Image.new("RGBA", (30, 20), (250, 0, 0, 255)).save(tmp_path / "alpha.png")
     files = [tmp_path / name for name in ("grey.bmp", "palette.gif", "alpha.png")]
-    predictions = classify_pictures(files, trained(per_pixel=False, image_size=(4, 4)), top=5)
-    assert [prediction.file for prediction in predictions] == files
+    predictions = [trained(per_pixel=False, image_size=(4, 4)).predict(file, top=5) for file in files]
     assert predictions[2].class_names[0] == "red"
     assert all(sum(prediction.probabilities) == pytest.approx(1) for prediction in predictions)
 
@@ -198,7 +196,7 @@ def test_several_pictures_of_any_form(tmp_path: Path) -> None:
 # Errors
 
 
-def test_unreadable_pictures_are_counted_and_nothing_is_written(
+def test_unreadable_images_are_named_and_the_others_are_there(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
@@ -206,20 +204,26 @@ def test_unreadable_pictures_are_counted_and_nothing_is_written(
     files = [photo, tmp_path / "text.jpg", tmp_path / "half.png"]
     for per_pixel, output in ((True, "out"), (False, "out.csv")):
         network_of(monkeypatch, per_pixel)
-        with pytest.raises(ValueError, match=r"2 of 3 files cannot be read: .*text\.jpg cannot.*half\.png cannot"):
+        with pytest.raises(SystemExit, match="1"):
             predict(files, output=tmp_path / output)
-        assert not (tmp_path / output).exists()
-        assert capsys.readouterr().out == ""
+        assert (tmp_path / output).exists()
+        printed = capsys.readouterr()
+        assert printed.out.startswith(str(photo))
+        message = r"pcea: error: 2 of 3 files cannot be read: .*text\.jpg cannot.*half\.png cannot"
+        assert re.match(message, printed.err)
+        with pytest.raises(ValueError, match="2 of 2 files cannot be read"):
+            predict(files[1:], output=tmp_path / f"no_{output}")
+        assert not (tmp_path / f"no_{output}").exists()
 
 
 @pytest.mark.parametrize(
     ("per_pixel", "options", "message"),
     [
         (True, {"top": 2}, "names the class of every pixel: --top is not for it"),
-        (False, {"longest_side": 100}, "names the class of a picture: --longest_side is not for it"),
-        (True, {"category": "Chair"}, "is for pictures: --category is not for it"),
-        (False, {"num_points": 9}, "is for pictures: --num_points is not for it"),
-        (False, {"up": "z"}, "is for pictures: --up is not for it"),
+        (False, {"longest_side": 100}, "names the class of an image: --longest_side is not for it"),
+        (True, {"category": "Chair"}, "names the class of every pixel: --category is not for it"),
+        (False, {"num_points": 9}, "names the class of an image: --num_points is not for it"),
+        (False, {"up": "z"}, "names the class of an image: --up is not for it"),
         (True, {"longest_side": 0}, "longest_side must be at least 1, got 0"),
         (False, {"top": 0}, "top must be at least 1, got 0"),
         (False, {"output": Path()}, "is a folder: .* writes a CSV file"),
@@ -244,16 +248,20 @@ def test_a_cloud_is_no_picture_and_a_picture_no_cloud(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "cloud.npy", np.zeros((9, 3)))
-    with pytest.raises(ValueError, match=r"photo\.png is a picture, and the network is for meshes and clouds"):
-        predict([tmp_path / "cloud.npy", photo])
+    with pytest.raises(ValueError, match=r"photo\.png has an unknown extension '\.png'; known are"):
+        predict([photo])
     network_of(monkeypatch, per_pixel=False)
-    with pytest.raises(ValueError, match=r"cloud\.npy is not a picture, and the network is for pictures \(\.jpg"):
-        predict([photo, tmp_path / "cloud.npy"])
+    with pytest.raises(ValueError, match=r"cloud\.npy is not an image, and the network is for images \(\.jpg"):
+        predict([tmp_path / "cloud.npy"])
 
 
-def test_the_other_kind_of_network(photo: Path) -> None:
-    check_pictures([photo])
-    with pytest.raises(ValueError, match="names the class of every pixel, not of a picture"):
-        classify_picture(picture(RED), trained(per_pixel=True))
-    with pytest.raises(ValueError, match="names the class of a picture, not of every pixel"):
-        label_pixels(picture(RED), trained(per_pixel=False))
+@pytest.mark.parametrize("image", [np.zeros((9, 8), np.uint8), torch.zeros(3, 9, 8), np.zeros((3, 9, 8), np.uint8)])
+def test_what_is_no_image(image: object) -> None:
+    with pytest.raises(ValueError, match=r"must be \(3, H, W\) uint8, or as an array \(H, W, 3\)"):
+        load_image(image)
+
+
+def test_images_in_memory() -> None:
+    image = picture(RED, GREEN)
+    assert torch.equal(load_image(image.permute(1, 2, 0).numpy()), image)
+    assert str(trained(per_pixel=True).predict(image)).startswith("16 x 10 pixels  red 50.0 %  green 50.0 %")

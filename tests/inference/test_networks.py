@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pcea.inference.networks import load_network
+from pcea.inference.masks import MaskPredictor
+from pcea.inference.networks import find_device, load
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.weights import save_weights
 from pcea.models.eamlp import ImageTransformer
@@ -40,8 +41,10 @@ def image_weights(builder, network, arguments):
 def test_a_classifier_comes_back_from_its_weights(tmp_path, written, made):
     network = ImageTransformer(made, **SIZES).eval()
     save_weights(tmp_path / "w", image_weights("ImageTransformer", network, {"attention": written, **SIZES}))
-    trained = load_network(str(tmp_path / "w"))
-    assert trained[1:] == (NAMES, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (16, 24), False)
+    trained = load(tmp_path / "w")
+    about = trained.description
+    assert (about.mean, about.std, about.image_size) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), (16, 24))
+    assert trained.class_names == NAMES
     assert not trained.network.training
     images = torch.randn(2, 3, 16, 24)
     torch.testing.assert_close(trained.network(images), network(images), atol=0.01, rtol=0.01)
@@ -51,7 +54,40 @@ def test_a_segmenter_comes_back_from_its_weights(tmp_path):
     arguments = {"num_classes": 3, "depth": [1, 1, 1, 1], "width": 4}
     network = EANet(**arguments).eval()
     save_weights(tmp_path / "w", image_weights("EANet", network, arguments))
-    trained = load_network(str(tmp_path / "w"))
-    assert trained.labels_pixels
+    trained = load(tmp_path / "w")
+    assert isinstance(trained, MaskPredictor)
     images = torch.randn(1, 3, 17, 24)
     torch.testing.assert_close(trained.network(images), network(images), atol=0.03, rtol=0.03)
+
+
+def test_a_network_of_the_users_own(tmp_path, monkeypatch):
+    """It is used by its task alone, and imported on the user's word alone."""
+    (tmp_path / "own_package.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    num_classes = 2\n"
+        "    def __init__(self, scale):\n"
+        "        super().__init__()\n        self.scale = torch.nn.Parameter(torch.tensor(float(scale)))\n"
+        "    def forward(self, points, features=None, *, mask=None):\n"
+        "        return self.scale * torch.stack((points[..., 1].amax(1), points[..., 0].amax(1)), 1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    description = NetworkDescription("points", "own_package.Net", {"scale": 1}, ("tall", "wide"))
+    save_weights(tmp_path / "own", StoredNetwork(description, {"scale": torch.tensor(50.0)}))
+    with pytest.raises(ValueError, match=r"names own_package\.Net, which is not of pcea.*--trust own_package"):
+        load(tmp_path / "own")
+    trained = load(tmp_path / "own", trust=["own_package"])
+    assert trained.predict(torch.rand(100, 3) * torch.tensor([1.0, 5, 1])).class_names[0] == "tall"
+
+
+def test_generators_are_loaded_elsewhere(tmp_path):
+    save_weights(tmp_path / "g", StoredNetwork(NetworkDescription("generation", "pcea.models.Generator"), {}))
+    with pytest.raises(ValueError, match="makes images and is shown none"):
+        load(tmp_path / "g")
+
+
+def test_devices():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=rf"No device '{name}' on this machine .*--device auto or cpu"):
+            find_device(name)

@@ -11,15 +11,15 @@ from torch import nn
 from torchvision.ops import masks_to_boxes
 
 from pcea.commands.predict import predict
-from pcea.inference.networks import TrainedDetector
 from pcea.inference.objects import (
     ObjectPrediction,
+    ObjectPredictor,
     add_to_coco,
     coco_annotations,
     coco_dataset,
     draw_objects,
-    find_objects,
 )
+from pcea.io.description import NetworkDescription
 
 NAMES = ("red", "green")
 PURE = ((255, 0, 0), (0, 255, 0))
@@ -48,7 +48,8 @@ class Colors(nn.Module):
 
 
 def trained(has_masks=True):
-    return TrainedDetector(Colors(has_masks), NAMES, (4, 9))
+    about = NetworkDescription("objects", "own.Colors", {}, NAMES, category_ids=(4, 9))
+    return ObjectPredictor(Colors(has_masks), about)
 
 
 def picture():
@@ -62,27 +63,27 @@ def picture():
 
 @pytest.mark.parametrize(("threshold", "labels"), [(0.0, [0, 1]), (0.5, [0]), (0.95, [])])
 def test_objects_above_a_threshold(threshold, labels):
-    found = find_objects(picture(), trained(), threshold=threshold)
+    found = trained().predict(picture(), threshold=threshold)
     assert found.label.tolist() == labels
     assert len(found.boxes) == len(found.scores) == len(found.masks) == len(labels)
     assert found.numbers == {NAMES[i]: 1 for i in labels}
 
 
 def test_objects_by_hand():
-    found = find_objects(picture(), trained(), threshold=0.1)
+    found = trained().predict(picture(), threshold=0.1)
     assert found.boxes.tolist() == [[2, 1, 8, 5], [12, 6, 15, 9]]
     assert found.masks.sum((1, 2)).tolist() == [23, 9]
-    assert find_objects(picture(), trained(has_masks=False)).masks is None
+    assert trained(has_masks=False).predict(picture()).masks is None
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5])
 def test_wrong_threshold(threshold):
     with pytest.raises(ValueError, match=rf"threshold must be in 0\.\.1, got {threshold}"):
-        find_objects(picture(), trained(), threshold=threshold)
+        trained().predict(picture(), threshold=threshold)
 
 
 def test_results_of_coco():
-    found = find_objects(picture(), trained(), threshold=0.1)
+    found = trained().predict(picture(), threshold=0.1)
     first, second = coco_annotations(found, 17, (4, 9))
     assert (first["image_id"], first["category_id"], first["bbox"], first["score"]) == (17, 4, [2, 1, 6, 4], 0.9)
     assert second["category_id"] == 9
@@ -94,7 +95,7 @@ def test_results_of_coco():
 
 def test_a_coco_dataset_of_two_pictures():
     dataset = coco_dataset(NAMES, (4, 9))
-    found = find_objects(picture(), trained(), threshold=0.1)
+    found = trained().predict(picture(), threshold=0.1)
     add_to_coco(dataset, "a.png", found)
     add_to_coco(dataset, "b.png", found._replace(masks=None))
     assert dataset["categories"] == [{"id": 4, "name": "red"}, {"id": 9, "name": "green"}]
@@ -163,7 +164,7 @@ def test_small_pictures_are_enlarged_with_what_is_drawn(size, asked, shape):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr("pcea.commands.predict.load_network", lambda _: trained())
+    monkeypatch.setattr("pcea.commands.predict.load", lambda *_, **__: trained())
     paths = [tmp_path / "one.png", tmp_path / "two.png"]
     Image.fromarray(picture().permute(1, 2, 0).numpy()).save(paths[0])
     Image.fromarray(np.full((12, 20, 3), 90, dtype=np.uint8)).save(paths[1])
@@ -191,8 +192,8 @@ def test_options_of_other_networks_are_refused(files):
     for options, message in (
         ({"top": 3}, "finds objects: --top is not for it"),
         ({"longest_side": 100}, "finds objects: --longest_side is not for it"),
-        ({"category": "Chair"}, "is for pictures: --category is not for it"),
-        ({"up": "z"}, "is for pictures: --up is not for it"),
+        ({"category": "Chair"}, "finds objects: --category is not for it"),
+        ({"up": "z"}, "finds objects: --up is not for it"),
     ):
         with pytest.raises(ValueError, match=message):
             predict(files, **options)
@@ -200,5 +201,5 @@ def test_options_of_other_networks_are_refused(files):
 
 def test_a_threshold_is_for_objects_alone(files, monkeypatch):
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="finds no objects: --threshold is not for it"):
+    with pytest.raises(ValueError, match="names the class of a mesh or cloud: --threshold is not"):
         predict(files, threshold=0.3)

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from examples import NUM_POINTS, PARTS, true_parts
+from examples import NUM_POINTS, PARTS, describe_parts, true_parts
 from examples import PART_NAMES as NAMES
 from examples import PART_SIZES as SIZES
 from examples import trained_on_parts as trained
 
 from pcea.datasets.part_files import read_part_file
-from pcea.inference.networks import TrainedNetwork
 from pcea.inference.parts import (
+    PartPredictor,
     find_category,
-    predict_parts,
-    read_clouds,
     write_parts,
 )
+from pcea.inference.points import load_cloud
+from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, load_points, normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
 from pcea.visualization import palette
@@ -30,7 +30,7 @@ def cube(count, generator):
 @pytest.mark.parametrize(("count", "points_per_pass"), [(500, None), (500, 0), (500, 100), (40, None)])
 def test_every_point_gets_a_part_of_its_category_in_order(generator, category, count, points_per_pass):
     points = cube(count, generator)
-    prediction = predict_parts(Points(points), trained(), category=category, points_per_pass=points_per_pass)
+    prediction = trained().predict(Points(points), category=category, points_per_pass=points_per_pass)
     truth = true_parts(normalize_points(points), category)
     assert (prediction.part_label == truth).float().mean() > 0.85
     assert set(prediction.part_label.tolist()) == set(PARTS[category])
@@ -43,16 +43,16 @@ def test_the_network_sees_as_many_points_as_it_was_trained_for(generator):
     seen = []
     handle = trained().network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
     for points_per_pass in (None, 50, 0):
-        predict_parts(Points(cube(130, generator)), trained(), category="bar", points_per_pass=points_per_pass)
+        trained().predict(Points(cube(130, generator)), category="bar", points_per_pass=points_per_pass)
     handle.remove()
     assert seen == [(3, 64, 3), (3, 50, 3), (1, 130, 3)]
 
 
 def test_unit_place_and_upward_axis_do_not_matter_and_come_back(generator):
     points = cube(300, generator)
-    upright = predict_parts(Points(points), trained(), category="tower")
+    upright = trained().predict(Points(points), category="tower")
     moved = Points(50 * points[:, [0, 2, 1]] * torch.tensor([1, -1, 1]) + 7)  # stands along z
-    prediction = predict_parts(moved, trained(), category="tower", up="z")
+    prediction = trained().predict(moved, category="tower", up="z")
     assert prediction.points.equal(moved.points)
     assert prediction.part_label.equal(upright.part_label)
     torch.testing.assert_close(prediction.confidence, upright.confidence, atol=1e-3, rtol=0)
@@ -63,9 +63,9 @@ def test_a_survey_far_from_the_origin_is_labelled_as_well_and_written_to_the_cen
     far = np.round(near + np.array([500000, 5400000, 300]), 2)  # UTM; float32 would round to half a metre
     np.savetxt(tmp_path / "near.xyz", near, fmt="%.2f")
     np.savetxt(tmp_path / "far.xyz", far, fmt="%.2f")
-    here, there = read_clouds([tmp_path / "near.xyz", tmp_path / "far.xyz"], num_points=1)
-    expected = predict_parts(here, trained(), category="tower").part_label
-    prediction = predict_parts(there, trained(), category="tower")
+    here, there = tmp_path / "near.xyz", tmp_path / "far.xyz"
+    expected = trained().predict(here, category="tower").part_label
+    prediction = trained().predict(there, category="tower")
     assert (prediction.part_label == expected).float().mean() > 0.99
     write_parts(tmp_path, "out", prediction)
     for extension in (".ply", ".npz"):
@@ -79,18 +79,19 @@ def constant(points, features=None, *, category=None):
 
 def test_confidence_is_the_probability_among_the_parts_of_the_category(monkeypatch):
     monkeypatch.setattr(trained().network, "forward", constant)
-    prediction = predict_parts(Points(torch.rand(7, 3)), trained(), category="tower")
+    prediction = trained().predict(Points(torch.rand(7, 3)), category="tower")
     assert prediction.part_label.tolist() == [3] * 7
     torch.testing.assert_close(prediction.confidence, torch.full((7,), 0.75), atol=1e-4, rtol=0)
 
 
 def test_scenes_have_no_category(generator):
-    network = TrainedNetwork(eat_part_segmenter(5, 0, **SIZES).eval(), NAMES, NUM_POINTS, {})
-    prediction = predict_parts(Points(cube(70, generator)), network)
+    about = NetworkDescription("parts", "pcea.eat_part_segmenter", {}, NAMES, NUM_POINTS)
+    network = PartPredictor(eat_part_segmenter(5, 0, **SIZES), about)
+    prediction = network.predict(Points(cube(70, generator)))
     assert (prediction.category, prediction.parts) == ("", (0, 1, 2, 3, 4))
     assert list(prediction.shares) == list(NAMES)
     with pytest.raises(ValueError, match="no categories: leave --category tower out"):
-        predict_parts(Points(cube(70, generator)), network, category="tower")
+        network.predict(Points(cube(70, generator)), category="tower")
 
 
 def test_find_category():
@@ -114,7 +115,7 @@ def test_meshes_are_sampled_and_clouds_stay_whole_and_in_order(tmp_path, rng):
     trimesh.PointCloud(points).export(tmp_path / "cloud.ply")
     np.save(tmp_path / "colors.npy", np.hstack([points, 200 * points]))
     names = ("box.off", "box.ply", "labelled.txt", "bare.npy", "cloud.ply", "colors.npy")
-    off, ply, *clouds = read_clouds([tmp_path / name for name in names], num_points=30)
+    off, ply, *clouds = (load_cloud(tmp_path / name, mesh_points=30) for name in names)
     for mesh in (off, ply):
         assert mesh.points.shape == mesh.normals.shape == (30, 3)
     for cloud in clouds:
@@ -123,22 +124,10 @@ def test_meshes_are_sampled_and_clouds_stay_whole_and_in_order(tmp_path, rng):
     assert [cloud.normals for cloud in clouds[1:]] == [None] * 3
 
 
-def test_unreadable_files_are_counted_and_named(tmp_path, rng):
-    np.save(tmp_path / "good.npy", rng.random((9, 3)))
-    np.save(tmp_path / "bad.npy", np.full((9, 3), np.nan))
-    (tmp_path / "bad.ply").write_text("no mesh")
-    (tmp_path / "bad.off").write_text("OFF\n0 0 0\n")
-    files = [tmp_path / name for name in ("good.npy", "bad.npy", "bad.ply", "bad.off")]
-    with pytest.raises(ValueError, match=r"3 of 4 files cannot be read: .*bad\.npy: 9 of 9.*bad\.ply .*bad\.off is a"):
-        read_clouds(files, num_points=10)
-    with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
-        read_clouds(files, num_points=0)
-
-
 @pytest.fixture
 def written(tmp_path, generator):
     normals = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=1)
-    prediction = predict_parts(Points(cube(200, generator), normals), trained(), category="bar")
+    prediction = trained().predict(Points(cube(200, generator), normals), category="bar")
     write_parts(tmp_path, "scan", prediction)
     return tmp_path, prediction
 
@@ -186,7 +175,7 @@ def test_the_result_is_a_labelled_cloud(written, extension):
 
 
 def test_without_normals_there_are_none_in_the_files(tmp_path, generator):
-    write_parts(tmp_path, "scan", predict_parts(Points(cube(70, generator)), trained(), category="bar"))
+    write_parts(tmp_path, "scan", trained().predict(Points(cube(70, generator)), category="bar"))
     assert "normals" not in np.load(tmp_path / "scan.npz")
     assert b"property float nx" not in (tmp_path / "scan.ply").read_bytes()
 
@@ -194,7 +183,24 @@ def test_without_normals_there_are_none_in_the_files(tmp_path, generator):
 def test_errors(generator):
     cloud = Points(cube(70, generator))
     with pytest.raises(ValueError, match="points_per_pass must be at least 1, or 0 for all points, got -1"):
-        predict_parts(cloud, trained(), category="bar", points_per_pass=-1)
-    with_normals = trained()._replace(network=eat_part_segmenter(5, 2, in_channels=6, **SIZES).eval())
-    with pytest.raises(ValueError, match="needs normals; the cloud has none"):
-        predict_parts(cloud, with_normals, category="bar")
+        trained().predict(cloud, category="bar", points_per_pass=-1)
+    with pytest.raises(ValueError, match="num_points must be at least 1, got 0"):
+        trained().predict(cloud, category="bar", num_points=0)
+
+
+def test_normals_are_estimated_with_a_warning(generator):
+    pytest.importorskip("open3d")
+    arguments = {"num_classes": 5, "num_categories": 2, "in_channels": 6, **SIZES}
+    with_normals = PartPredictor(eat_part_segmenter(**arguments), describe_parts(arguments))
+    with pytest.warns(UserWarning, match="The array has no normals, which the network needs: they are estimated"):
+        prediction = with_normals.predict(cube(70, generator), category="bar")
+    torch.testing.assert_close(prediction.normals.norm(dim=1), torch.ones(70))
+
+
+def test_what_is_printed(generator):
+    prediction = trained().predict(cube(300, generator), category="tower")
+    foot = 100 * float((prediction.part_label == PARTS["tower"][0]).float().mean())
+    confidence = 100 * float(prediction.confidence.mean())
+    assert str(prediction) == (
+        f"tower  300 points  foot {foot:.1f} %  head {100 - foot:.1f} %  mean confidence {confidence:.1f} %"
+    )

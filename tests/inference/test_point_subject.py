@@ -1,7 +1,5 @@
 """What a network makes of a file, with the part network of test_part_prediction and an untrained classifier."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from examples import NUM_POINTS, PARTS, true_parts
@@ -9,21 +7,26 @@ from examples import POINT_SIZES as SIZES
 from examples import trained_on_parts as trained
 
 from pcea import eat_classifier
-from pcea.inference.networks import TrainedNetwork
-from pcea.inference.point_subject import StudiedFile
+from pcea.inference.point_subject import PartSubject, PointSubject
+from pcea.inference.points import PointPredictor
+from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points, orient
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder
 from pcea.nn.attention import OffsetAttention, record_attention
 from pcea.visualization import palette
-from pcea.visualization.browser import shared_views
+from pcea.visualization.subject import shared_views
 
-FILE = Path("folder/shape.off")
+FILE = "folder/shape.off"
 
 
-def classifier(num_points: int = 40, **sizes) -> TrainedNetwork:
+def predictor(network: torch.nn.Module, names: tuple[str, ...], num_points: int) -> PointPredictor:
+    return PointPredictor(network, NetworkDescription("points", "own.network", {}, names, num_points))
+
+
+def classifier(num_points: int = 40, **sizes) -> PointPredictor:
     torch.manual_seed(0)
     network = eat_classifier(3, **{**SIZES, **sizes}).eval()
-    return TrainedNetwork(network, ("cup", "lamp", "table"), num_points, {})
+    return predictor(network, ("cup", "lamp", "table"), num_points)
 
 
 def cloud(N: int = 100) -> Points:
@@ -32,7 +35,7 @@ def cloud(N: int = 100) -> Points:
 
 def test_the_network_sees_a_subset_upright_and_normalized() -> None:
     trained, points = classifier(), cloud()
-    subject = StudiedFile(FILE, points, trained, up="z", seed=3)
+    subject = PointSubject(FILE, points, trained, up="z", seed=3)
     upright = normalize_points(orient(points.points, "z"))
     assert subject.points.equal(upright)  # in the file's order
     chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:40]
@@ -47,19 +50,19 @@ def test_the_network_sees_a_subset_upright_and_normalized() -> None:
 @pytest.mark.parametrize(("points_per_pass", "shown"), [(None, 40), (60, 60), (0, 100), (1000, 100)])
 def test_how_many_points_the_network_sees(points_per_pass: int | None, shown: int) -> None:
     trained = classifier(num_centers=())
-    subject = StudiedFile(FILE, cloud(), trained, points_per_pass=points_per_pass)
+    subject = PointSubject(FILE, cloud(), trained, points_per_pass=points_per_pass)
     assert all(layer.weights.shape == (1, shown, 8) for layer in subject.layers.values())
 
 
 def test_attention_is_exact_where_the_network_saw_the_point() -> None:
-    subject = StudiedFile(FILE, cloud(), classifier(num_centers=()), points_per_pass=0)
+    subject = PointSubject(FILE, cloud(), classifier(num_centers=()), points_per_pass=0)
     for layer, attention in enumerate(subject.layers.values()):
         torch.testing.assert_close(subject.weights(layer), attention.weights[0])
 
 
 def test_a_classifiers_prediction() -> None:
     trained = classifier()
-    view = StudiedFile(FILE, cloud(), trained).view("prediction", layer=0)
+    view = PointSubject(FILE, cloud(), trained).view("prediction", layer=0)
     assert [name.split()[0] for name, _ in view.legend] == sorted(
         trained.class_names, key=lambda name: -float(next(n.split()[1] for n, _ in view.legend if n.startswith(name)))
     )
@@ -70,7 +73,7 @@ def test_a_classifiers_prediction() -> None:
 def test_critical_points_are_those_that_win_the_maximum() -> None:
     """Each of the 32 pooled channels is decided by one centre; by hand from the encoder's own outputs."""
     trained, points = classifier(num_points=0, num_centers=()), cloud()
-    subject = StudiedFile(FILE, points, trained)
+    subject = PointSubject(FILE, points, trained)
     view = subject.view("critical", layer=0)
     encoder = trained.network.encoder
     with torch.inference_mode():
@@ -85,7 +88,7 @@ def test_critical_points_are_those_that_win_the_maximum() -> None:
 
 def test_parts_and_their_confidence() -> None:
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
-    subject = StudiedFile(Path("tower.npy"), Points(points), trained(), category="tower")
+    subject = PartSubject("tower.npy", Points(points), trained(), category="tower")
     assert subject.modes == ("slots", "slot", "query", "critical", "prediction", "parts")
     view = subject.view("parts", layer=0)
     assert [name for name, _ in view.legend] == ["foot", "head"]
@@ -106,7 +109,7 @@ def test_parts_and_their_confidence() -> None:
 def test_self_attention_has_no_slots() -> None:
     encoder = PointTransformerEncoder(OffsetAttention, dim=16, num_centers=(), input_layers=0, out_channels=32)
     network = PointTransformerClassifier(encoder, num_classes=3, widths=(16, 8)).eval()
-    subject = StudiedFile(FILE, cloud(), TrainedNetwork(network, ("a", "b", "c"), 40, {}))
+    subject = PointSubject(FILE, cloud(), predictor(network, ("a", "b", "c"), 40))
     assert subject.modes == ("query", "critical", "prediction")
     assert subject.view("query", layer=1, query=3).color_bar.label.startswith("weight of the query")
     with pytest.raises(ValueError, match="has the modes query, critical, prediction, not 'slots'"):
@@ -115,7 +118,7 @@ def test_self_attention_has_no_slots() -> None:
 
 def test_several_files_share_their_colours() -> None:
     trained = classifier()
-    subjects = [StudiedFile(FILE, Points(cloud(N).points + N), trained) for N in (90, 100)]
+    subjects = [PointSubject(FILE, Points(cloud(N).points + N), trained) for N in (90, 100)]
     first, second = (dict(view.legend) for view in shared_views(subjects, "slots", layer=3))
     assert {name: first[name] for name in first.keys() & second.keys()} == {n: second[n] for n in first.keys() & second}
 
@@ -129,11 +132,11 @@ def test_several_files_share_their_colours() -> None:
 )
 def test_errors(points: int, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StudiedFile(FILE, cloud(points), classifier(), **options)
+        PointSubject(FILE, cloud(points), classifier(), **options)
 
 
 def test_a_layer_that_is_not_there_is_named_in_every_mode() -> None:
-    subject = StudiedFile(FILE, cloud(), classifier())
+    subject = PointSubject(FILE, cloud(), classifier())
     for mode in subject.modes:
         with pytest.raises(ValueError, match=r"layer must be one of 0 \(encoder.blocks.0.attention\), .*, got 4"):
             subject.view(mode, layer=4)
@@ -153,4 +156,4 @@ def test_a_network_without_attention() -> None:
     encoder = PointTransformerEncoder(Plain, dim=16, num_centers=(), input_layers=0)
     network = PointTransformerClassifier(encoder, num_classes=3).eval()
     with pytest.raises(ValueError, match="contains no attention layer"):
-        StudiedFile(FILE, cloud(), TrainedNetwork(network, ("a", "b", "c"), 40, {}))
+        PointSubject(FILE, cloud(), predictor(network, ("a", "b", "c"), 40))

@@ -1,6 +1,6 @@
 import pytest
 
-from pcea.io.atomic import atomic_file
+from pcea.io.atomic import atomic_file, atomic_folder
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -26,3 +26,43 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
         part.write_text("text")
     assert str(raised.value.filename) == str(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with atomic_folder(folder) as temporary:
+        (temporary / "a.ply").write_text("first")
+        assert not (folder / "a.ply").exists()
+
+    def fail():
+        with atomic_folder(folder) as temporary:
+            (temporary / "a.ply").write_text("second")
+            (temporary / "b.ply").write_text("second")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert [path.name for path in folder.iterdir()] == ["a.ply"]
+    assert (folder / "a.ply").read_text() == "first"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"^Cannot write to .*file/out: Not a directory\.$"),
+        atomic_folder(tmp_path / "file" / "out"),
+    ):
+        pass
+
+    def read_only(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pcea.io.atomic.TemporaryDirectory", read_only)
+    with pytest.raises(OSError, match=r"^Cannot write to .*: Permission denied\.$"), atomic_folder(tmp_path):
+        pass
+
+
+def test_an_error_of_reading_is_not_one_of_writing(tmp_path):
+    """What happens inside has a message of its own."""
+    with pytest.raises(OSError, match=r"^could not read that$"), atomic_folder(tmp_path / "out"):
+        raise OSError("could not read that")

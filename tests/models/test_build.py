@@ -138,9 +138,9 @@ def test_a_file_does_not_execute_anything(tempting, tmp_path, classifier, capsys
     torch.save(checkpoint(content, classifier.state_dict()), tmp_path / "hostile.ckpt")
     torch.save({}, tmp_path / "cloud.npy")
     options = {
-        "predict": ["predict", "cloud.npy", "--ckpt_path", "hostile.ckpt"],
-        "visualize": ["visualize", "cloud.npy", "--checkpoint", "hostile.ckpt", "--output", "x.png"],
-        "export": ["export", "hostile.ckpt", "out.safetensors"],
+        "predict": ["predict", "cloud.npy", "--weights", "hostile.ckpt"],
+        "visualize": ["visualize", "cloud.npy", "--weights", "hostile.ckpt", "--output", "x.png"],
+        "export": ["export", "hostile.ckpt", "--output", "out.safetensors"],
     }
     before = set(sys.modules)
     if command == "load_generator":

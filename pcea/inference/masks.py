@@ -1,0 +1,137 @@
+"""The class of every pixel of an image: semantic segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcea.inference.base import Predictor
+from pcea.inference.images import ImageSource, Window, load_image, prepare
+from pcea.visualization.colors import palette
+from pcea.visualization.images import blend, to_greyscale
+
+LONGEST_SIDE = 1024
+"""Pixels along the longer side of the image that a network is shown, unless told otherwise."""
+
+
+class MaskPrediction(NamedTuple):
+    """The class of every pixel of one image. `print` shows what the command prints.
+
+    Attributes:
+        picture: Its colours, (3, H, W) uint8.
+        label: Class of each pixel, (H, W) int64; a position in `class_names`.
+        confidence: Probability of that class, (H, W), in 0..1.
+        class_names: Names of all classes of the network.
+        shown: Height and width at which the network saw the picture.
+    """
+
+    picture: Tensor
+    label: Tensor
+    confidence: Tensor
+    class_names: tuple[str, ...]
+    shown: tuple[int, int]
+
+    def __str__(self) -> str:
+        H, W = self.label.shape
+        seen = "" if self.shown == (H, W) else f", seen as {self.shown[1]} x {self.shown[0]}"
+        shares = [f"{self.class_names[c]} {100 * share:.1f} %" for c, share in self.shares.items()]
+        confidence = f"mean confidence {100 * float(self.confidence.mean()):.1f} %"
+        return "  ".join([f"{W} x {H} pixels{seen}", *shares, confidence])
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The share of the pixels that each class which occurs has, in 0..1, largest first."""
+        counts = self.label.flatten().bincount(minlength=len(self.class_names)) / self.label.numel()
+        return {int(c): float(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
+
+
+class MaskPredictor(Predictor):
+    """Names the class of every pixel of images."""
+
+    sees_images: ClassVar[bool] = True
+    purpose: ClassVar[str] = "names the class of every pixel"
+    endings: ClassVar[tuple[str, ...]] = (".png", "_overlay.jpg")
+
+    @torch.inference_mode()
+    def predict(self, source: ImageSource, *, longest_side: int = LONGEST_SIDE) -> MaskPrediction:
+        """Name the class of every pixel.
+
+        Args:
+            source: A file; or colours, a tensor (3, H, W) or an array (H, W, 3), uint8.
+            longest_side: A larger image is shown to the network scaled down to this many pixels along its longer side;
+                the probabilities are brought back to its own size.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not an image, or `longest_side` is not positive.
+        """
+        self.check(longest_side=longest_side)
+        image = load_image(source)
+        return to_masks(self.logits(image, longest_side=longest_side), image, self.class_names)
+
+    def check(self, *, longest_side: int = LONGEST_SIDE, **_: Any) -> None:
+        """Refuse options that fit no file."""
+        if longest_side < 1:
+            raise ValueError(f"longest_side must be at least 1, got {longest_side}.")
+
+    def logits(self, image: Tensor, *, longest_side: int = LONGEST_SIDE) -> Tensor:
+        """What the network says of colours (3, H, W) uint8: logits (P, h, w) on the CPU, at the size it was shown."""
+        size = tuple(image.shape[1:])
+        if max(size) > longest_side:
+            size = tuple(max(1, round(length * longest_side / max(size))) for length in size)
+        # Convolutions keep this layout, and are faster in it.
+        images = prepare(image, size, self).contiguous(memory_format=torch.channels_last)
+        return self.network(images)[0].float().cpu()
+
+    def window(self, image: Tensor) -> Window:
+        """What the network is shown of an image (3, H, W): all of it."""
+        return Window(0, 0, *image.shape[1:])
+
+    def write(self, folder: Path, stem: str, prediction: MaskPrediction) -> None:
+        """Write `<stem>.png` and `<stem>_overlay.jpg`; see `write_masks`."""
+        write_masks(folder, stem, prediction)
+
+    def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
+        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        from pcea.inference.image_subject import MaskSubject
+
+        return MaskSubject(source, self, size=size, head=head)
+
+
+def to_masks(logits: Tensor, picture: Tensor, class_names: tuple[str, ...]) -> MaskPrediction:
+    """The class of every pixel of a picture (3, H, W), by logits (P, h, w) at another size."""
+    probabilities = logits.float().softmax(0)
+    shown, size = (logits.shape[1], logits.shape[2]), tuple(picture.shape[1:])
+    if shown == size:
+        confidence, label = probabilities.max(0)
+        return MaskPrediction(picture, label, confidence, class_names, shown)
+    confidence, label = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
+    # One class at a time: the probabilities of all of them in the size of a photograph take gigabytes.
+    for number, probability in enumerate(probabilities):
+        larger = F.interpolate(probability[None, None], size, mode="bilinear")[0, 0]
+        better = larger > confidence
+        confidence, label = torch.where(better, larger, confidence), label.masked_fill_(better, number)
+    return MaskPrediction(picture, label, confidence, class_names, shown)
+
+
+def write_masks(folder: Path, stem: str, prediction: MaskPrediction) -> None:
+    """Write `<stem>.png` and `<stem>_overlay.jpg`.
+
+    Args:
+        folder: Where; it must be there.
+        stem: Name of the files.
+        prediction: What. The .png holds the number of each pixel's class and shows it in the colours of `palette`; the
+            .jpg shows these colours over the picture in grey.
+    """
+    from PIL import Image
+
+    colors = palette(len(prediction.class_names))
+    mask = Image.fromarray(prediction.label.to(torch.uint8).numpy())
+    mask.putpalette(colors.flatten().tolist())
+    mask.save(folder / f"{stem}{MaskPredictor.endings[0]}", optimize=True)
+    overlay = blend(colors[prediction.label], to_greyscale(prediction.picture))
+    Image.fromarray(overlay.numpy()).save(folder / f"{stem}{MaskPredictor.endings[1]}", quality=92)

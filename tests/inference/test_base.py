@@ -1,0 +1,50 @@
+"""Where results go, and pictures for notebooks."""
+
+import numpy as np
+import pytest
+import torch
+from examples import trained_on_parts
+
+from pcea.inference.base import check_output_folder
+from pcea.visualization.renderer import check_rendering
+
+
+def check(folder, files, endings=(".ply", ".npz")):
+    check_output_folder(folder, files, endings=endings)
+
+
+def test_results_that_would_overwrite_something(tmp_path):
+    files = [tmp_path / "a" / "scan.off", tmp_path / "b" / "scan.npy"]
+    with pytest.raises(ValueError, match=r"scan\.off and .*scan\.npy would both be written to .*out/scan\.ply"):
+        check(tmp_path / "out", files)
+    check(tmp_path / "out", files[:1])
+    check(tmp_path / "a", files[:1])
+    with pytest.raises(ValueError, match=r"would overwrite .*scan\.ply"):
+        check(tmp_path / "b" / ".." / "a", [tmp_path / "a" / "scan.ply"])
+    (tmp_path / "file").touch()
+    for output in ("file", "parts.csv"):
+        with pytest.raises(ValueError, match="writes a folder, with 2 files per input"):
+            check(tmp_path / output, files[:1])
+
+
+def test_endings_may_be_more_than_a_suffix(tmp_path):
+    files = [tmp_path / "photo.jpg", tmp_path / "photo_overlay.jpg"]
+    check(tmp_path / "out", files, [".png", "_overlay.jpg"])
+    with pytest.raises(ValueError, match=r"would overwrite .*photo_overlay\.jpg"):
+        check(tmp_path, files, [".png", "_overlay.jpg"])
+    with pytest.raises(ValueError, match=r"photo\.jpg and .*photo_overlay\.jpg would both be written to"):
+        check(tmp_path / "out", files, ["_overlay.png", ".png"])
+
+
+def test_a_picture_for_a_notebook():
+    try:
+        check_rendering()
+    except (OSError, ImportError) as error:
+        pytest.skip(str(error))
+    points = torch.rand(100, 3)
+    picture = trained_on_parts().visualize(points, mode="query", query=5, category="bar", size=120, azimuth=10)
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] == 150  # with the title
+    assert (picture == (255, 0, 25)).all(-1).any()  # the mark
+    with pytest.raises(ValueError, match="has the modes slots, slot, query, critical, prediction, parts, not 'x'"):
+        trained_on_parts().visualize(points, mode="x", category="bar")
