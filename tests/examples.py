@@ -6,6 +6,7 @@ import struct
 from contextlib import contextmanager
 from functools import cache
 
+import lightning  # noqa: F401  # before a test captures stderr, which its log handler keeps
 import pytest
 import torch
 from torch import nn

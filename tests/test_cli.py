@@ -107,7 +107,7 @@ def test_a_file_that_is_no_checkpoint_is_not_executed(capsys, config, tmp_path, 
         if command == "predict":
             options = (tmp_path / "cloud.npy", "--weights", tmp_path / "bad.ckpt")
         else:
-            options = ("--config", config, "--weights", tmp_path / "bad.ckpt")
+            options = ("--config", config, "--ckpt_path" if command == "fit" else "--weights", tmp_path / "bad.ckpt")
         assert_one_line(run(capsys, command, *options), "bad.ckpt is not a checkpoint")
     assert not (tmp_path / "exploded").exists()
     torch.save({"weights": torch.zeros(3)}, tmp_path / "bad.ckpt")

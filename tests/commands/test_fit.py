@@ -64,7 +64,7 @@ def test_checkpoints_from_before_there_were_descriptions(fitted, tmp_path):
         "network": {"class_path": about["builder"], "init_args": {**about["arguments"], "weights": None}},
         "optimizer": {"class_path": "torch.optim.AdamW"},
         "_instantiator": "lightning.pytorch.cli.instantiate_module",
-        "_class_path": "pcea.tasks.point_classification.PointClassificationTask",
+        "_class_path": "pcea.tasks.classification.ClassificationTask",
     }
     torch.save(checkpoint, tmp_path / "old.ckpt")
     old, now = load(tmp_path / "old.ckpt"), load(last)
