@@ -56,7 +56,7 @@ def assert_one_line(result, *words):
     message = [line for line in errors.splitlines() if line.startswith("pcea: error:")]
     assert code == 2
     assert len(message) == 1
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     for word in words:
         assert word in message[0]
 

@@ -167,7 +167,7 @@ def test_resume_goes_on_at_the_next_epoch(capsys, config, tmp_path):
     for name, value in ends[0]["state_dict"].items():
         assert value.equal(ends[1]["state_dict"][name]), name
     result = run(capsys, "fit", "--config", config, "--ckpt_path", first, "--trainer.max_epochs", 3)
-    assert_one_line(result, "schedule is of 8 steps", "12", "same trainer.max_epochs")
+    assert_one_line(result, "schedule has 8 steps", "12", "same trainer.max_epochs")
 
 
 PLAIN_NETWORK = """
