@@ -15,9 +15,9 @@ import numpy as np
 
 from pcea.io.ply import read_ply
 
-# What arrays of .npz and .h5 files are called; the first that is there counts.
 # What Open3D needs to be imported and to draw.
 SYSTEM_PACKAGES = "apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
+# What arrays of .npz and .h5 files are called; the first that is there counts.
 POINT_NAMES = ("points", "pos", "xyz", "data")
 NORMAL_NAMES = ("normals", "normal")
 
