@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 
 from pcea.io.atomic import atomic_folder
 from pcea.io.description import NetworkDescription
-from pcea.nn.attention import AttentionMap, record_attention
-from pcea.visualization.camera import AZIMUTH, ELEVATION
-from pcea.visualization.subject import Subject
+
+if TYPE_CHECKING:
+    from pcea.visualization.subject import Subject
 
 
 class Predictor:
@@ -98,8 +98,8 @@ class Predictor:
         slot: int | None = None,
         query: int | None = None,
         size: int = 600,
-        azimuth: float = AZIMUTH,
-        elevation: float = ELEVATION,
+        azimuth: float | None = None,
+        elevation: float | None = None,
         **options: Any,
     ) -> np.ndarray:
         """Draw what the network attends to or predicts, as a picture for a notebook.
@@ -112,13 +112,14 @@ class Predictor:
             slot: For mode "slot"; None for the one that is strongest at most points.
             query: For mode "query", the index of a point; None for the point farthest from the middle.
             size: Side of the picture in pixels, without the legend.
-            azimuth: Degrees around the upward axis from which a cloud is seen.
-            elevation: Degrees above the horizon.
+            azimuth: Degrees around the upward axis from which a cloud is seen; None for 35.
+            elevation: Degrees above the horizon; None for 20.
             **options: Those of `subject`.
 
         Returns:
             Red, green and blue, (H, W, 3) uint8.
         """
+        from pcea.visualization.camera import AZIMUTH, ELEVATION
         from pcea.visualization.sheets import draw_sheet
 
         if self.sees_images:
@@ -126,20 +127,9 @@ class Predictor:
         subject = self.subject(source, **options)
         layer = len(subject.layers) - 1 if layer is None else layer
         view = subject.view(mode or subject.modes[0], layer=layer, slot=slot, query=query)
+        azimuth = AZIMUTH if azimuth is None else azimuth
+        elevation = ELEVATION if elevation is None else elevation
         return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))
-
-
-@contextmanager
-def record_on_cpu(network: nn.Module) -> Iterator[dict[str, AttentionMap]]:
-    """`record_attention`, whose maps lie on the CPU after the `with` block, where they are drawn."""
-
-    def to_cpu(value: Any) -> Any:
-        return value.cpu() if isinstance(value, torch.Tensor) else value
-
-    with record_attention(network) as maps:
-        yield maps
-    for name, attention in list(maps.items()):
-        maps[name] = AttentionMap(*map(to_cpu, attention))
 
 
 def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.base import record_on_cpu
 from pcea.inference.images import ImageSource, Window, load_image
+from pcea.inference.recording import record_on_cpu
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.images import pixel_index, resize_picture, to_greyscale
-from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, view_class, view_parts

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pcea.inference.base import Predictor
-from pcea.inference.point_subject import PartSubject, points_shown
-from pcea.inference.points import CloudSource, load_cloud, name_of
+from pcea.inference.points import CloudSource, load_cloud, name_of, points_shown
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, check_axis, normalize_points, orient
 from pcea.models.subsets import classify_in_subsets
 from pcea.visualization.colors import color_parts
+
+if TYPE_CHECKING:
+    from pcea.inference.point_subject import PartSubject
 
 
 class PartPrediction(NamedTuple):
@@ -160,6 +162,8 @@ class PartPredictor(Predictor):
         seed: int = 0,
     ) -> PartSubject:
         """The cloud with what the network attends to in it, and its parts; arguments as for `pcea visualize`."""
+        from pcea.inference.point_subject import PartSubject
+
         category = find_category(self.description.parts, category)
         cloud = self._load(source, num_points=num_points, seed=seed)
         return PartSubject(

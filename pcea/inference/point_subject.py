@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.inference.base import Predictor, record_on_cpu
+from pcea.inference.base import Predictor
+from pcea.inference.points import points_shown
+from pcea.inference.recording import record_on_cpu
 from pcea.io.points import Points, normalize_points, orient
-from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, view_class, view_parts, view_values
@@ -115,7 +116,9 @@ class PointSubject(Subject):
             return int(numbers[0])
         if len(numbers) != 3 or not np.isfinite(numbers).all():
             raise ValueError(f"--query must be the number of a point or x,y,z, got {text!r}.")
-        return int((self.source_points.points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin())
+        return int(
+            (self.source_points.points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin()
+        )
 
 
 class PartSubject(PointSubject):
@@ -173,18 +176,3 @@ class PartSubject(PointSubject):
             points_per_pass=self._points_per_pass,
             seed=self._seed,
         )
-
-
-def points_shown(trained_for: int, points_per_pass: int | None) -> int | None:
-    """How many points a network is shown at once; None for all.
-
-    Args:
-        trained_for: The number of points that it was trained for; 0 if unknown.
-        points_per_pass: What was asked for: a number, 0 for all, None for as many as it was trained for.
-
-    Raises:
-        ValueError: If it is negative.
-    """
-    if points_per_pass is not None and points_per_pass < 0:
-        raise ValueError(f"points_per_pass must be at least 1, or 0 for all points, got {points_per_pass}.")
-    return (trained_for if points_per_pass is None else points_per_pass) or None

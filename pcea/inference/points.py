@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top
-from pcea.inference.point_subject import PointSubject
 from pcea.io.points import (
     Points,
     as_points,
@@ -22,6 +21,9 @@ from pcea.io.points import (
     orient,
     sample_points,
 )
+
+if TYPE_CHECKING:
+    from pcea.inference.point_subject import PointSubject
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -78,6 +80,8 @@ class PointPredictor(ClassPredictor):
         seed: int = 0,
     ) -> PointSubject:
         """The cloud with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        from pcea.inference.point_subject import PointSubject
+
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
 
@@ -130,3 +134,18 @@ def load_cloud(
         )
         cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return cloud
+
+
+def points_shown(trained_for: int, points_per_pass: int | None) -> int | None:
+    """How many points a network is shown at once; None for all.
+
+    Args:
+        trained_for: The number of points that it was trained for; 0 if unknown.
+        points_per_pass: What was asked for: a number, 0 for all, None for as many as it was trained for.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    if points_per_pass is not None and points_per_pass < 0:
+        raise ValueError(f"points_per_pass must be at least 1, or 0 for all points, got {points_per_pass}.")
+    return (trained_for if points_per_pass is None else points_per_pass) or None
