@@ -168,22 +168,14 @@ class TransformerBlock(nn.Module):
 
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention(dim)
-        self.norm2 = nn.LayerNorm(dim) if norm == "layer" else TokenBatchNorm(dim)
+        self.norm2 = nn.LayerNorm(dim) if norm == "layer" else nn.BatchNorm1d(dim)
         self.mlp = _mlp(dim, int(mlp_ratio * dim))
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, N, D) to (B, N, D)."""
         tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-
-
-class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch norm over all tokens of a batch."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D)."""
-        return apply_to_tokens(super().forward, tokens)
+        return tokens + self.drop_path(self.mlp(apply_to_tokens(self.norm2, tokens)))
 
 
 class ImageTransformer(nn.Module):
@@ -294,7 +286,7 @@ class ImageTransformer(nn.Module):
             )
         tokens = self.tokenizer(images)  # (B, N, D)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + N, D)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, 1 + N, D)
         tokens = tokens + self._position(tokens.shape[1])
         for block in self.blocks:
             tokens = block(tokens)
@@ -308,18 +300,21 @@ class ImageTransformer(nn.Module):
 
     def _position(self, count: int) -> Tensor:
         position: Tensor = self.position  # type: ignore[assignment]
-        if count <= len(position):
+        # In a graph for images of any size the number of tokens is a symbol, and the table is made there.
+        if isinstance(count, int) and count <= len(position):
             return position[:count]
-        return sinusoid_table(count, position.shape[1]).to(position)
+        return sinusoid_table(count, position.shape[1], device=position.device).to(position.dtype)
 
 
-def sinusoid_table(count: int, dim: int) -> Tensor:
+def sinusoid_table(count: int, dim: int, *, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of the position p in turn, at wavelengths from 2 pi to 10,000 times that; (count, dim).
 
     Channels 2i and 2i + 1 are sin and cos of p / 10000^(2i / dim).
     """
-    wave = torch.arange(0, dim, 2, dtype=torch.float64)
-    angle = torch.arange(count, dtype=torch.float64)[:, None] * torch.exp(wave * (-math.log(10_000) / dim))
+    wave = torch.arange(0, dim, 2, dtype=torch.float64, device=device)
+    angle = torch.arange(count, dtype=torch.float64, device=device)[:, None] * torch.exp(
+        wave * (-math.log(10_000) / dim)
+    )
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim].float()
 
 

@@ -1,7 +1,8 @@
 """PCT's neighbour embedding: a small network on every (centre, neighbour) pair, then a maximum over the neighbours.
 
 The published formula runs Linear, BN, ReLU, Linear, BN, ReLU on concat(f_j - f_i, f_i) for M x K pairs. This file
-computes the same numbers with less work:
+computes the same numbers with less work, as long as its layers are plain ones that nobody watches and no graph is
+captured:
 
 - The first linear map has no bias, so W [f_j - f_i ; f_i] = W1 f_j + (W2 - W1) f_i = P_j + Q_i: one product per point
   and one per centre instead of one per pair.
@@ -15,12 +16,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pcea.nn.linear import Linear, linear
-from pcea.nn.norm import batch_norm_affine, fold_batch_norm
+from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens
+from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 from pcea.ops.grouping import flat_index
 
 # Numbers in a block of pairs, 2 MiB in fp32.
@@ -60,6 +63,8 @@ class NeighborEmbedding(nn.Module):
             (B, M, D).
         """
         rows = flat_index(index, features.shape[1])
+        if not can_shortcut() or not self._is_plain():
+            return self._embed_by_modules(features.flatten(0, 1), center_features, rows, center_mask)
         if center_mask is None:
             out = self._embed(features.flatten(0, 1), center_features.flatten(0, 1), rows.flatten(0, 1))
             return out.unflatten(0, index.shape[:2])
@@ -68,24 +73,60 @@ class NeighborEmbedding(nn.Module):
         out[center_mask] = real
         return out
 
+    def _is_plain(self) -> bool:
+        norms = (self.norm1, self.norm2)
+        return (
+            is_plain(self.linear1, nn.Linear, Linear)
+            and is_plain(self.linear2, nn.Linear, Linear)
+            and all(is_plain(norm, nn.BatchNorm1d, nn.SyncBatchNorm) and norm.weight is not None for norm in norms)
+        )
+
+    def _embed_by_modules(self, features: Tensor, centers: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+        """The published formula: features (R, C) of all points, (B, M, C) of the centres, neighbours (B, M, K)."""
+        pair_mask = None if mask is None else mask.unsqueeze(-1).expand(index.shape)
+        pairs = F.relu(norm_tokens(self.norm1, self._pairs(features, centers, index), mask=pair_mask))
+        pairs = F.relu(norm_tokens(self.norm2, self.linear2(pairs), mask=pair_mask))
+        out = pairs.amax(2)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
+
+    def _pairs(self, features: Tensor, centers: Tensor, index: Tensor) -> Tensor:
+        """The first linear map of all pairs, (B, M, K, D); see `_embed_by_modules`."""
+        if is_plain(self.linear1, nn.Linear, Linear):
+            to_neighbor, weight_center = self._factors()
+            neighbor, center = linear(features, to_neighbor), linear(centers, weight_center)
+            return neighbor.index_select(0, index.flatten()).view(*index.shape, -1) + center.unsqueeze(2)
+        neighbors = features.index_select(0, index.flatten()).view(*index.shape, -1)
+        expanded = centers.unsqueeze(2).expand_as(neighbors)
+        return self.linear1(torch.cat([neighbors - expanded, expanded], dim=-1))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """The first linear map's weights of a neighbour and of a centre, (D, C) each."""
+        to_neighbor, to_both = self.linear1.weight.chunk(2, dim=1)
+        return to_neighbor, to_both - to_neighbor
+
     def _embed(self, features: Tensor, center_features: Tensor, index: Tensor) -> Tensor:
         """Features (R, C) of all points, (T, C) of the centres, neighbours (T, K) -> (T, D)."""
-        to_neighbor, to_both = self.linear1.weight.chunk(2, dim=1)
-        weight_center = to_both - to_neighbor
-        if not self.training:
+        to_neighbor, weight_center = self._factors()
+        if has_running_statistics(self.norm1) and has_running_statistics(self.norm2):
             return self._embed_in_evaluation(features, center_features, index, to_neighbor, weight_center)
 
         neighbor = linear(features, to_neighbor)
         center = linear(center_features, weight_center)
         uses = _Uses.of(index, len(features))
-        mean, variance = _pair_statistics(neighbor.float(), center.float(), index, uses)
-        scale, shift = _normalization(self.norm1, mean, variance, index.numel())
-        neighbor = (neighbor.float() * scale).to(neighbor.dtype)
-        center = (center.float() * scale + shift).to(center.dtype)
-        pairs = _PairReLU.apply(neighbor, center, index, uses)
-        extreme, mean, variance = _NeighborExtreme.apply(self.linear2(pairs), self.norm2.weight < 0)
-        scale, shift = _normalization(self.norm2, mean, variance, index.numel())
-        return F.relu(extreme.float() * scale + shift).to(extreme.dtype)
+        if has_running_statistics(self.norm1):
+            scale, shift = batch_norm_affine(self.norm1)
+        else:
+            mean, variance = _pair_statistics(_exact(neighbor), _exact(center), index, uses)
+            scale, shift = _normalization(self.norm1, mean, variance, index.numel())
+        neighbor = (_exact(neighbor) * scale).to(neighbor.dtype)
+        center = (_exact(center) * scale + shift).to(center.dtype)
+        pairs = self.linear2(_PairReLU.apply(neighbor, center, index, uses))
+        extreme, mean, variance = _NeighborExtreme.apply(pairs, self.norm2.weight < 0)
+        if has_running_statistics(self.norm2):
+            scale, shift = batch_norm_affine(self.norm2)
+        else:
+            scale, shift = _normalization(self.norm2, mean, variance, index.numel())
+        return F.relu(_exact(extreme) * scale + shift).to(extreme.dtype)
 
     def _embed_in_evaluation(
         self, features: Tensor, center_features: Tensor, index: Tensor, to_neighbor: Tensor, weight_center: Tensor
@@ -104,20 +145,62 @@ class NeighborEmbedding(nn.Module):
         return center.add_(bias).relu_()
 
 
+def _exact(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift of `norm` in training for statistics (C,) over `count` rows; updates its running statistics."""
-    if count < 2:
+    """Scale and shift of `norm` for the batch's statistics (C,) over `count` rows; updates its running statistics."""
+    total: Tensor | int = count
+    if isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized():
+        mean, variance, total = _over_processes(norm, mean, variance, count)
+    elif count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
+    if norm.training and norm.running_mean is not None:
+        _update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
+    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    return scale, norm.bias - scale * mean
+
+
+def _update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
     assert norm.num_batches_tracked is not None
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    assert norm.momentum is not None
-    with torch.no_grad():
-        norm.num_batches_tracked.add_(1)
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return scale, norm.bias - scale * mean
+    norm.num_batches_tracked.add_(1)
+    # Without a momentum torch keeps the mean of all batches.
+    momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)
+
+
+def _over_processes(
+    norm: nn.SyncBatchNorm, mean: Tensor, variance: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of the rows of all processes in the norm's group."""
+    rows = mean.new_tensor([count])
+    summed = _SumOverProcesses.apply(torch.cat([mean * count, rows]), norm.process_group)
+    total = summed[-1].detach()
+    mean_of_all = summed[:-1] / total
+    squares = (variance + (mean - mean_of_all).square()) * count
+    return mean_of_all, _SumOverProcesses.apply(squares, norm.process_group) / total, total
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum a tensor over processes; so is its gradient, as every process's loss depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        values = values.clone()
+        dist.all_reduce(values, group=group)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.clone()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
 
 
 class _Uses(NamedTuple):
@@ -173,7 +256,6 @@ class _NeighborSum(torch.autograd.Function):
         return F.embedding_bag(index, rows, mode="sum")
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return ctx.uses.sum(grad.contiguous()), None, None
 
@@ -194,7 +276,6 @@ class _PairReLU(torch.autograd.Function):
         return pairs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (pairs,) = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, pairs, 0)
@@ -217,11 +298,14 @@ class _NeighborExtreme(torch.autograd.Function):
         return extreme, mean, variance
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_extreme: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None]:
         values, extreme, mean = ctx.saved_tensors
         count = values.shape[0] * values.shape[1]
         slope = 2 / count * grad_variance
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+            is_extreme = (values == extreme.unsqueeze(1)).to(values.dtype)
+            affine = grad_mean / count + slope * (values - mean)
+            return affine.to(values.dtype) + is_extreme * (grad_extreme / is_extreme.sum(1)).unsqueeze(1), None
         grad = torch.addcmul((grad_mean / count - slope * mean).to(values.dtype), values, slope.to(values.dtype))
         # Comparing into numbers instead of bool keeps the next two passes vectorized.
         is_extreme = torch.eq(values, extreme.unsqueeze(1), out=torch.empty_like(values))
@@ -231,7 +315,8 @@ class _NeighborExtreme(torch.autograd.Function):
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel of (T, C) in fp32; torch's batch norm has the fastest such kernel."""
-    ones, eps = torch.ones(rows.shape[1], device=rows.device), 1e-5
+    """Mean and variance per channel of (T, C) in fp32 at least; torch's batch norm has the fastest such kernel."""
+    dtype, eps = torch.promote_types(rows.dtype, torch.float32), 1e-5
+    ones = torch.ones(rows.shape[1], device=rows.device, dtype=dtype)
     _, mean, inverse_std = torch.native_batch_norm(rows, ones, torch.zeros_like(ones), None, None, True, 0.0, eps)
     return mean, (inverse_std.square().reciprocal() - eps).clamp_min(0)

@@ -19,8 +19,9 @@ from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
-from pcea.nn.linear import linear
-from pcea.nn.norm import apply_to_tokens, fold_batch_norm
+from pcea.nn.linear import Linear, linear
+from pcea.nn.norm import can_fold, fold_batch_norm, norm_tokens
+from pcea.nn.shortcuts import can_shortcut, is_plain, is_tokenwise
 
 # From here on evaluation fuses the layers' outputs twice, block by block, instead of keeping D channels of all points.
 _STREAMED = 1 << 14
@@ -71,7 +72,7 @@ class PointTransformerSegmenter(nn.Module):
         self.first = LinearNormAct(3 * self.channels + category_channels, widths[0], bias=True)
         self.dropout = Dropout(dropout)
         self.second = LinearNormAct(widths[0], widths[1], bias=True)
-        self.last = nn.Linear(widths[1], num_classes)
+        self.last = Linear(widths[1], num_classes)
 
     def forward(
         self,
@@ -95,18 +96,34 @@ class PointTransformerSegmenter(nn.Module):
         Raises:
             ValueError: If the category is missing, not wanted or unknown, or a shape is wrong.
         """
-        self._check_category(category, len(points))
+        self._check_category(category, points.shape[0])
         outputs = self.encoder(points, features, mask=mask).outputs
-        is_streamed = not self.training and not torch.is_grad_enabled() and points.shape[1] > _STREAMED
-        if is_streamed:
+        if self._is_streamed(points):
             fuse = self.encoder.fuse_outputs
             context = self._context(*_pool_in_blocks(fuse, outputs, mask), category)
             context = context.expand(*points.shape[:2], -1)
-            return map_chunks(lambda context, *outputs: self._head(fuse(outputs), context[:, :1]), context, *outputs)
+            return map_chunks(
+                lambda context, *outputs: self._head(fuse(outputs), context[:, :1]),
+                context,
+                *outputs,
+                modules=[self.encoder.fuse, *self._head_layers()],
+            )
         local = self.encoder.fuse_outputs(outputs, mask=mask)
         highest, total = _highest_and_sum(local, mask)
         context = self._context(highest, total / _count(points, mask), category)
-        return map_chunks(self._head, local, context.expand(*points.shape[:2], -1), mask, whole=self.training)
+        context = context.expand(*points.shape[:2], -1)
+        return map_chunks(self._head, local, context, mask, modules=self._head_layers())
+
+    def _is_streamed(self, points: Tensor) -> bool:
+        return (
+            not torch.is_grad_enabled()
+            and can_shortcut()
+            and points.shape[1] > _STREAMED
+            and is_tokenwise([self.encoder.fuse, *self._head_layers()])
+        )
+
+    def _head_layers(self) -> list[nn.Module]:
+        return [self.first, self.dropout, self.second, self.last]
 
     @property
     def min_points(self) -> int:
@@ -118,26 +135,42 @@ class PointTransformerSegmenter(nn.Module):
         return self.encoder.pooled_centers(points, features)
 
     def _context(self, highest: Tensor, mean: Tensor, category: Tensor | None) -> Tensor:
-        """What the first hidden layer gets from the cloud, (B, 1, width), from its maximum and mean, (B, D) each."""
+        """What `_head` gets from the cloud, from its maximum and mean, (B, D) each.
+
+        That is the first linear map of the cloud's features, (B, 1, width), or where that map cannot be split, the
+        features themselves.
+        """
         features = [highest, mean.to(highest.dtype)]
         if self.category is not None:
             assert category is not None
-            features.append(self.category(F.one_hot(category, self.num_categories).to(highest.dtype)))
-        weight, bias = self._first_weights()
-        return linear(torch.cat(features, dim=1), weight[:, self.channels :], bias).unsqueeze(1)
+            is_category = category.unsqueeze(1) == torch.arange(self.num_categories, device=category.device)
+            features.append(self.category(is_category.to(highest.dtype)))
+        context = torch.cat(features, dim=1)
+        if self._is_split():
+            weight, bias = self._first_weights()
+            context = linear(context, weight[:, self.channels :], bias)
+        return context.unsqueeze(1)
 
     def _head(self, local: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, N, num_classes) from fused features (B, N, D) and the cloud's share of the first hidden layer."""
-        x = linear(local, self._first_weights()[0][:, : self.channels]) + context
-        if self.training:
-            x = apply_to_tokens(self.first.norm, x, mask=mask)
-        x = self.second(self.dropout(F.relu(x)), mask=mask)
-        return linear(x, self.last.weight, self.last.bias)
+        """Logits (B, N, num_classes) from fused features (B, N, D) and what `_context` makes of the cloud."""
+        if self._is_split():
+            x = linear(local, self._first_weights()[0][:, : self.channels]) + context
+            x = self.first.activation(x if self._is_folded() else norm_tokens(self.first.norm, x, mask=mask))
+        else:
+            x = self.first(torch.cat([local, context.expand(*local.shape[:2], -1)], dim=-1), mask=mask)
+        return self.last(self.second(self.dropout(x), mask=mask))
 
-    def _first_weights(self) -> tuple[Tensor, Tensor]:
-        if self.training:
-            return self.first.linear.weight, self.first.linear.bias
-        return fold_batch_norm(self.first.linear, self.first.norm)
+    def _is_split(self) -> bool:
+        """Whether the first linear map is a sum of one of the point and one of the cloud, taken once per cloud."""
+        return is_plain(self.first, LinearNormAct) and is_plain(self.first.linear, nn.Linear, Linear)
+
+    def _is_folded(self) -> bool:
+        return can_shortcut() and can_fold(self.first.linear, self.first.norm)
+
+    def _first_weights(self) -> tuple[Tensor, Tensor | None]:
+        if self._is_folded():
+            return fold_batch_norm(self.first.linear, self.first.norm)
+        return self.first.linear.weight, self.first.linear.bias
 
     def _check_category(self, category: Tensor | None, B: int) -> None:
         if self.category is None:
@@ -148,6 +181,8 @@ class PointTransformerSegmenter(nn.Module):
             raise ValueError(f"This network needs the category of each cloud, (B,) in 0..{self.num_categories - 1}.")
         if category.shape != (B,) or category.is_floating_point():
             raise ValueError(f"category must be ({B},) int64, got {tuple(category.shape)} {category.dtype}.")
+        if not can_shortcut():  # values are unknown in a graph
+            return
         if not 0 <= int(category.min()) <= int(category.max()) < self.num_categories:
             raise ValueError(
                 f"category must be in 0..{self.num_categories - 1}, got {int(category.min())}..{int(category.max())}."

@@ -172,15 +172,13 @@ class PointTransformerEncoder(nn.Module):
                 tokens = layer(tokens, mask=mask)
             return tokens
 
-        return map_chunks(apply, tokens, mask, whole=self.training)
+        return map_chunks(apply, tokens, mask, modules=layers)
 
     def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
         if points.ndim != 3 or points.shape[-1] != 3:
             raise ValueError(f"points must be (B, N, 3), got {tuple(points.shape)}.")
         if points.shape[1] < self.min_points:
-            raise ValueError(
-                f"The network samples centres and needs at least {self.min_points} points per cloud, got N={points.shape[1]}."
-            )
+            raise ValueError(f"The network needs at least {self.min_points} points per cloud, got N={points.shape[1]}.")
         channels = 0 if features is None else features.shape[-1]
         if channels != self.in_channels - 3:
             raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")

@@ -1,15 +1,14 @@
 from .attention import (
-    AttentionMap,
     ExternalAttention,
     MultiHeadExternalAttention,
     OffsetAttention,
     ResidualAttention,
     SelfAttention,
     double_normalize,
-    record_attention,
 )
 from .layers import Dropout, ExternalAttention2d, LinearNormAct
-from .linear import Linear
+from .linear import Linear, use_convolutions
+from .recording import AttentionMap, record_attention
 
 __all__ = [
     "AttentionMap",
@@ -24,4 +23,5 @@ __all__ = [
     "SelfAttention",
     "double_normalize",
     "record_attention",
+    "use_convolutions",
 ]

@@ -6,10 +6,8 @@ external attention, "PCT: Point Cloud Transformer" (Guo et al., 2020) for offset
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,10 @@ from torch import Tensor, nn
 from pcea.nn.chunks import map_chunks
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import linear_norm
+from pcea.nn.recording import AttentionMap as AttentionMap
+from pcea.nn.recording import RecordedLayer
+from pcea.nn.recording import record_attention as record_attention
+from pcea.nn.shortcuts import is_capturing, is_plain
 
 AttentionFactory = Callable[[int], nn.Module]
 
@@ -37,7 +39,7 @@ def double_normalize(
         logits: Similarity of every token to every slot, (..., N, S).
         mask: True for real tokens, broadcastable to (..., N). Padded tokens take no part and get zero weights.
         slot_mask: True for slots that exist, broadcastable to (..., S); for self-attention, where slots are tokens.
-        batch: For packed clouds, logits (N, S): the cloud of each token, (N,) int64, as in PyTorch Geometric.
+        batch: For packed clouds: the cloud of each of the N tokens, (N,) int64, as in PyTorch Geometric.
 
     Returns:
         Weights, (..., N, S), same dtype as `logits`; each row of a real token sums to 1.
@@ -82,108 +84,36 @@ def _lowest(logits: Tensor) -> float:
 
 
 def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | None) -> Tensor:
-    """Log-sum-exp over the tokens of each cloud, (..., 1, S), or for packed clouds one row per token, (N, S)."""
+    """Log-sum-exp over the tokens of each cloud, (..., 1, S), or for packed clouds one row per token, (..., N, S)."""
     logits = _exact(logits)
-    if batch is not None:
-        clouds = int(batch.max()) + 1 if len(batch) else 0
-        index = batch.unsqueeze(-1).expand_as(logits)
-        highest = logits.detach().new_zeros(clouds, logits.shape[-1])
-        highest.scatter_reduce_(0, index, logits.detach(), "amax", include_self=False)
-        total = torch.zeros_like(highest).index_add(0, batch, (logits - highest[batch]).exp())
-        return (total.log() + highest)[batch]
     if mask is not None:
         logits = logits.masked_fill(~mask.unsqueeze(-1), _lowest(logits))
-    return logits.logsumexp(dim=-2, keepdim=True)
+    if batch is None:
+        return logits.logsumexp(dim=-2, keepdim=True)
+    cloud, count = _numbered_clouds(batch)
+    highest = logits.detach().new_zeros(*logits.shape[:-2], count, logits.shape[-1])
+    index = cloud.unsqueeze(-1).expand_as(logits)
+    highest = highest.scatter_reduce(-2, index, logits.detach(), "amax", include_self=False)
+    scaled = (logits - highest.index_select(-2, cloud)).exp()
+    total = torch.zeros_like(highest).index_add(-2, cloud, scaled).log() + highest
+    return total.index_select(-2, cloud)
+
+
+def _numbered_clouds(batch: Tensor) -> tuple[Tensor, int]:
+    """The cloud of each token, and a number that all of these are below."""
+    if not is_capturing():
+        return batch, int(batch.max()) + 1 if len(batch) else 0
+    # In a graph the number of clouds must not be a constant. There are no more of them than tokens, if numbered anew.
+    ordered, order = batch.sort()
+    is_new = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).to(ordered.dtype)])
+    return torch.zeros_like(batch).scatter(0, order, is_new.cumsum(0)), batch.shape[0]
 
 
 # The weights of tokens (..., N, S) by their logits and the log-sum-exp of every slot over all tokens.
 _NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {"double": _double, "slots": _over_slots, "tokens": _over_tokens}
 
 
-class AttentionMap(NamedTuple):
-    """What the tokens of one layer attended to.
-
-    Attributes:
-        weights: (B, N, S), or (B, H, N, S) with heads; each row of a real token sums to 1. (N, S) for packed clouds.
-        mask: True for real tokens, (B, N), or None.
-        points: Where the tokens are, (B, N, 3), in the coordinates that the model was given; None if the model does not
-            say. Networks of pcea do. Any module does whose output has an attribute `centers`.
-        slots_are_tokens: S is N: the layer is self-attention.
-        grid: Images: rows and columns (H, W) of the last H W tokens, row by row; those before, such as a class token,
-            are at no place. None if the model does not say. Networks of pcea do. Any module does that has a method
-            `token_grids`, which maps its input to the grids of the attention layers in it, by their names.
-    """
-
-    weights: Tensor
-    mask: Tensor | None = None
-    points: Tensor | None = None
-    slots_are_tokens: bool = False
-    grid: tuple[int, int] | None = None
-
-
-class _Attention(nn.Module):
-    """A layer whose attention weights `record_attention` can read."""
-
-    _recorder: Callable[[AttentionMap], None] | None = None
-    _slots_are_tokens = False
-
-    def _record(self, weights: Tensor, mask: Tensor | None) -> None:
-        if self._recorder is not None:
-            self._recorder(AttentionMap(weights.detach(), mask, slots_are_tokens=self._slots_are_tokens))
-
-
-@contextmanager
-def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
-    """Collect the attention weights of every attention layer that runs inside the `with` block.
-
-    Example:
-        with record_attention(model) as maps:
-            model(points)
-        maps["encoder.blocks.0.attention"].weights  # (B, N, S), or (B, H, N, S) with heads
-
-    Args:
-        model: Any module that contains attention layers of this file.
-
-    Yields:
-        The maps by module name; a later forward pass replaces an earlier one.
-
-    Raises:
-        ValueError: If `model` contains no attention layer.
-    """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _Attention)}
-    if not layers:
-        raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.nn.attention, nothing to record.")
-    maps: dict[str, AttentionMap] = {}
-
-    def locate(prefix: str, module: nn.Module, inputs: tuple, output: object) -> None:
-        token_grids: Any = getattr(module, "token_grids", None)
-        if token_grids is not None and inputs:
-            for part, grid in token_grids(*inputs).items():
-                within = ".".join(filter(None, (prefix, part)))
-                inside = [name for name in maps if f"{name}.".startswith(f"{within}.")]
-                maps.update({name: maps[name]._replace(grid=grid) for name in inside})
-        centers = getattr(output, "centers", None)
-        if isinstance(centers, Tensor):
-            inside = [name for name in maps if name.startswith(prefix)]
-            maps.update({name: maps[name]._replace(points=centers.detach()) for name in inside})
-
-    hooks = [
-        module.register_forward_hook(partial(locate, name))
-        for name, module in model.named_modules()
-        if not isinstance(module, _Attention)
-    ]
-    for name, layer in layers.items():
-        layer._recorder = lambda attention, name=name: maps.__setitem__(name, attention)
-    try:
-        yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer in layers.values():
-            layer._recorder = None
-
-
-class ExternalAttention(_Attention):
+class ExternalAttention(RecordedLayer):
     """External attention: tokens attend to S learned slots that all samples share. Linear in N.
 
     Weights = normalize(tokens @ key^T), output = weights @ value. Nothing is scaled by 1/sqrt(C), as published.
@@ -242,8 +172,8 @@ class ExternalAttention(_Attention):
         if self.normalization != "slots":
             # With this sum over all tokens, every token's weights follow from its own logits.
             total = _logsumexp_over_tokens(logits, mask, batch).expand(logits.shape)
-        whole = self.training or self._recorder is not None or batch is not None
-        return map_chunks(self._attend, logits, total, mask, whole=whole)
+        whole = batch is not None or bool(self._recordings())
+        return map_chunks(self._attend, logits, total, mask, modules=[self.dropout], whole=whole)
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
@@ -259,7 +189,7 @@ class ExternalAttention(_Attention):
         return f"{self.dim}, memory_units={self.memory_units}, tied={self.tied}, normalization={self.normalization!r}"
 
 
-class MultiHeadExternalAttention(_Attention):
+class MultiHeadExternalAttention(RecordedLayer):
     """Multi-head external attention (MEA): widened heads that share one pair of memories.
 
     Args:
@@ -290,17 +220,26 @@ class MultiHeadExternalAttention(_Attention):
         self.project = Linear(dim * expansion, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
-        _check_tokens(tokens, self.dim, mask)
-        heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / num_heads)
-        weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None])
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, N, C), or packed clouds (N, C) with `batch`.
+            mask: True for real tokens, (B, N).
+            batch: The cloud of each packed token, (N,) int64.
+
+        Returns:
+            (B, N, C) or (N, C); zero at padded tokens.
+        """
+        _check_tokens(tokens, self.dim, mask, batch)
+        heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, H, N, C / num_heads)
+        weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None], batch=batch)
         self._record(weights, mask)
-        out = self.project(self.value(self.dropout(weights)).transpose(1, 2).flatten(2))
+        out = self.project(self.value(self.dropout(weights)).transpose(-3, -2).flatten(-2))
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
 
-class SelfAttention(_Attention):
+class SelfAttention(RecordedLayer):
     """Self-attention over all N tokens, quadratic in N: the layer that external attention replaces.
 
     Args:
@@ -349,7 +288,7 @@ class SelfAttention(_Attention):
         """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
         _check_tokens(tokens, self.dim, mask)
         value = self._heads(self.value(tokens))
-        if self.normalization == "softmax" and self._recorder is None:
+        if self.normalization == "softmax" and not self._recordings():
             query, key = self._query_and_key(tokens)
             heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
         else:
@@ -362,9 +301,8 @@ class SelfAttention(_Attention):
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, C / H)
 
     def _query_and_key(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        query = self._heads(linear(tokens, self.query.weight.to(tokens.dtype)))
-        key = query if self.key is None else self._heads(linear(tokens, self.key.weight.to(tokens.dtype)))
-        return query, key
+        query = self._heads(_map(self.query, tokens))
+        return query, query if self.key is None else self._heads(_map(self.key, tokens))
 
     def _weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Weights (B, H, N, N), rows are queries."""
@@ -386,6 +324,16 @@ class SelfAttention(_Attention):
         return weights
 
 
+def _map(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """Apply a linear layer in the precision of the tokens, which may be higher than that of its weight."""
+    if is_plain(layer, nn.Linear, Linear):
+        return linear(
+            tokens, layer.weight.to(tokens.dtype), None if layer.bias is None else layer.bias.to(tokens.dtype)
+        )
+    dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), tokens.dtype)
+    return layer(tokens.to(dtype)).to(tokens.dtype)
+
+
 class ResidualAttention(nn.Module):
     """An attention inside PCT's residual layer: y = x + ReLU(BN(Linear(attention(x)))).
 
@@ -404,8 +352,9 @@ class ResidualAttention(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); what stood at padded tokens stays."""
-        return map_chunks(self._update, tokens, self.attention(tokens, mask=mask), mask, whole=self.training)
+        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); padded tokens stay as they are."""
+        attended = self.attention(tokens, mask=mask)
+        return map_chunks(self._update, tokens, attended, mask, modules=[self.linear, self.norm])
 
     def _update(self, tokens: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:
         update = F.relu(linear_norm(self.linear, self.norm, attended, mask=mask))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from pcea.nn.shortcuts import can_shortcut, is_tokenwise
 
 Block = tuple[slice, slice]
 
@@ -24,21 +26,28 @@ def token_chunks(tokens: Tensor) -> Iterator[Block]:
             yield slice(b, b + clouds), slice(n, n + length)
 
 
-def map_chunks(function: Callable[..., Tensor], *tokens: Tensor | None, whole: bool = False) -> Tensor:
+def map_chunks(
+    function: Callable[..., Tensor], *tokens: Tensor | None, modules: Iterable[nn.Module] = (), whole: bool = False
+) -> Tensor:
     """Apply a function of single tokens, so that its intermediate results exist for one block of tokens at a time.
+
+    It is called once with everything while gradients are recorded, while a graph is captured, and where one of
+    `modules` needs all tokens (batch statistics) or may have been changed or watched by the user.
 
     Args:
         function: Maps tensors (B', N', ...) to one (B', N', D); each token's result depends on that token alone.
         *tokens: Its arguments, (B, N, ...) each; None stays None.
-        whole: Call it once with everything, as is also done while gradients are recorded. For functions that in
-            training are not of single tokens, such as batch norm.
+        modules: What the function calls.
+        whole: Call the function once with everything.
 
     Returns:
         (B, N, D).
     """
+    if whole or torch.is_grad_enabled() or not can_shortcut():
+        return function(*tokens)
     first = next(t for t in tokens if t is not None)
     blocks = list(token_chunks(first))
-    if whole or torch.is_grad_enabled() or len(blocks) < 2:
+    if len(blocks) < 2 or not is_tokenwise(modules):
         return function(*tokens)
     out: Tensor | None = None
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Around the attention: linear + batch norm + activation for tokens, the EANet block for images."""
+"""Layers around the attention: linear, batch norm and activation for tokens; the EANet block for images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from pcea.nn.attention import ExternalAttention
 from pcea.nn.linear import Linear
 from pcea.nn.norm import linear_norm
+from pcea.nn.shortcuts import can_shortcut, tokenwise
 
 
+@tokenwise
 class LinearNormAct(nn.Module):
     """Linear, batch norm over the last axis and an activation, on tokens (..., C): "LBR" in PCT.
 
@@ -44,20 +46,22 @@ class LinearNormAct(nn.Module):
         return self.activation(linear_norm(self.linear, self.norm, tokens, mask=mask))
 
 
+@tokenwise
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, on a CPU with sixteen random bits a number, so that `p` is rounded to a multiple of 2^-16.
+    """`torch.nn.Dropout`, on a CPU with 16 random bits per value, so that `p` is rounded to a multiple of 2^-16.
 
-    torch draws its random numbers one after another, which takes a fifth of a segmenter's training step in bf16; a
-    draw here serves four numbers.
+    torch draws its random numbers one after another, which takes a fifth of a segmenter's training step in bf16; one
+    draw here serves four values. Where `p` is that close to 0 or 1, torch's dropout is used.
     """
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Drop numbers of any tensor and scale the others by 1 / (1 - p); in training only."""
-        if not self.training or not 0 < self.p < 1 or self.inplace or tokens.device.type != "cpu":
+        """Zero values of any tensor with probability p and scale the others by 1 / (1 - p); in training only."""
+        dropped = round(self.p * 2**16)
+        is_fast = self.training and 0 < dropped < 2**16 - 1 and not self.inplace and tokens.device.type == "cpu"
+        if not is_fast or not can_shortcut():
             return super().forward(tokens)
         draws = torch.empty((tokens.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = draws.view(torch.int16)[: tokens.numel()].view(tokens.shape)
-        dropped = round(self.p * 2**16)
         keep = (bits >= dropped - 2**15).to(tokens.dtype)
         return tokens * keep.mul_(2**16 / (2**16 - dropped))
 

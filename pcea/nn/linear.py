@@ -6,17 +6,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.nn.shortcuts import can_shortcut, tokenwise
+
+_is_convolution_used = True
 # Below this many multiplications the product is too short for the choice to matter.
 _SMALL = 1 << 22
 # As many images make torch choose oneDNN also where it runs on one thread.
 _IMAGES = 16
 
 
+class use_convolutions:  # noqa: N801  # named as torch.set_grad_enabled, which it works like
+    """Choose whether `linear` may take a 1x1 convolution for a product; everywhere, or inside a `with` block.
+
+    Example:
+        use_convolutions(False)  # from here on
+        with use_convolutions(False):  # in the block
+            ...
+
+    Args:
+        enabled: True, the default, where `linear` finds it faster; False for `torch.nn.functional.linear` everywhere.
+    """
+
+    def __init__(self, enabled: bool):
+        global _is_convolution_used
+        self._before, _is_convolution_used = _is_convolution_used, enabled
+
+    def __enter__(self) -> None:
+        """Keep the choice until the block ends."""
+
+    def __exit__(self, *_: object) -> None:
+        """Go back to the choice from before."""
+        global _is_convolution_used
+        _is_convolution_used = self._before
+
+
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, in fp32 on a CPU as the 1x1 convolution that it equals.
 
-    Products of matrices go to MKL, convolutions to oneDNN, and MKL leaves the vector units of some processors idle: on
-    an AMD EPYC with AVX-512 the convolution is 2.4 to 3.4 times as fast. Lower precision goes to oneDNN either way.
+    torch sends products of matrices to MKL and convolutions to oneDNN, and MKL leaves the vector units of some
+    processors idle: on an AMD EPYC with AVX-512 the convolution is 2.4 to 3.4 times as fast. Other processors were not
+    measured; `use_convolutions(False)` switches the convolution off. Lower precision goes to oneDNN either way. While
+    a graph is captured or a function is transformed (torch.func) the product is always the plain one.
 
     Args:
         tokens: (..., C).
@@ -26,13 +56,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         (..., D).
     """
-    is_plain = tokens.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not (
-        is_plain
-        and tokens.device.type == "cpu"
-        and tokens.numel() * len(weight) >= _SMALL
-        and torch.backends.mkldnn.is_available()
-    ):
+    if not can_shortcut() or not _is_convolution_faster(tokens, weight):
         return F.linear(tokens, weight, bias)
     images = 1 if (tokens.numel() // tokens.shape[-1]) % _IMAGES else _IMAGES
     if images == 1 and torch.get_num_threads() == 1:
@@ -43,6 +67,18 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return out.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], len(weight))
 
 
+def _is_convolution_faster(tokens: Tensor, weight: Tensor) -> bool:
+    return (
+        _is_convolution_used
+        and tokens.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and tokens.device.type == "cpu"
+        and tokens.numel() * len(weight) >= _SMALL
+        and torch.backends.mkldnn.is_available()
+    )
+
+
+@tokenwise
 class Linear(nn.Linear):
     """`torch.nn.Linear` by `linear`."""
 

@@ -1,4 +1,4 @@
-"""Linear maps and batch norm on the real tokens of a padded batch."""
+"""Linear maps and norms of the real tokens in a padded batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pcea.nn.linear import linear
+from pcea.nn.linear import Linear, linear
+from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 
 
 def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -32,14 +33,37 @@ def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask:
     return out
 
 
-def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Linear map and batch norm of tokens (..., C), in evaluation as one product; (..., D).
+def norm_tokens(norm: nn.Module, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Apply a norm for rows (T, C) to tokens (..., C); a mask (...) keeps padding out of statistics of the batch.
 
-    In training a mask (...) keeps padded tokens out of the statistics. What is returned for them has no meaning.
+    What is returned for padded tokens has no meaning.
     """
-    if norm.training:
-        return apply_to_tokens(norm, layer(tokens), mask=mask)
-    return linear(tokens, *fold_batch_norm(layer, norm))
+    if has_running_statistics(norm) or isinstance(norm, nn.LayerNorm | nn.GroupNorm | nn.Identity):
+        mask = None  # every row is normalized by itself
+    return apply_to_tokens(norm, tokens, mask=mask)
+
+
+def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Linear map and norm of tokens (..., C), as one product where `can_fold` says so; (..., D).
+
+    A mask (...) keeps padded tokens out of statistics of the batch. What is returned for them has no meaning.
+    """
+    if can_shortcut() and can_fold(layer, norm):
+        return linear(tokens, *fold_batch_norm(layer, norm))
+    return norm_tokens(norm, layer(tokens), mask=mask)
+
+
+def can_fold(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether a plain linear layer and a plain batch norm in evaluation, with running statistics, are one linear map.
+
+    Modules that are watched by hooks, parametrized or replaced by others are not plain; see `is_plain`.
+    """
+    return is_plain(layer, nn.Linear, Linear) and has_affine_statistics(norm)
+
+
+def has_affine_statistics(norm: nn.Module) -> bool:
+    """Whether `norm` is a plain batch norm in evaluation with running statistics, weight and bias."""
+    return has_running_statistics(norm) and is_plain(norm, nn.BatchNorm1d) and norm.weight is not None
 
 
 def fold_batch_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

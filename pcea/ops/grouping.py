@@ -8,7 +8,7 @@ from torch import Tensor
 
 def flat_index(index: Tensor, num_points: int) -> Tensor:
     """Turn indices into clouds of N points, (B, ...), into indices into their flattened rows (B N), same shape."""
-    offset = torch.arange(len(index), device=index.device) * num_points
+    offset = torch.arange(index.shape[0], device=index.device) * num_points
     return index + offset.view(-1, *[1] * (index.ndim - 1))
 
 
@@ -25,7 +25,7 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    if points.ndim != 3 or index.ndim < 2 or len(points) != len(index):
+    if points.ndim != 3 or index.ndim < 2 or points.shape[0] != index.shape[0]:
         raise ValueError(
             f"points (B, N, C) and index (B, ...) expected, got {tuple(points.shape)}, {tuple(index.shape)}."
         )

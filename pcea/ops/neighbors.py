@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.nn.shortcuts import can_shortcut
 from pcea.ops.checks import check_mask, check_points
+from pcea.ops.graphs import fold_batch, refuse_tracing
 
 # Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
@@ -50,6 +52,8 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     |a|^2 + |b|^2 - 2ab, which loses near neighbours in fp32. The M x N matrix is built in blocks; for large sources on
     a CPU a k-d tree (SciPy) takes its place.
 
+    torch.compile and torch.export see one operation, `pcea::knn`; an ONNX graph gets the whole matrix and `TopK`.
+
     Args:
         query: Points to find neighbours for, (B, M, 3).
         source: Points to choose from, (B, N, 3).
@@ -68,6 +72,17 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     n = source.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
+    if torch.onnx.is_in_onnx_export():
+        refuse_tracing("knn")
+        return Neighbors(*_knn_in_graph(query, source, k, mask))
+    if not can_shortcut():
+        refuse_tracing("knn")
+        return Neighbors(*_knn_op(query.detach(), source.detach(), k, mask))
+    return _knn(query, source, k, mask)
+
+
+def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
+    n = source.shape[1]
     if source.device.type == "cpu" and n >= max(_TREE_SOURCE, _TREE_SOURCE_PER_NEIGHBOR * k):
         return _knn_tree(query, source, k, mask)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
@@ -79,6 +94,38 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     if mask is None:
         return Neighbors(index, squared_distance)
     return _fill(index, squared_distance, squared_distance.isfinite())
+
+
+@torch.library.custom_op("pcea::knn", mutates_args=())
+def _knn_op(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`_knn` as one node of a captured graph."""
+    index, squared_distance = _knn(query, source, k, mask)
+    return index.contiguous(), squared_distance.contiguous()
+
+
+@_knn_op.register_fake
+def _(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return query.new_empty(*query.shape[:2], k, dtype=torch.int64), query.new_empty(*query.shape[:2], k)
+
+
+@_knn_op.register_vmap
+def _(info: Any, in_dims: tuple, query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Any:
+    dims = in_dims[0], in_dims[1], in_dims[3]
+    folded = [fold_batch(info.batch_size, t, dim) for t, dim in zip((query, source, mask), dims)]
+    results = _knn_op(folded[0], folded[1], k, folded[2])
+    index, squared_distance = (out.unflatten(0, (info.batch_size, -1)) for out in results)
+    return (index, squared_distance), (0, 0)
+
+
+def _knn_in_graph(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`_knn` in operations that ONNX has, with the whole matrix of distances."""
+    distance = (query.unsqueeze(2) - source.unsqueeze(1)).square().sum(-1)  # (B, M, N)
+    if mask is None:
+        squared_distance, index = distance.topk(k, largest=False)
+        return index, squared_distance
+    distance = distance.masked_fill(~mask.unsqueeze(1), torch.inf)
+    squared_distance, index = distance.topk(k, largest=False)
+    return _fill(index, squared_distance, squared_distance < torch.inf)
 
 
 def _knn_matrix(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.nn.shortcuts import can_shortcut
 from pcea.ops.checks import check_mask, check_points
+from pcea.ops.graphs import fold_batch, refuse_tracing
 
 # From here on fpsample's k-d tree beats the plain loop on a CPU, although it takes one cloud at a time.
 _TREE_POINTS = 8192
@@ -21,6 +25,8 @@ def farthest_point_sample(
     Starts at the first real point, or at a random one if a generator is given. No point is chosen twice as long as an
     unchosen real one is left, also where points coincide. Clouds of 8,192 points or more on a CPU go through a k-d tree
     (fpsample) a hundred times faster; it is exact too, but starts at a point of its own choice, the same every time.
+
+    torch.compile and torch.export see one operation, `pcea::farthest_point_sample`; an ONNX graph gets a loop.
 
     Args:
         points: Clouds, (B, N, 3).
@@ -44,6 +50,16 @@ def farthest_point_sample(
     if not 1 <= num_points <= n:
         raise ValueError(f"num_points must be at most N={n} and at least 1, got {num_points}.")
     start = _start(points, mask, generator)
+    if torch.onnx.is_in_onnx_export():
+        return _sample_in_graph(points, num_points, mask, start)
+    if not can_shortcut():
+        refuse_tracing("farthest_point_sample")
+        return _sample_op(points.detach(), num_points, mask, start)
+    return _sample(points, num_points, mask, start)
+
+
+def _sample(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
+    n = points.shape[1]
     if points.device.type == "cpu" and n >= _TREE_POINTS:
         return _sample_tree(points, num_points, mask, start)
     return _sample_loop(points, num_points, mask, start)
@@ -55,6 +71,49 @@ def _start(points: Tensor, mask: Tensor | None, generator: torch.Generator | Non
     if generator is None:
         return real.argmax(1)
     return torch.multinomial(real.to(generator.device), 1, generator=generator).squeeze(1).to(points.device)
+
+
+@torch.library.custom_op("pcea::farthest_point_sample", mutates_args=())
+def _sample_op(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
+    """`_sample` as one node of a captured graph."""
+    return _sample(points, num_points, mask, start)
+
+
+@_sample_op.register_fake
+def _(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:  # noqa: ARG001
+    return points.new_empty(points.shape[0], num_points, dtype=torch.int64)
+
+
+@_sample_op.register_vmap
+def _(info: Any, in_dims: tuple, points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Any:
+    dims = in_dims[0], in_dims[2], in_dims[3]
+    clouds, masks, starts = (fold_batch(info.batch_size, t, dim) for t, dim in zip((points, mask, start), dims))
+    return _sample_op(clouds, num_points, masks, starts).unflatten(0, (info.batch_size, -1)), 0
+
+
+def _sample_in_graph(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
+    """`_sample_loop` in operations that ONNX has, with a loop of its own in place of the rounds."""
+    from torch._higher_order_ops.while_loop import while_loop
+
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    places = torch.arange(points.shape[1], device=points.device)
+    nearest = torch.full_like(points[..., 0], torch.inf)
+    nearest = nearest if mask is None else nearest.masked_fill(~mask, -2)
+    slots = torch.arange(num_points, device=points.device)
+
+    def is_going_on(i: Tensor, *_: Tensor) -> Tensor:
+        return i < num_points
+
+    def choose(i: Tensor, index: Tensor, last: Tensor, nearest: Tensor) -> tuple[Tensor, ...]:
+        index = torch.where(slots == i, last.unsqueeze(1), index)
+        chosen = points.gather(1, last[:, None, None].expand(-1, 1, 3))
+        nearest = torch.minimum(nearest, (points - chosen).square().sum(-1))
+        nearest = torch.where(places == last.unsqueeze(1), -1, nearest)
+        return i + 1, index, nearest.argmax(1), nearest
+
+    index = torch.zeros_like(start).unsqueeze(1).expand(-1, num_points).clone()
+    state = (torch.zeros((), dtype=torch.int64, device=points.device), index, start, nearest)
+    return while_loop(is_going_on, choose, state)[1]
 
 
 def _sample_loop(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:

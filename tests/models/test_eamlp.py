@@ -248,10 +248,12 @@ def test_batch_norm_before_the_mlps() -> None:
     model, tokens = tiny(norm="batch"), torch.randn(3, 7, 24)
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm1d)]
     assert norms == ["blocks.0.norm2", "blocks.1.norm2"]
-    plain = nn.BatchNorm1d(24)
+    block, plain = model.blocks[0], nn.BatchNorm1d(24)
     for training in (True, False):
-        out = model.blocks[0].norm2.train(training)(tokens)
-        torch.testing.assert_close(out, plain.train(training)(tokens.transpose(1, 2)).transpose(1, 2))
+        block.norm2.train(training)
+        before = tokens + block.attention(block.norm1(tokens))
+        normalized = plain.train(training)(before.transpose(1, 2)).transpose(1, 2)
+        torch.testing.assert_close(block(tokens), before + block.mlp(normalized))
 
 
 def test_mean_of_the_tokens_for_the_class_token() -> None:

@@ -158,7 +158,13 @@ def test_streaming_equals_the_whole(name: str, is_masked: bool, block: int, monk
     points, mask = padded()
     mask = mask if is_masked else None
     seen: list[int] = []
-    model.encoder.fuse.register_forward_hook(lambda *call: seen.append(call[-1].shape[:2].numel()))
+    activation = model.encoder.fuse.activation
+
+    def watched(tokens: Tensor) -> Tensor:
+        seen.append(tokens.shape[:2].numel())
+        return activation(tokens)
+
+    model.encoder.fuse.activation = watched
     with torch.enable_grad():  # nothing goes in blocks then
         whole = model(points, category=CATEGORY, mask=mask)
     assert seen == [B * N]
@@ -171,6 +177,10 @@ def test_streaming_equals_the_whole(name: str, is_masked: bool, block: int, monk
     assert sum(seen) == 2 * B * N
     real = slice(None) if mask is None else mask
     torch.testing.assert_close(streamed[real], whole[real], atol=1e-5, rtol=1e-5)
+    seen.clear()
+    model.second.register_forward_hook(lambda *_: None)
+    model(points, category=CATEGORY, mask=mask)
+    assert seen == [B * N]  # a watched layer is called once, with all points
 
 
 def test_gradients_do_not_depend_on_the_streaming_threshold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,13 @@ def test_external_attention_mixes_memories_in_blocks(normalization: str, monkeyp
     layer, tokens = ExternalAttention(C, memory_units=S, normalization=normalization).eval(), torch.randn(B, N, C)
     monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", 3)
     shapes: list[tuple[int, ...]] = []
-    layer.dropout.register_forward_hook(lambda *call: shapes.append(tuple(call[-1].shape)))
+    normalize = pcea.nn.attention._NORMALIZATIONS[normalization]
+
+    def watched(logits: Tensor, *others: Tensor) -> Tensor:
+        shapes.append(tuple(logits.shape))
+        return normalize(logits, *others)
+
+    monkeypatch.setitem(pcea.nn.attention._NORMALIZATIONS, normalization, watched)
     in_one = layer(tokens)
     assert shapes == [(B, N, S)]  # gradients are recorded: one call
     shapes.clear()
@@ -204,7 +210,9 @@ def test_external_attention_mixes_memories_in_blocks(normalization: str, monkeyp
             torch.testing.assert_close(layer(tokens), in_one)
         assert maps[""].weights.shape == (B, N, S)
         layer.train()(tokens)
-    assert shapes == [(B, N, S)] * 2
+        layer.eval().dropout.register_forward_hook(lambda *_: None)
+        layer(tokens)  # a watched module is called once
+    assert shapes == [(B, N, S)] * 3
 
 
 @pytest.mark.parametrize("tied", [True, False])
