@@ -1,9 +1,10 @@
 from .checkpoints import newest_checkpoint, read_checkpoint, read_network
 from .configs import config_names, config_path
 from .description import NetworkDescription, StoredNetwork
+from .meshes import Mesh
 from .ply import read_ply, write_ply
 from .points import Points, estimate_normals, load_points, normalize_points, orient, sample_points
-from .readers import Mesh, read_file
+from .readers import read_file
 from .weights import load_weights, save_weights, shipped_weights
 
 __all__ = [

@@ -6,32 +6,22 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 
+from pcea.io.hdf5 import read_h5
+from pcea.io.meshes import Mesh, as_mesh, first_line, unreadable
 from pcea.io.ply import read_ply
+from pcea.io.scenes import read_scene
 
 # What Open3D needs to be imported and to draw.
 SYSTEM_PACKAGES = "apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
 # What arrays of .npz and .h5 files are called; the first that is there counts.
 POINT_NAMES = ("points", "pos", "xyz", "data")
 NORMAL_NAMES = ("normals", "normal")
-
-
-class Mesh(NamedTuple):
-    """A surface of triangles.
-
-    Attributes:
-        vertices: Coordinates, (V, 3), float64.
-        faces: Vertices of each triangle, (F, 3), int64.
-    """
-
-    vertices: np.ndarray
-    faces: np.ndarray
 
 
 def read_file(path: Path) -> Mesh | np.ndarray:
@@ -73,7 +63,7 @@ def read_table(path: Path, *, max_rows: int | None = None, is_column: bool = Fal
             file.seek(0)
             return np.loadtxt(file, delimiter=delimiter, skiprows=int(has_header), max_rows=max_rows, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path} is not a table of numbers: {_first_line(error).partition(';')[0]}.") from error
+        raise ValueError(f"{path} is not a table of numbers: {first_line(error).partition(';')[0]}.") from error
 
 
 def _is_row(line: str) -> bool:
@@ -81,28 +71,6 @@ def _is_row(line: str) -> bool:
         return len([float(word) for word in line.replace(",", " ").split()]) >= 3
     except ValueError:
         return False
-
-
-def read_h5(path: Path, *, required: Sequence[str] = ("data",), optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The named arrays of an HDF5 file, which is never written to.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated or not HDF5, or lacks a required array.
-    """
-    import h5py
-
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}.")
-    try:
-        with h5py.File(path, "r") as file:
-            names = [name for name in (*required, *optional) if isinstance(file.get(name), h5py.Dataset)]
-            missing = [name for name in required if name not in names]
-            if missing:
-                raise ValueError(f"{path} has no array {missing[0]!r}; it holds {sorted(file) or 'nothing'}.")
-            return {name: file[name][()] for name in names}
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is truncated or not HDF5 ({_first_line(error)}). Obtain it again.") from error
 
 
 def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -116,7 +84,7 @@ def read_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
             loaded = np.load(file, allow_pickle=False)
             return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a NumPy file of numbers ({_first_line(error)}).") from error
+        raise ValueError(f"{path} is not a NumPy file of numbers ({first_line(error)}).") from error
 
 
 def as_table(arrays: Mapping[str, np.ndarray], *, path: Path) -> np.ndarray:
@@ -194,7 +162,7 @@ def _read_las(path: Path) -> np.ndarray:
     except Exception as error:  # laspy raises also what NumPy and its decompressors raise
         if "LazBackend" in str(error):
             raise ImportError(f"{path} is compressed, and laspy cannot read it: pip install 'laspy[lazrs]'.") from error
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if len(points) < count:
         raise ValueError(f"{path} ends before its {count} points.")
     return points
@@ -208,7 +176,7 @@ def _read_ply(path: Path) -> Mesh | np.ndarray:
         raise ValueError(f"{path} has no vertices x y z; theirs are {' '.join(columns)}.")
     points = np.stack([columns[name] for name in "xyz"], axis=1)
     if len(polygons):
-        return _as_mesh(path, points, polygons)
+        return as_mesh(path, points, polygons)
     normals = [columns[name][:, None] for name in ("nx", "ny", "nz") if name in columns]
     return np.hstack([points, *normals]) if len(normals) == 3 else points
 
@@ -231,54 +199,13 @@ def _read_off(path: Path) -> Mesh:
         else:
             polygons = [[int(word) for word in line.split()[1 : 1 + int(line.split()[0])]] for line in lines[V : V + F]]
     except ValueError as error:
-        raise _unreadable(path, error) from error
-    return _as_mesh(path, vertices, polygons)
-
-
-def _read_scene(path: Path) -> Mesh:
-    import trimesh
-
-    try:
-        # process=False keeps NaN coordinates, which trimesh would drop without a word.
-        loaded = trimesh.load(path, process=False)
-        if isinstance(loaded, trimesh.Scene):
-            for part in loaded.geometry.values():
-                if isinstance(part, trimesh.Trimesh):
-                    part.visual = trimesh.visual.ColorVisuals()  # else textures would be packed into one
-            loaded = loaded.to_mesh()
-        vertices, faces = loaded.vertices, getattr(loaded, "faces", [])
-    except Exception as error:  # trimesh raises whatever its parsers raise
-        raise _unreadable(path, error) from error
-    return _as_mesh(path, vertices, faces)
-
-
-def _as_mesh(path: Path, vertices: np.ndarray, polygons: np.ndarray | Sequence[Sequence[float]]) -> Mesh:
-    """Cut polygons, (F, K) or F of different lengths, into fans of triangles."""
-    if isinstance(polygons, np.ndarray) or len({*map(len, polygons)}) == 1:
-        corners = np.asarray(polygons, dtype=np.int64)
-        fan = np.array([(0, i, i + 1) for i in range(1, corners.shape[1] - 1)], dtype=np.int64).reshape(-1, 3)
-        faces = corners[:, fan].reshape(-1, 3)
-    else:
-        triangles = [(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)]
-        faces = np.array(triangles, dtype=np.int64).reshape(-1, 3)
-    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
-        raise _unreadable(path, ValueError("a face names a vertex that is not there"))
-    return Mesh(np.asarray(vertices, dtype=np.float64), faces)
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    # The message of an error such as a KeyError is but a name.
-    reason = _first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_first_line(error)}"
-    return ValueError(f"{path} could not be read as {path.suffix.lower()} ({reason.rstrip('.')}).")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise unreadable(path, error) from error
+    return as_mesh(path, vertices, polygons)
 
 
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".off": _read_off,
-    **dict.fromkeys((".obj", ".stl", ".glb", ".gltf", ".dae", ".3mf"), _read_scene),
+    **dict.fromkeys((".obj", ".stl", ".glb", ".gltf", ".dae", ".3mf"), read_scene),
     ".ply": _read_ply,
     ".pcd": _read_pcd,
     **dict.fromkeys((".las", ".laz"), _read_las),
