@@ -111,10 +111,12 @@ def select_tokens(
     """
     weights = attention.weights
     if weights.ndim < 3:
-        raise ValueError("Attention of packed clouds (N, S) is not of one cloud: give `weights` as (1, N, S).")
+        raise ValueError(
+            "Attention of packed clouds, (N, S), does not tell clouds apart: give `weights` of one cloud as (1, N, S)."
+        )
     if cloud is None and len(weights) > 1:
         raise ValueError(
-            f"The attention is of {len(weights)} clouds: say which one it is by cloud=0..{len(weights) - 1}."
+            f"The attention is that of {len(weights)} clouds: choose one of them with cloud=0..{len(weights) - 1}."
         )
     cloud = cloud or 0
     if not 0 <= cloud < len(weights):
@@ -141,8 +143,8 @@ def select_tokens(
             raise ValueError("The cloud is padded: give its real points, points[cloud][mask[cloud]].")
         if len(weights) != len(points):
             raise ValueError(
-                f"The attention is of {len(weights)} tokens, there are {len(points)} points, and the model does not "
-                "say where its tokens are: set `points` of the attention map, `attention._replace(points=...)`."
+                f"The attention is that of {len(weights)} tokens, but there are {len(points)} points, and the model "
+                "does not say where its tokens are: set `points` of the attention map, `attention._replace(points=...)`."
             )
         positions = points
     return TokenWeights(weights, positions)

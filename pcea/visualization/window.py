@@ -20,7 +20,7 @@ from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, 
 from pcea.visualization.subject import Subject
 
 # What the keys and the mouse do, as listed in the window.
-_CONTROLS = {
+CONTROLS = {
     "M": "next mode",
     "L": "next layer",
     "S": "next slot",
@@ -125,7 +125,7 @@ class Window:
         self._scene.set_on_mouse(self._on_mouse)
         margin = round(self._window.theme.font_size)
         self._title, self._legend, self._controls = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
-        for text in chain.from_iterable(_CONTROLS.items()):
+        for text in chain.from_iterable(CONTROLS.items()):
             self._controls.add_child(self._label(text))
         self._panel = gui.Vert(margin, gui.Margins(margin))
         self._panel.background_color = gui.Color(1, 1, 1)

@@ -35,7 +35,7 @@ def test_the_camera_sees_the_cloud_as_large_as_possible(name, angles):
     assert np.abs(low + high).max() / 2 < 0.02  # 1 % of the picture's side
 
 
-def test_what_cannot_be_seen():
+def test_errors_of_place_camera():
     for points in (torch.tensor([[3.0, -4, 5]]), torch.full((7, 3), 2.0)):
         with pytest.raises(ValueError, match=f"nothing to see: all {len(points)} points of the cloud are equal"):
             place_camera(points)

@@ -43,13 +43,13 @@ def test_pixels_are_points_row_by_row():
 
 
 @pytest.mark.parametrize("size", [(7, 5), (14, 10), (23, 31), (3, 2)])
-def test_tokens_are_carried_to_pixels_bilinearly(size, generator):
+def test_tokens_are_interpolated_at_pixels_bilinearly(size, generator):
     features = torch.randn(7 * 5, 3, generator=generator)
     expected = F.interpolate(features.T.view(1, 3, 7, 5), size, mode="bilinear")[0].flatten(1).T
     torch.testing.assert_close(interpolate_grid(features, (7, 5), pixel_points(*size)), expected)
 
 
-def test_the_pixel_that_shows_a_pixel():
+def test_pixel_index():
     assert pixel_index((3, 1), (4, 5), (4, 5)) == 1 * 5 + 3
     assert pixel_index((3, 1), (4, 5), (8, 10)) == 3 * 10 + 7  # 1.5 of 4 rows, 3.5 of 5 columns
     assert pixel_index((9, 19), (20, 10), (2, 1)) == 1
@@ -68,7 +68,7 @@ def test_resize_picture(shape, side, expected):
     assert fitted.flatten(1).unique(dim=1).flatten().tolist() == [10, 200, 30]
 
 
-def test_grey_by_hand():
+def test_to_greyscale_by_hand():
     picture = torch.tensor([[[255, 0, 100]], [[0, 255, 100]], [[0, 0, 100]]], dtype=torch.uint8)
     assert to_greyscale(picture).tolist() == [[[76] * 3, [150] * 3, [100] * 3]]
 
@@ -113,7 +113,7 @@ def test_an_image_of_a_batch():
         assert view_picture(picture_of(5, 7), attention, cloud=number).values.unique().tolist() == [slot]
 
 
-def test_a_query_is_like_what_attends_to_the_same():
+def test_pixels_with_the_same_attention_are_like_the_query():
     """The pixel lies in the right one of two halves."""
     cells = torch.ones(3, 4, dtype=torch.int64)
     cells[:, 2:] = 3
@@ -180,7 +180,7 @@ def test_the_query_is_marked():
     assert {tuple(color) for color in drawn[drawn.any(-1)]} == {tuple(RED), tuple(WHITE)}
 
 
-def test_a_sheet_of_pictures_of_several_forms():
+def test_a_sheet_of_pictures_of_different_shapes():
     """Each in the middle of its place, with its title above; nothing touches."""
     views = []
     for (height, width), value in (((40, 80), 10), ((80, 20), 90), ((30, 30), 200)):
@@ -225,7 +225,7 @@ def test_errors(picture, options, message):
         view_picture(picture, attention, **options)
 
 
-def test_a_map_that_does_not_know_its_grid():
+def test_a_map_without_a_grid():
     attention = attention_of(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"set `grid` of the attention map, `attention._replace\(grid=\(H, W\)\)`"):
         view_picture(picture_of(4, 5), attention._replace(grid=None))

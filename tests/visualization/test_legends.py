@@ -55,11 +55,11 @@ def test_a_bar_of_equal_values_has_two_ends():
     assert (keys[0] == keys[1]).all()
 
 
-def test_no_meaning_is_no_legend():
+def test_a_view_without_legend_is_blank():
     assert (draw_legend(view_of_legend([]), height=50) == 255).all()
 
 
-def test_a_shared_legend_names_what_has_no_colour_last():
+def test_merged_legends_end_with_the_other_slots():
     weights = [torch.eye(20)[slots] for slots in ([0, 2, 19], [1, 3, 3])]
     views = [view_slots(torch.rand(3, 3), w, ranking=range(13)) for w in weights]
     names = [name for name, _ in merge_legends(views).entries]

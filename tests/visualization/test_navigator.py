@@ -88,7 +88,7 @@ def test_f_steps_through_the_files():
     assert pressed(navigator, "f", "subject_index", times=3, back=True) == [0, 2, 1]
 
 
-def test_a_slot_that_the_next_layer_lacks_is_forgotten():
+def test_a_slot_that_the_next_layer_lacks_is_reset():
     maps = {"wide": AttentionMap(torch.rand(1, 5, 7)), "narrow": AttentionMap(one_hot([1] * 5, 3))}
     navigator = Navigator([Subject(torch.randn(5, 3), maps)], mode="slot", layer=0, slot=3)
     assert navigator.press("l")

@@ -25,11 +25,11 @@ def test_interpolation_by_hand():
     assert interpolate_tokens(features, positions, on_a_line(9, -1), k=1).tolist() == [[100, 0], [1, 10]]
 
 
-def test_one_token_is_everywhere():
+def test_a_single_token_is_the_same_everywhere():
     assert interpolate_tokens(torch.tensor([[7.0, 5]]), on_a_line(2), on_a_line(1, 2, 3)).tolist() == [[7, 5]] * 3
 
 
-def test_where_the_tokens_are_the_points_nothing_is_mixed():
+def test_tokens_that_are_the_points_are_not_mixed():
     positions = torch.cat([torch.randn(5, 3), torch.zeros(2, 3)])  # two in one place
     features = torch.randn(7, 2).half()
     out = interpolate_tokens(features, positions, positions.clone())
@@ -45,7 +45,7 @@ def test_points_keep_their_own_order():
     )
 
 
-def test_many_points_go_in_blocks(monkeypatch):
+def test_many_points_are_interpolated_in_chunks(monkeypatch):
     features, positions, points = torch.randn(7, 2), torch.randn(7, 3), torch.randn(13, 3)
     whole, sizes, interpolate = interpolate_tokens(features, positions, points), [], point_weights.interpolate_features
 
@@ -101,21 +101,21 @@ def test_weights_at_any_points():
     torch.testing.assert_close(out, torch.tensor([[0.3, 0.7], [0.6, 0.4], [0.9, 0.1]]))
 
 
-def test_errors_of_tokens():
+def test_errors_of_select_tokens():
     points, weights = torch.randn(5, 3), torch.rand(2, 5, 7)
-    with pytest.raises(ValueError, match=r"packed clouds .* give `weights` as \(1, N, S\)"):
+    with pytest.raises(ValueError, match=r"packed clouds, .* give `weights` of one cloud as \(1, N, S\)"):
         select_tokens(points, AttentionMap(weights[0]))
     for cloud in (2, -1):
         with pytest.raises(ValueError, match=rf"cloud must be in 0\.\.1, got {cloud}"):
             select_tokens(points, AttentionMap(weights), cloud=cloud)
-    with pytest.raises(ValueError, match=r"of 2 clouds: say which one it is by cloud=0\.\.1"):
+    with pytest.raises(ValueError, match=r"of 2 clouds: choose one of them with cloud=0\.\.1"):
         select_tokens(points, AttentionMap(weights))
     with pytest.raises(ValueError, match=r"head must be in 0\.\.0, got 1"):
         select_tokens(points, AttentionMap(weights), cloud=0, head=1)
     for head in (3, -1):
         with pytest.raises(ValueError, match=rf"head must be in 0\.\.2, got {head}"):
             select_tokens(points, AttentionMap(torch.rand(1, 3, 5, 7)), head=head)
-    with pytest.raises(ValueError, match=r"of 5 tokens, there are 6 points.*attention\._replace\(points=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"of 5 tokens, but there are 6 points.*attention\._replace\(points=\.\.\.\)"):
         select_tokens(torch.randn(6, 3), AttentionMap(weights), cloud=0)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     with pytest.raises(ValueError, match="The cloud is padded: give its real points"):

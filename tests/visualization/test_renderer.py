@@ -109,7 +109,7 @@ def test_one_renderer_draws_many(can_draw):
 # Machines that cannot draw
 
 
-# Without the memory of earlier results.
+# Without the cache of earlier results.
 check_again = check_rendering.__wrapped__
 
 
@@ -131,7 +131,7 @@ def answer(monkeypatch, code, *, stdout="", stderr=""):
     monkeypatch.setattr(renderer.subprocess, "run", lambda *_, **__: done)
 
 
-def test_a_killed_or_hanging_process_is_a_machine_that_cannot_draw(monkeypatch):
+def test_a_probe_that_crashes_or_hangs(monkeypatch):
     answer(monkeypatch, 0)
     check_again()
     answer(monkeypatch, -11)

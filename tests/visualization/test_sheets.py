@@ -127,7 +127,7 @@ def test_a_shared_legend_has_all_that_occurs(can_draw):
     assert (legend[:, -1] == 255).all()
 
 
-def test_every_angle_is_a_picture(can_draw):
+def test_each_angle_gives_a_picture(can_draw):
     view = View(grid(50), grid(50).mul(255).to(torch.uint8), title="t")
     first, second, third = draw_sheet([view], size=50, angles=[0, 60, 360], elevation=0)
     assert first.shape == second.shape == (80, 50, 3)
@@ -144,7 +144,7 @@ def test_long_titles_are_shortened(can_draw):
         assert not heading[[0, -1]].any()
 
 
-def test_a_title_is_no_formula(can_draw):
+def test_a_title_is_not_read_as_a_formula(can_draw):
     pictures = [sheet([one_color(grid(2), ORANGE, title=title)], size=150)[:30] for title in ("a$x^2$", "ax^2", "$_$")]
     assert [ink(picture).any() for picture in pictures] == [True] * 3
     assert ink(pictures[0]).any(0).sum() > ink(pictures[1]).any(0).sum()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization import ColorBar, palette, view_query, view_slots, weights_at
+from pcea.visualization import ColorBar, palette, view_query, view_slots, view_values, weights_at
 from pcea.visualization.subject import Subject, shared_views
 
 MIDDLE, BRIGHT = [32, 144, 140], [253, 231, 36]
@@ -46,7 +46,7 @@ def test_a_subject_is_coloured_in_each_mode():
     assert view.marker.equal(points[4])
 
 
-def test_what_a_subject_shows_of_its_own():
+def test_defaults_of_slot_and_query():
     points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
     seen = subject(points=points)
     assert seen.farthest_point() == 3
@@ -83,12 +83,41 @@ def test_modes():
     assert Subject(torch.randn(5, 3), mixed).modes == ("query",)
 
 
+class WithHeight(Subject):
+    """Adds a mode that is the same for all layers."""
+
+    @property
+    def modes(self):
+        return (*super().modes, "height")
+
+    def _view_result(self, mode):
+        assert mode == "height"
+        return view_values(self.points, self.points[:, 1], label="height")
+
+
+def test_a_subclass_adds_a_mode():
+    points, normals, picture = torch.randn(6, 3), torch.randn(6, 3), torch.zeros(2, 3, 3, dtype=torch.uint8)
+    layers = {"a": AttentionMap(torch.rand(1, 6, 3))}
+    seen = WithHeight(points, layers, name="n", normals=normals, picture=picture)
+    view = seen.view("height", layer=0)
+    assert view.values.equal(points[:, 1])
+    assert (view.title, view.color_bar.label) == ("n", "height")
+    assert view.normals.equal(normals)
+    assert view.picture is None
+    # Colours of the attention are laid over the picture.
+    assert [seen.view(mode, layer=0).picture.equal(picture) for mode in seen.modes[:-1]] == [True] * 3
+    with pytest.raises(ValueError, match=r"layer must be one of 0 \(a\), got 1"):
+        seen.view("height", layer=1)
+    with pytest.raises(ValueError, match="has the modes slots, slot, query, height, not 'parts'"):
+        seen.view("parts", layer=0)
+
+
 def test_errors_of_a_subject():
     with pytest.raises(ValueError, match=r"points must be one cloud, \(N, 3\), got \(1, 5, 3\)"):
         Subject(torch.randn(1, 5, 3), {})
     with pytest.raises(ValueError, match="No attention was recorded: run the model inside"):
         Subject(torch.randn(5, 3), {})
-    with pytest.raises(ValueError, match="Layer b: The attention is of 4 tokens, there are 5 points"):
+    with pytest.raises(ValueError, match="Layer b: The attention is that of 4 tokens, but there are 5 points"):
         subject(slots={"a": [0] * 5, "b": [0] * 4})
     seen = subject()
     for layer in (2, -1):
@@ -124,7 +153,7 @@ def test_a_slot_has_one_scale_in_all_clouds():
     assert low.color_bar == high.color_bar == ColorBar("weight of slot 0, layer 0", 0.0, 1.0)
     assert low.colors[1].tolist() == MIDDLE
     assert high.colors[1].tolist() == BRIGHT
-    # Of its own: alone, slot 1 would be that of the left cloud.
+    # By default; alone, slot 1 would be that of the left cloud.
     left, right = subject(slots={"a": [1, 1, 1, 2, 2]}), subject(slots={"a": [2, 2, 2, 0, 0]})
     labels = [view.color_bar.label for view in shared_views([left, right], "slot", layer=0)]
     assert labels == ["weight of slot 2, layer 0"] * 2

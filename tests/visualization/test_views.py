@@ -146,7 +146,7 @@ def test_values():
     assert (view.color_bar, view.title) == (ColorBar("height", 1.0, 3.0), "t")
 
 
-def test_views_of_one_scale():
+def test_share_scale():
     points = torch.randn(1, 3)
     low, high = (view_values(points, torch.tensor([value]), label="v") for value in (1.0, 2.0))
     slots = view_slots(points, torch.ones(1, 1))
@@ -175,7 +175,7 @@ def test_a_class():
 # view_points
 
 
-def test_view_of_chooses_by_its_arguments():
+def test_view_points_chooses_by_its_arguments():
     points, attention = torch.randn(5, 3), AttentionMap(torch.rand(2, 3, 5, 7))
     weights = weights_at(points, attention, cloud=1, head=2)
     options = {"cloud": 1, "head": 2, "title": "t"}
@@ -191,14 +191,14 @@ def test_view_of_chooses_by_its_arguments():
     assert found.marker.equal(points[4])
 
 
-def test_colours_of_your_own():
+def test_your_own_colours():
     points, colors = torch.randn(5, 3), torch.randint(0, 256, (5, 3), dtype=torch.uint8)
     view = view_points(points, colors=colors, title="t")
     assert view.colors.equal(colors)
     assert (view.title, view.legend, view.color_bar) == ("t", (), None)
 
 
-def test_with_nothing_given_it_is_the_height():
+def test_without_attention_points_are_coloured_by_height():
     points = torch.tensor([[0, 5, 0], [9, 7, 0], [9, 6, -9.0]])
     view = view_points(points)
     assert view.values.tolist() == [0, 2, 1]
@@ -206,7 +206,7 @@ def test_with_nothing_given_it_is_the_height():
     assert view.color_bar == ColorBar("height", 0.0, 2.0)
 
 
-def test_errors_of_view_of():
+def test_errors_of_view_points():
     points, attention = torch.randn(5, 3), AttentionMap(torch.rand(1, 5, 7))
     colors = torch.zeros(5, 3, dtype=torch.uint8)
     for wrong in (torch.randn(2, 5, 3), torch.randn(5, 2), torch.zeros(0, 3)):
@@ -329,7 +329,7 @@ def test_attention_rendered_is_attention_computed():
         (torch.rand(5, 3).numpy(), TypeError, "must be a torch.Tensor, got ndarray"),
     ],
 )
-def test_what_is_no_cloud(points, error, message):
+def test_points_that_are_not_one_cloud(points, error, message):
     with pytest.raises(error, match=message):
         view_points(points)
 

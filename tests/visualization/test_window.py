@@ -11,7 +11,7 @@ import torch
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import renderer, show
-from pcea.visualization.window import check_display, pick_point
+from pcea.visualization.window import CONTROLS, check_display, pick_point
 
 PATIENCE = 240  # seconds, on a machine that is busy with other things
 RED = (255, 0, 26)
@@ -104,6 +104,12 @@ def test_a_wrong_argument_is_noticed_before_a_window_opens(no_display):
         show(points, {"a": attention}, cloud=1)
     with pytest.raises(ValueError, match="No attention was recorded"):
         show(points, {})
+
+
+def test_every_key_is_explained_once():
+    keys = [key.lower() for key in CONTROLS]
+    assert len(set(keys)) == len(keys)
+    assert {"m", "l", "s", "f", "r", "h", "q", "+ -"} <= set(keys)
 
 
 # A real window on a virtual display
