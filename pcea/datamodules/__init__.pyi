@@ -1,3 +1,4 @@
+from .base import DataModule
 from .images import CIFAR10DataModule, ImageDataModule, ImageFolderDataModule, ImageNetDataModule
 from .masks import (
     ADE20KDataModule,
@@ -14,7 +15,6 @@ from .parts import (
     PartDataModule,
     PyGPartDataModule,
     ShapeNetPartDataModule,
-    ShapesPartsDataModule,
 )
 from .points import (
     PointFolderDataModule,
@@ -23,8 +23,8 @@ from .points import (
     PointDataModule,
     PyGPointDataModule,
     ScanObjectNNDataModule,
-    ShapesDataModule,
 )
+from .shapes import ShapesDataModule, ShapesPartsDataModule
 
 __all__ = [
     "ADE20KDataModule",
@@ -32,6 +32,7 @@ __all__ = [
     "CamVidDataModule",
     "CityscapesDataModule",
     "CocoDataModule",
+    "DataModule",
     "ImageDataModule",
     "ImageFolderDataModule",
     "ImageNetDataModule",

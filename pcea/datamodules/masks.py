@@ -1,32 +1,36 @@
-"""Data modules of images with a class a pixel. Constructors touch no disk; `setup` does."""
+"""Data modules of semantic segmentation: images with the class of each pixel. Constructors touch no disk."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pcea.datamodules.images import ImageDataModule, check_test_fraction, divide
-from pcea.datasets.image_folder import Split
-from pcea.datasets.images import ImageDataset
+from pcea.datamodules.images import ImageDataModule
+from pcea.datasets.ade20k import read_ade20k
+from pcea.datasets.camvid import read_camvid
+from pcea.datasets.cityscapes import read_cityscapes
 from pcea.datasets.mask_folder import has_mask_splits, read_mask_folder
-from pcea.datasets.mask_sets import read_ade20k, read_camvid, read_cityscapes, read_voc2012
+from pcea.datasets.masks import MaskFiles
+from pcea.datasets.splits import Split, check_test_fraction, divide
+from pcea.datasets.voc2012 import read_voc2012
 
 
 class MaskDataModule(ImageDataModule):
-    """Images with a class a pixel; pixels that count nowhere have the label 255, whatever value the files have.
+    """Images with the class of each pixel; ignored pixels have the label 255, whatever their value in the files.
 
     Args:
-        batch_size: Images in a training batch, per device.
-        eval_batch_size: Images in a batch of validation and test, which are measured at full size: 1 where their sizes
-            differ.
+        root: Folder of the dataset, or one above it; see the dataset's reader in `pcea.datasets`.
+        batch_size: Images per training batch, on each device.
+        eval_batch_size: Images per batch in validation and test, which see whole images: 1 if their sizes differ.
         **options: Those of `ImageDataModule`. `train_transforms` are called with image and mask.
     """
 
-    def __init__(self, *, batch_size: int = 8, eval_batch_size: int = 1, **options: Any):
+    def __init__(self, root: str = "data", *, batch_size: int = 8, eval_batch_size: int = 1, **options: Any):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
+        self.root = root
 
 
 class VOC2012DataModule(MaskDataModule):
-    """Pascal VOC 2012. Its val, on which results are reported, is the test split; the masks of its test are secret.
+    """Pascal VOC 2012. The masks of its test are secret, so results are reported on val, which is the test split here.
 
     Args:
         root: Folder that holds `VOCdevkit/VOC2012` or `VOC2012`.
@@ -35,46 +39,28 @@ class VOC2012DataModule(MaskDataModule):
     """
 
     def __init__(self, root: str = "data", *, train_split: Literal["train", "trainaug"] = "trainaug", **options: Any):
-        super().__init__(**options)
-        self.root, self.train_split = root, train_split
+        super().__init__(root, **options)
+        self.train_split = train_split
 
-    def load(self, split: Split) -> ImageDataset | None:
+    def load(self, split: Literal["train", "test"]) -> MaskFiles:
         """List the files of one split."""
-        return None if split == "val" else read_voc2012(self.root, "val" if split == "test" else self.train_split)
+        return read_voc2012(self.root, self.train_split if split == "train" else "val")
 
 
 class ADE20KDataModule(MaskDataModule):
-    """ADE20K (scene parsing challenge). Its validation, on which results are reported, is the test split.
+    """ADE20K (scene parsing challenge). Results are reported on its validation split, which is the test split here."""
 
-    Args:
-        root: Folder that holds `ADEChallengeData2016`.
-        **options: Those of `MaskDataModule`.
-    """
-
-    def __init__(self, root: str = "data", **options: Any):
-        super().__init__(**options)
-        self.root = root
-
-    def load(self, split: Split) -> ImageDataset | None:
+    def load(self, split: Literal["train", "test"]) -> MaskFiles:
         """List the files of one split."""
-        return None if split == "val" else read_ade20k(self.root, "validation" if split == "test" else "training")
+        return read_ade20k(self.root, "training" if split == "train" else "validation")
 
 
 class CityscapesDataModule(MaskDataModule):
-    """Cityscapes. Its val, on which results are reported, is the test split; the masks of its test are secret.
+    """Cityscapes. The masks of its test are secret, so results are reported on val, which is the test split here."""
 
-    Args:
-        root: Folder that holds `leftImg8bit` and `gtFine`, or the one above `cityscapes`.
-        **options: Those of `MaskDataModule`.
-    """
-
-    def __init__(self, root: str = "data", **options: Any):
-        super().__init__(**options)
-        self.root = root
-
-    def load(self, split: Split) -> ImageDataset | None:
+    def load(self, split: Literal["train", "test"]) -> MaskFiles:
         """List the files of one split."""
-        return None if split == "val" else read_cityscapes(self.root, "val" if split == "test" else "train")
+        return read_cityscapes(self.root, "train" if split == "train" else "val")
 
 
 class CamVidDataModule(MaskDataModule):
@@ -82,7 +68,7 @@ class CamVidDataModule(MaskDataModule):
 
     Args:
         root: Folder that holds `CamVid`.
-        train_split: `train`, which leaves the official `val` to validate by, or both, `trainval`.
+        train_split: `train`, with the official `val` for validation, or both, `trainval`.
         in_memory: Read all images once and keep them, as bytes.
         **options: Those of `MaskDataModule`; `val_fraction` has no effect with `train`.
     """
@@ -95,27 +81,29 @@ class CamVidDataModule(MaskDataModule):
         in_memory: bool = True,
         **options: Any,
     ):
-        super().__init__(in_memory=in_memory, **options)
-        self.root, self.train_split = root, train_split
+        super().__init__(root, in_memory=in_memory, **options)
+        self.train_split = train_split
 
-    def load(self, split: Split) -> ImageDataset | None:
+    def load(self, split: Literal["train", "test"]) -> MaskFiles:
         """List the files of one split."""
-        if split == "train":
-            return read_camvid(self.root, self.train_split)
-        return None if (split, self.train_split) == ("val", "trainval") else read_camvid(self.root, split)
+        return read_camvid(self.root, self.train_split if split == "train" else "test")
+
+    def load_val(self) -> MaskFiles | None:
+        """List the official validation files, unless they are trained on."""
+        return read_camvid(self.root, "val") if self.train_split == "train" else None
 
 
 class MaskFolderDataModule(MaskDataModule):
     """The user's own images and masks, `root/images/x.jpg` and `root/masks/x.png`.
 
-    Splits are folders (`images/train`, `masks/train`, ...) or lists (`root/train.txt`, ...) of train, val and test;
-    with val and without test, val is the test split. Without any, a share is held out for the test.
+    Splits are folders (`images/train`, `masks/train`, ...) or lists (`root/train.txt`, ...) of train, val and test.
+    Without test, val is the test split. Without any splits, a share is held out as the test split.
 
     Args:
         root: The folder.
         num_classes: Number of classes; None counts the names in `root/classes.yaml`.
-        ignore_value: Value of pixels in the masks that count nowhere; None if there are none.
-        test_fraction: Share held out for the test if the folder has no splits of its own.
+        ignore_value: Value of ignored pixels in the masks; None if there are none.
+        test_fraction: Share held out as the test split if the folder has no splits of its own.
         **options: Those of `MaskDataModule`.
     """
 
@@ -128,14 +116,20 @@ class MaskFolderDataModule(MaskDataModule):
         test_fraction: float = 0.2,
         **options: Any,
     ):
-        super().__init__(**options)
-        self.root, self.num_classes, self.ignore_value = root, num_classes, ignore_value
+        super().__init__(root, **options)
+        self.num_classes, self.ignore_value = num_classes, ignore_value
         self.test_fraction = test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Split) -> ImageDataset | None:
+    def load(self, split: Literal["train", "test"]) -> MaskFiles:
         """List the files of one split."""
-        files = read_mask_folder(self.root, split, num_classes=self.num_classes, ignore_value=self.ignore_value)
-        if files is None or has_mask_splits(self.root):
-            return files
-        return divide(files, split, test_fraction=self.test_fraction)
+        files = self._read(split)
+        assert files is not None, "only val may be absent"
+        return files if has_mask_splits(self.root) else divide(files, split, test_fraction=self.test_fraction)
+
+    def load_val(self) -> MaskFiles | None:
+        """List the files of the stored validation split, if it is not the test split."""
+        return self._read("val") if has_mask_splits(self.root) else None
+
+    def _read(self, split: Split) -> MaskFiles | None:
+        return read_mask_folder(self.root, split, num_classes=self.num_classes, ignore_value=self.ignore_value)

@@ -1,26 +1,30 @@
-"""One small data module per dataset of clouds with a label a point. Constructors touch no disk; `setup` does."""
+"""Data modules of point clouds with per-point labels, one per dataset. Constructors touch no disk; `setup` does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch.utils.data import Dataset
 
-from pcea.datamodules.points import PointDataModule, Split, batch_seed
+from pcea.datamodules.base import augment_batch
+from pcea.datamodules.points import PointDataModule, Split
 from pcea.datasets.batches import PointBatch
-from pcea.datasets.points import PartDataset, number_parts
+from pcea.datasets.labeled_psb import LabeledPSB
+from pcea.datasets.part_folder import PartFolder
+from pcea.datasets.parts import PartDataset
+from pcea.datasets.pyg import parts_from_pyg
+from pcea.datasets.shapenetpart import ShapeNetPart
 from pcea.transforms.points import RandomSubset
 
 
 class PartDataModule(PointDataModule):
-    """Clouds with a label a point, of any sizes; training draws `num_points` of each cloud anew for every batch.
+    """Clouds of any sizes with per-point labels; training draws `num_points` of each cloud anew for every batch.
 
-    Validation and test hand out all points of a cloud, in batches padded with a mask.
+    Validation and test hand out all points of a cloud, in batches that are padded, with a mask.
 
     Args:
-        num_points: Points drawn; a cloud that has fewer is padded, with a mask.
+        num_points: Points drawn in training; a cloud that has fewer is padded, with a mask.
         **options: Those of `PointDataModule`.
     """
 
@@ -33,16 +37,15 @@ class PartDataModule(PointDataModule):
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """Classes of each category, by its name, known after `setup`; empty where clouds have no category."""
-        clouds = next(iter(self.sets.values()), None)
-        return clouds.parts if isinstance(clouds, PartDataset) else {}
+        """The classes of each category, by its name, known after `setup`; empty if clouds have no category."""
+        return self._any_set.parts if self.sets else {}
 
     def on_after_batch_transfer(self, batch: PointBatch, dataloader_idx: int) -> PointBatch:
         """Draw points and augment on the device."""
         trainer = self._attached_trainer
         if trainer.training and batch.points.shape[1] > self.num_points:
-            generator = torch.Generator(batch.points.device).manual_seed(2 * batch_seed(trainer))
-            batch = RandomSubset(num_points=self.num_points)(batch, generator=generator)
+            subset = RandomSubset(num_points=self.num_points)
+            batch = augment_batch(batch, [subset], trainer, batch.points.device)
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
 
@@ -51,10 +54,10 @@ class ShapeNetPartDataModule(PartDataModule):
 
     Args:
         root: Folder that holds the dataset's folder.
-        layout: `normals`, `points` or `h5`; None takes the first that is there.
+        layout: `normals`, `points` or `h5`; None takes the first that is found.
         categories: Train and test on these categories only; None takes all.
-        train_split: Official splits to train on: `trainval` as the papers do, `train`, which leaves the official `val`
-            to validate by, or `val`.
+        train_split: Official split to train on: `trainval` as in the papers; `train`, with the official `val` for
+            validation if `val_fraction` is 0; or `val`.
         **options: Those of `PartDataModule`.
     """
 
@@ -70,26 +73,22 @@ class ShapeNetPartDataModule(PartDataModule):
         super().__init__(**options)
         self.root, self.layout, self.categories, self.train_split = root, layout, categories, train_split
 
-    def setup(self, stage: str) -> None:
-        """Read the splits that a stage needs, once."""
-        super().setup(stage)
-        if stage in ("fit", "validate") and self.train_split == "train" and "val" not in self.sets:
-            self.sets["val"] = self._read("val")
-
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
         return self._read(self.train_split if split == "train" else "test")
 
-    def _read(self, split: Literal["train", "val", "trainval", "test"]) -> PartDataset:
-        from pcea.datasets.shapenetpart import ShapeNetPart
+    def load_val(self) -> PartDataset | None:
+        """Read the official validation split, unless it is trained on or a share of training is held out."""
+        return self._read("val") if self.train_split == "train" and not self.val_fraction else None
 
+    def _read(self, split: Literal["train", "val", "trainval", "test"]) -> PartDataset:
         return ShapeNetPart(
             self.root, split, with_normals=self.with_normals, categories=self.categories, layout=self.layout
         )
 
 
 class LabeledPSBDataModule(PartDataModule):
-    """Labeled Princeton Segmentation Benchmark, or another set in ShapeNetPart's text layout with a `parts.json`.
+    """Labeled Princeton Segmentation Benchmark, or another dataset in ShapeNetPart's text layout with a `parts.json`.
 
     Args:
         root: Folder of the dataset, or the one above `labeled_psb`.
@@ -103,61 +102,18 @@ class LabeledPSBDataModule(PartDataModule):
 
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
-        from pcea.datasets.shapenetpart import LabeledPSB
-
         return LabeledPSB(self.root, split, with_normals=self.with_normals, categories=self.categories)
 
 
-class ShapesPartsDataModule(PartDataModule):
-    """PartClasses of procedural shapes, made in memory. Validation shapes are made, not held out.
-
-    Args:
-        num_train: Training shapes.
-        num_val: Validation shapes, from the training parameters.
-        num_test: Test shapes, from parameters that training never sees.
-        data_seed: Decides the shapes.
-        **options: Those of `PartDataModule`. Shapes are made of `num_points` points; `val_fraction` has no effect.
-    """
-
-    def __init__(
-        self, *, num_train: int = 2000, num_val: int = 300, num_test: int = 1000, data_seed: int = 0, **options: Any
-    ):
-        super().__init__(**options)
-        self.counts = {"train": num_train, "val": num_val, "test": num_test}
-        self.data_seed = data_seed
-
-    def setup(self, stage: str) -> None:
-        """Make the shapes that a stage needs, once."""
-        for split in ("train", "val") if stage in ("fit", "validate") else ("test",):
-            if split not in self.sets:
-                self.sets[split] = self._make(split)
-
-    def _make(self, split: Literal["train", "val", "test"]) -> PartDataset:
-        from pcea.datasets.shapes import PARTS, Shapes
-
-        L, N = self.counts[split], self.num_points
-        made = Shapes(split, num_shapes=L, num_points=N, target="part", seed=self.data_seed)
-        assert made.normals is not None
-        return PartDataset(
-            made.points.flatten(0, 1),
-            made.label.flatten(),
-            torch.full((L,), N),
-            class_names=made.class_names,
-            normals=made.normals.flatten(0, 1) if self.with_normals else None,
-            category=made.category,
-            parts=number_parts(PARTS)[0],
-        )
-
-
 class PartFolderDataModule(PartDataModule):
-    """The user's own labelled files, a folder per category.
+    """The user's own clouds with per-point labels, one folder per category.
 
     Args:
         root: The folder: root/<category>/*, or root/train/<category>/* and root/test/<category>/*.
         parts: YAML file with the names of each category's parts; None takes root/parts.yaml.
         up: The files' upward axis: x, y, z, -x, -y or -z.
-        test_fraction: Share of each category held out for the test if the folder has no splits of its own.
-        skip_unreadable: Leave unreadable files out with a warning that names and counts them, instead of stopping.
+        test_fraction: Share of each category held out as the test split if the folder has no splits of its own.
+        skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
         **options: Those of `PartDataModule`.
     """
 
@@ -177,8 +133,6 @@ class PartFolderDataModule(PartDataModule):
 
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
-        from pcea.datasets.part_folder import PartFolder
-
         return PartFolder(
             self.root,
             split,
@@ -191,7 +145,7 @@ class PartFolderDataModule(PartDataModule):
 
 
 class PyGPartDataModule(PartDataModule):
-    """Any dataset of PyTorch Geometric whose items have `pos`, `y` a point and perhaps `category`, such as ShapeNet.
+    """Any PyTorch Geometric dataset whose items have `pos`, one `y` per point and perhaps `category`, such as ShapeNet.
 
     Args:
         train: Makes the training split; in YAML the class path and arguments of the dataset.
@@ -214,6 +168,4 @@ class PyGPartDataModule(PartDataModule):
 
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
-        from pcea.datasets.pyg import parts_from_pyg
-
         return parts_from_pyg(self.splits[split](), parts=self.classes, with_normals=self.with_normals)

@@ -1,4 +1,4 @@
-"""Labelled clouds in HDF5 files: those of the official datasets and our own cache, which has the same layout."""
+"""Labelled clouds in HDF5 files: the official datasets and our own cache, which has the same layout."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_h5_clouds(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, lacks an array, or holds anything else than labelled clouds.
+        ValueError: If the file is truncated, lacks an array, or holds something other than labelled clouds.
     """
     arrays = read_h5(path, required=("data", "label"), optional=("normal",) if with_normals else ())
     return as_clouds(arrays, path, num_classes=num_classes, num_points=num_points, with_normals=with_normals)
@@ -58,7 +58,7 @@ def as_clouds(
     """Check the arrays of `read_h5_clouds`; `path` is where they came from, for the messages.
 
     Raises:
-        ValueError: If they are anything else than labelled clouds.
+        ValueError: If they are something other than labelled clouds.
     """
     data, label = arrays["data"], arrays["label"]
     if data.ndim != 3 or data.shape[-1] != 3:
@@ -94,25 +94,25 @@ def read_files(
     description: str,
     skip_unreadable: bool = False,
 ) -> Arrays:
-    """Read one normalised cloud a file, with a progress bar.
+    """Read one cloud per file and normalize it, with a progress bar.
 
     Args:
         files: The files, L.
         label: Class of each, L.
-        read: A file's points, (N, 3), the same N for all, and perhaps normals.
-        description: Stands before the progress bar.
-        skip_unreadable: Leave unreadable files out instead of stopping.
+        read: Returns a file's points, (N, 3), the same N for all, and perhaps normals.
+        description: Text before the progress bar.
+        skip_unreadable: Skip unreadable files instead of raising.
 
     Returns:
-        data (L, N, 3), label (L,), normal (L, N, 3) if there are normals, and skipped: what is wrong, a line a file.
+        data (L, N, 3), label (L,), normal (L, N, 3) if there are normals, and skipped: one error message per such file.
 
     Raises:
-        ValueError: If there are no files, or one cannot be read; all of them are counted and ten are named.
+        ValueError: If there are no files, or some cannot be read; the message counts them and names ten.
     """
     from rich.progress import track
 
     if not files:
-        raise ValueError(f"{description}: there are no files of this split.")
+        raise ValueError(f"{description}: this split has no files.")
     clouds: list[Points] = []
     kept: list[int] = []
     skipped: list[str] = []
@@ -140,13 +140,20 @@ def summarize(skipped: Sequence[str], total: int) -> str:
     return f"{len(skipped)} of {total} files cannot be read: {'; '.join(s.rstrip('.') for s in skipped[:10])}{more}."
 
 
+def warn_of_skipped(arrays: Arrays, total: int) -> None:
+    """Warn of the files that were skipped as unreadable, of `total`, also when the arrays come from the cache."""
+    skipped = [line.decode() for line in arrays["skipped"].tolist()]
+    if skipped:
+        warnings.warn(f"{summarize(skipped, total)} They are skipped.", stacklevel=3)
+
+
 def cached(
     path: Path | None, make: Callable[[], Arrays], *, required: Sequence[str] = ("data", "label", "skipped")
 ) -> Arrays:
-    """The arrays kept at `path`, or made and kept there. A half-written file is never read.
+    """Read the arrays cached at `path`, or make them and cache them there. A half-written file is never read.
 
-    A cache that cannot be read is made again, and one that cannot be written (disk full, read-only folder) is done
-    without; a warning says so. None makes the arrays and keeps nothing.
+    A cache that cannot be read is made again; if it cannot be written (disk full, read-only folder), the arrays are
+    used without one. Both give a warning. With `path` None, nothing is cached.
     """
     if path is None:
         return make()
@@ -188,7 +195,7 @@ def write_h5(path: Path, arrays: Arrays) -> None:
 
 
 def cache_path(folder: Path, name: str, files: Iterable[Path], *options: object) -> Path:
-    """Where the cache of these files, read with these options, lies: a changed file or option gives another name."""
+    """Path of the cache of these files, read with these options; it changes with any of them."""
     digest = hashlib.sha256(repr(options).encode())
     for file in files:
         stat = file.stat() if file.exists() else None

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+# Pillow goes by the content, not by the name, and for EPS it would start Ghostscript: nothing else is tried.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
 
 class ImageDataset(Dataset):
@@ -263,7 +265,7 @@ def _opened(path: str | Path) -> Iterator[Image]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
             yield picture
     except FileNotFoundError:
         raise FileNotFoundError(f"No image {path}.") from None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcea.datasets.image_folder import SPLITS, Split, stored_split
 from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list
+from pcea.datasets.splits import SPLITS, Split, stored_split
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
 

@@ -121,6 +121,26 @@ def read_values(path: str | Path) -> npt.NDArray[np.int32]:
     return np.asarray(picture).astype(np.int32)
 
 
+def find_dataset(root: str | Path, marker: str, *names: str) -> Path:
+    """The folder of a dataset, recognized by a folder in it.
+
+    Args:
+        root: The dataset's folder, or one above it.
+        marker: The folder that must be in it.
+        *names: Where it may be below `root`; the last one names the dataset in the message.
+
+    Raises:
+        FileNotFoundError: If it is in none of these places.
+    """
+    candidates = [Path(root), *(Path(root, name) for name in names)]
+    for folder in candidates:
+        if (folder / marker).is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"No {names[-1]} under {root}: none of {', '.join(f'{c / marker}' for c in candidates)} is there."
+    )
+
+
 def find_files(
     folder: Path, names: Sequence[str] | None, suffixes: Collection[str], *, listed_in: str = ""
 ) -> dict[str, Path]:

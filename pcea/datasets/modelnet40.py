@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ MODELNET10_CLASSES = (
     "bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"
 )  # fmt: skip
 
-# Layout, folder, and the file that shows that a split is there. The first one found is taken.
+# Layout, folder, and a pattern of files that exist if the split is there. The first match is used.
 _MODELNET40_PLACES = (
     ("h5", "modelnet40_ply_hdf5_2048", "{split}_files.txt"),
     ("normals", "modelnet40_normal_resampled", "modelnet40_{split}.txt"),
@@ -39,22 +39,27 @@ _MODELNET10_PLACES = (
 class ModelNet40(PointDataset):
     """ModelNet40: 9,843 clouds to train on and 2,468 to test on, 40 classes; zero mean, unit sphere, y up.
 
-    The text and mesh layouts are parsed once, with a progress bar, and cached in `.pcea` beside the data.
+    The text and mesh layouts are parsed once, with a progress bar, and cached in `.pcea` next to the data.
 
     Args:
         root: The folder of a layout, or the one above it.
         split: train or test. ModelNet40 has no validation split.
-        num_points: Points a cloud: the first ones of an official cloud, as the field does; meshes are sampled by area.
-        with_normals: Also give unit normals (the layouts `normals` and `off` have them).
+        num_points: Points per cloud: the first ones of an official cloud, as is usual; meshes are sampled by area.
+        with_normals: Also read unit normals (the layouts `normals` and `off` have them).
         layout: `h5` is modelnet40_ply_hdf5_2048, `normals` is modelnet40_normal_resampled, `off` is ModelNet40 (meshes,
-            z up, rotated to y up). None takes the first of these that is there.
-        cache: Keep what was parsed from text or meshes.
-        seed: Decides where meshes are sampled.
+            z up, rotated to y up). None takes the first of these that is found.
+        cache: Keep the parsed text or meshes.
+        seed: Seed of the sampling of meshes.
 
     Raises:
         FileNotFoundError: If the split is not under `root`.
         ValueError: If a file does not hold what its layout promises.
     """
+
+    _name: ClassVar[str] = "ModelNet40"
+    _places: ClassVar[tuple[tuple[str, str, str], ...]] = _MODELNET40_PLACES
+    _classes: ClassVar[tuple[str, ...] | None] = None
+    """The classes to keep; None for all."""
 
     def __init__(
         self,
@@ -67,51 +72,26 @@ class ModelNet40(PointDataset):
         cache: bool = True,
         seed: int = 0,
     ):
-        found, folder, marker = _find("ModelNet40", _MODELNET40_PLACES, Path(root), split, layout)
-        clouds, names = _read(found, folder, marker, split, None, num_points, with_normals, cache, seed)
+        found, folder, marker = _find(self._name, self._places, Path(root), split, layout)
+        clouds, names = _read(found, folder, marker, split, self._classes, num_points, with_normals, cache, seed)
         super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
 
 
-class ModelNet10(PointDataset):
-    """ModelNet10: 3,991 clouds to train on and 908 to test on, 10 classes; otherwise like `ModelNet40`.
+class ModelNet10(ModelNet40):
+    """ModelNet10: 3,991 clouds to train on and 908 to test on, 10 classes; arguments as for `ModelNet40`.
 
-    Its shapes are also in ModelNet40, so every layout of ModelNet40 serves besides the OFF meshes of ModelNet10.
-
-    Args:
-        root: The folder of a layout, or the one above it.
-        split: train or test.
-        num_points: Points a cloud.
-        with_normals: Also give unit normals (the layouts `normals` and `off` have them).
-        layout: `h5`, `normals` or `off`; None takes the first of these that is there.
-        cache: Keep what was parsed from text or meshes.
-        seed: Decides where meshes are sampled.
-
-    Raises:
-        FileNotFoundError: If the split is not under `root`.
-        ValueError: If a file does not hold what its layout promises.
+    Its shapes are also in ModelNet40, so every layout of ModelNet40 can be used, besides the OFF meshes of ModelNet10.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: Split,
-        *,
-        num_points: int = 1024,
-        with_normals: bool = False,
-        layout: Layout | None = None,
-        cache: bool = True,
-        seed: int = 0,
-    ):
-        found, folder, marker = _find("ModelNet10", _MODELNET10_PLACES, Path(root), split, layout)
-        classes = MODELNET10_CLASSES
-        clouds, names = _read(found, folder, marker, split, classes, num_points, with_normals, cache, seed)
-        super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
+    _name = "ModelNet10"
+    _places = _MODELNET10_PLACES
+    _classes = MODELNET10_CLASSES
 
 
 def _find(
     name: str, places: Sequence[tuple[str, str, str]], root: Path, split: str, layout: str | None
 ) -> tuple[str, Path, str]:
-    """Layout, folder and marker file of the first place that has the split."""
+    """Layout, folder and file pattern of the first place that has the split."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}.")
     places = [place for place in places if layout in (None, place[0])]
@@ -140,7 +120,7 @@ def _read(
     cache: bool,
     seed: int,
 ) -> tuple[Clouds, Sequence[str]]:
-    """Clouds and class names; only `classes`, where given."""
+    """Clouds and class names; only those of `classes` unless it is None."""
     if layout == "h5":
         return _read_h5_layout(folder, marker, classes, num_points, with_normals)
     if layout == "normals":
@@ -165,7 +145,7 @@ def _read_h5_layout(
     folder: Path, marker: str, classes: Sequence[str] | None, num_points: int, with_normals: bool
 ) -> tuple[Clouds, Sequence[str]]:
     names = _lines(folder / "shape_names.txt")
-    # The list has the paths of its author's machine: only the base names count.
+    # The list has the paths of its author's machine: only the file names matter.
     files = [folder / Path(line).name for line in _lines(folder / marker)]
     parts = [
         read_h5_clouds(file, num_classes=len(names), num_points=num_points, with_normals=with_normals) for file in files

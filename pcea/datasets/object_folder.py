@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.datasets.image_folder import Split
 from pcea.datasets.images import read_header, read_image
 from pcea.datasets.mask_folder import find_pairs
 from pcea.datasets.masks import read_values
 from pcea.datasets.objects import ObjectDataset, Target
+from pcea.datasets.splits import Split
 
 
 class ObjectFiles(ObjectDataset):

@@ -1,4 +1,4 @@
-"""Files of points with a label each, and sets of them parsed once into one cache."""
+"""Files of point clouds with per-point labels."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pcea.io.points import as_points, normalize_points
 from pcea.io.readers import NORMAL_NAMES, POINT_NAMES, as_table, read_h5, read_numpy, read_table
 
 LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
-# What `read_part_files` makes, beside `normal`.
+# What `read_part_files` returns, besides `normal`.
 ARRAYS = ("data", "label", "sizes", "category", "skipped")
 
 
 class PartCloud(NamedTuple):
-    """One cloud with a label a point.
+    """One cloud with per-point labels.
 
     Attributes:
         points: Coordinates, (N, 3), float32 or float64 as in `Points`.
         normals: Unit normals, (N, 3), or None.
-        label: As the file has them, (N,) int64.
+        label: The labels in the file, (N,) int64.
     """
 
     points: Tensor
@@ -35,19 +35,19 @@ class PartCloud(NamedTuple):
 
 
 def read_part_file(path: Path, *, with_normals: bool = False) -> PartCloud:
-    """Read a file of labelled points, in its own unit and order.
+    """Read a file of labelled points, in its own units and order.
 
-    Text (.txt .csv .xyz .pts) and .npy hold x y z label or x y z nx ny nz label a row; .npz and .h5 an array `points`
-    or `data` (N, 3), one of `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with a property of
-    that name, and perhaps nx ny nz.
+    Text (.txt .csv .xyz .pts) and .npy have rows x y z label or x y z nx ny nz label; .npz and .h5 an array `points` or
+    `data` (N, 3), one of `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with one of `LABEL_NAMES`
+    as a property, and perhaps nx ny nz.
 
     Args:
         path: The file.
-        with_normals: Also return normals, which the file must then hold.
+        with_normals: Also return normals, which the file must then have.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file does not hold labelled points.
+        ValueError: If the file has no labelled points.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}.")
@@ -61,24 +61,24 @@ def read_part_file(path: Path, *, with_normals: bool = False) -> PartCloud:
 
 
 def as_part_cloud(table: np.ndarray, *, path: Path, with_normals: bool = False) -> PartCloud:
-    """Check the rows x y z label or x y z nx ny nz label, (N, 4 | 7), of one cloud; `path` is for the message.
+    """Check the rows x y z label or x y z nx ny nz label of one cloud, (N, 4 | 7); `path` is for the message.
 
     Raises:
-        ValueError: If they are anything else, or a label is not a whole number.
+        ValueError: If they are something else, or a label is not a whole number.
     """
     if table.size == 0:
         raise ValueError(f"{path} is empty: it holds no points.")
     if table.ndim != 2 or table.shape[1] not in (4, 7):
         columns = table.shape[1] if table.ndim == 2 else f"shape {table.shape}"
-        raise ValueError(f"{path} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got {columns}.")
+        raise ValueError(f"{path} must have rows x y z label or x y z nx ny nz label, 4 or 7 columns, got {columns}.")
     if with_normals and table.shape[1] == 4:
-        raise ValueError(f"{path} has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed.")
+        raise ValueError(f"{path} has no normals: it has 4 columns, but x y z nx ny nz label, 7 columns, are needed.")
     cloud = as_points(table[:, :-1], path=path, normals="required" if with_normals else "none")
     return PartCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
 
 
 def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
-    """Numbers (N,) of any type as labels, (N,) int64; `path` is for the message.
+    """Convert numbers of any type, (N,), to labels, (N,) int64; `path` is for the message.
 
     Raises:
         ValueError: If one is not a whole number.
@@ -100,29 +100,29 @@ def read_part_files(
     skip_unreadable: bool = False,
     advice: str = "Repair or remove them, or set skip_unreadable.",
 ) -> Arrays:
-    """Read and normalise labelled files, with a progress bar.
+    """Read labelled files and normalize them, with a progress bar.
 
     Args:
         files: The files, L.
-        category: Number of each file's category, L.
+        category: Category number of each file, L.
         parts: The classes of each category, by its name, in the order of those numbers.
-        read: A file's points and labels.
-        description: Stands before the progress bar.
-        first_label: Labels in the files count a category's parts from this number; None if they are the classes.
-        skip_unreadable: Leave unreadable files out instead of stopping.
-        advice: What to do about unreadable files; ends the message.
+        read: Returns a file's points and labels.
+        description: Text before the progress bar.
+        first_label: Labels in the files number a category's parts from this one; None if they are the classes.
+        skip_unreadable: Skip unreadable files instead of raising.
+        advice: What to do about unreadable files, at the end of the message.
 
     Returns:
-        data (T, 3) zero mean and in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
-        normals, and skipped: what is wrong, a line a file.
+        data (T, 3) with zero mean in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
+        normals, and skipped: one error message per such file.
 
     Raises:
-        ValueError: If there are no files, or one cannot be read; all of them are counted and ten are named.
+        ValueError: If there are no files, or some cannot be read; the message counts them and names ten.
     """
     from rich.progress import track
 
     if not files:
-        raise ValueError(f"{description}: there are no files of this split.")
+        raise ValueError(f"{description}: this split has no files.")
     names, classes = list(parts), list(parts.values())
     clouds: list[PartCloud] = []
     kept: list[int] = []
@@ -151,7 +151,7 @@ def read_part_files(
 
 
 def to_tensors(arrays: Arrays, *, with_normals: bool) -> dict[str, Any]:
-    """The arrays of `read_part_files` as arguments of `PartDataset`."""
+    """Convert the arrays of `read_part_files` to arguments of `PartDataset`."""
     return {
         "points": torch.from_numpy(arrays["data"]),
         "label": torch.from_numpy(arrays["label"]),
@@ -190,11 +190,11 @@ def _read_ply(path: Path) -> np.ndarray:
 
 
 def _join(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
-    """Rows x y z [nx ny nz] label from named arrays."""
+    """Join named arrays to rows x y z [nx ny nz] label."""
     rows = as_table(arrays, path=path)
     label = next((arrays[name].reshape(-1) for name in LABEL_NAMES if name in arrays), None)
     if label is None:
-        raise ValueError(f"{path} has no labels: none of {', '.join(LABEL_NAMES)} is there.")
+        raise ValueError(f"{path} has no labels: it has none of {', '.join(LABEL_NAMES)}.")
     if rows.ndim != 2 or rows.shape[1] not in (3, 6) or len(label) != len(rows):
         raise ValueError(f"{path}: points must be (N, 3) with N labels, got {rows.shape} and {label.shape}.")
     return np.hstack([rows, label[:, None]])

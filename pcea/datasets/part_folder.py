@@ -1,43 +1,40 @@
-"""The user's own labelled clouds: a folder of files a category, and the names of its parts."""
+"""The user's own point clouds with per-point labels, one folder per category, and a file that names the parts."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from pcea.datasets.cache import cache_path, cached, summarize
+from pcea.datasets.cache import cache_path, cached, warn_of_skipped
+from pcea.datasets.folders import list_split
 from pcea.datasets.part_files import ARRAYS, PartCloud, read_part_file, read_part_files, to_tensors
-from pcea.datasets.point_folder import list_files
-from pcea.datasets.points import PartDataset, number_parts
+from pcea.datasets.parts import PartDataset, number_parts
 from pcea.io.points import orient
 
 
 class PartFolder(PartDataset):
-    """Clouds with a label a point, the folder's name being the category; zero mean, unit sphere, y up.
+    """Clouds with per-point labels in folders named after their category; zero mean, unit sphere, y up.
 
     The layouts are those of `PointFolder`, the files those of `read_part_file`; clouds keep all their points. A YAML
-    file names the parts of each category, `chair: [seat, back, legs]`; the labels in the files of a category count its
-    parts from 0 in that order. If there is but one category, the list of its parts alone will do. Categories, and
-    through them the classes, are numbered in the order of the YAML.
+    file names the parts of each category, `chair: [seat, back, legs]`; the labels in the files of a category number its
+    parts from 0 in that order. With a single category, the list of its parts is enough. Categories, and so the
+    classes, are numbered in the order of the YAML.
 
     Args:
         root: The folder.
-        split: train or test. A category may have no shapes of one of them.
+        split: train or test. A category may have no shapes in one of them.
         parts: The YAML file; None takes `root/parts.yaml`.
-        with_normals: Also give unit normals; every file must then hold them.
+        with_normals: Also read unit normals; every file must then have them.
         up: The files' upward axis: x, y, z, -x, -y or -z.
-        test_fraction: Part of each category that is held out where the folder has no splits of its own; at least one
-            file of two or more.
+        test_fraction: Share of each category held out if the folder has no splits of its own; at least one file of two
+            or more.
         seed: Decides the split.
-        skip_unreadable: Leave unreadable files out, with a warning that counts and names them, instead of stopping.
-        cache: Keep what was parsed in `root/.pcea`. A file that changes is noticed.
+        skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
+        cache: Keep the parsed files in `root/.pcea`. Files that change are parsed again.
 
     Raises:
-        FileNotFoundError: If `root` or the YAML file is missing, or there is no category folder with files.
+        FileNotFoundError: If `root` or the YAML file is missing, or there are no category folders.
         ValueError: If files cannot be read, labels are not parts of their category, the YAML and the folders disagree,
             or a category or the split is empty.
     """
@@ -56,20 +53,11 @@ class PartFolder(PartDataset):
         cache: bool = True,
     ):
         root = Path(root)
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be train or test, got {split!r}.")
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}.")
-        orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
-        by_category = list_files(root, split, test_fraction=test_fraction, seed=seed)
+        by_category = list_split(root, split, up=up, test_fraction=test_fraction, seed=seed)
         names = read_part_names(root / "parts.yaml" if parts is None else Path(parts), list(by_category))
         classes, class_names = number_parts(names)
         files = [file for name in names for file in by_category[name]]
         category = [number for number, name in enumerate(names) for _ in by_category[name]]
-        if not files:
-            raise ValueError(
-                f"The {split} split of {root} is empty. Add files or change test_fraction={test_fraction}."
-            )
 
         def read(path: Path) -> PartCloud:
             cloud = read_part_file(path, with_normals=with_normals)
@@ -90,18 +78,16 @@ class PartFolder(PartDataset):
             ),
             required=ARRAYS,
         )
-        if len(arrays["skipped"]):
-            skipped = [line.decode() for line in arrays["skipped"].tolist()]
-            warnings.warn(f"{summarize(skipped, len(files))} They are skipped.", stacklevel=2)
+        warn_of_skipped(arrays, len(files))
         super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=class_names, parts=classes)
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the parts of each category from YAML, in its order; see `PartFolder`.
+    """Read the names of each category's parts from YAML, in its order; see `PartFolder`.
 
     Args:
         path: The YAML file.
-        categories: The categories that there are; the file must name the parts of these and no others.
+        categories: The categories; the file must name the parts of these and no others.
 
     Raises:
         FileNotFoundError: If there is no such file; the message says what to write.
@@ -111,7 +97,9 @@ def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str
 
     example = f"{categories[0]}: [name of part 0, name of part 1, ...]"
     if not path.is_file():
-        raise FileNotFoundError(f"No file {path}. Write it, with a line a category that names its parts: `{example}`.")
+        raise FileNotFoundError(
+            f"No file {path}. Write it, with one line per category that names its parts: `{example}`."
+        )
     try:
         # Every scalar is text for this loader: a part may be called `on`, a category `007`.
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -120,7 +108,7 @@ def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str
     if isinstance(content, list) and len(categories) == 1:
         content = {categories[0]: content}
     if not isinstance(content, dict) or not all(_is_list_of_names(names) for names in content.values()):
-        raise ValueError(f"{path} must hold a line a category that names its parts, such as `{example}`.")
+        raise ValueError(f"{path} must hold one line per category that names its parts, such as `{example}`.")
     missing = [name for name in categories if name not in content]
     if missing:
         raise ValueError(f"{path} does not name the parts of {', '.join(missing)}: add `{missing[0]}: [...]`.")

@@ -1,8 +1,8 @@
-"""Labelled point clouds, kept as tensors and fetched a batch at a time."""
+"""Labelled point clouds of one size, kept as tensors and fetched a batch at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,16 +14,14 @@ from pcea.datasets.batches import PointBatch
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-PartClasses = dict[str, tuple[int, ...]]
-
 
 class PointDataset(Dataset):
     """Labelled clouds of one size, held in memory.
 
     Args:
         points: Coordinates, (L, N, 3).
-        label: Class of each cloud, (L,), or part of each point, (L, N); int64.
-        class_names: Name of each class (or part).
+        label: Class of each cloud, (L,), or of each point, (L, N); int64.
+        class_names: Name of each class.
         normals: Unit normals, (L, N, 3).
         category: Object category of each cloud, (L,), where `label` is per point.
         category_names: Name of each category.
@@ -48,20 +46,13 @@ class PointDataset(Dataset):
             raise ValueError(
                 f"label must be {tuple(points.shape[:1])} or {tuple(points.shape[:2])}, got {tuple(label.shape)}."
             )
-        if normals is not None and normals.shape != points.shape:
-            raise ValueError(
-                f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}."
-            )
         bad = ~points.isfinite().flatten(1).all(1)
         if bad.any():
             first = int(bad.int().argmax())
             raise ValueError(
                 f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
             )
-        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
-            raise ValueError(
-                f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}."
-            )
+        check_clouds(points, label, normals, class_names)
         self.points, self.label, self.normals, self.category = points, label, normals, category
         self.class_names, self.category_names = tuple(class_names), tuple(category_names)
 
@@ -70,17 +61,15 @@ class PointDataset(Dataset):
 
     def __getitem__(self, index: int) -> Data:
         """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
-        from torch_geometric.data import Data
-
-        data = Data(pos=self.points[index], y=self.label[index])
-        if self.normals is not None:
-            data.normal = self.normals[index]
-        if self.category is not None:
-            data.category = self.category[index]
-        return data
+        return as_item(
+            self.points[index],
+            self.label[index],
+            None if self.normals is None else self.normals[index],
+            None if self.category is None else self.category[index],
+        )
 
     def __getitems__(self, indices: Sequence[int]) -> PointBatch:
-        """Many clouds at once: one index operation for a tensor, which keeps loading far below a training step."""
+        """Many clouds at once, by one index operation per tensor, so that loading takes little of a training step."""
         index = torch.as_tensor(indices)
         normals = None if self.normals is None else self.normals[index]
         category = None if self.category is None else self.category[index]
@@ -88,7 +77,7 @@ class PointDataset(Dataset):
 
     @property
     def strata(self) -> Tensor:
-        """What a held-out share is to be balanced by, (L,) int64."""
+        """The groups that a random split keeps balanced, (L,) int64."""
         return self.label if self.category is None else self.category
 
     def subset(self, indices: Tensor) -> PointDataset:
@@ -103,135 +92,25 @@ class PointDataset(Dataset):
         )
 
 
-class PartDataset(Dataset):
-    """Clouds of any sizes with a label a point, held in memory one behind the other; T points of L clouds together.
-
-    Args:
-        points: Coordinates, (T, 3).
-        label: Class of each point, (T,) int64.
-        sizes: Points of each cloud, (L,) int64.
-        class_names: Name of each class (part).
-        normals: Unit normals, (T, 3).
-        category: Object category of each cloud, (L,) int64; None for scenes, which have none.
-        parts: The classes that each category's points can have, by its name, in the order of `category`.
+def check_clouds(points: Tensor, label: Tensor, normals: Tensor | None, class_names: Sequence[str]) -> None:
+    """Require what holds for clouds of one size, points (L, N, 3), and for packed ones, points (T, 3).
 
     Raises:
-        ValueError: If shapes disagree, coordinates are not finite or a label is not one of its category's parts.
+        ValueError: If normals have another shape than points, or a label is outside `class_names`.
     """
-
-    def __init__(
-        self,
-        points: Tensor,
-        label: Tensor,
-        sizes: Tensor,
-        *,
-        class_names: Sequence[str],
-        normals: Tensor | None = None,
-        category: Tensor | None = None,
-        parts: Mapping[str, Sequence[int]] | None = None,
-    ):
-        if points.ndim != 2 or points.shape[-1] != 3:
-            raise ValueError(f"points must be (points of all clouds, 3), got {tuple(points.shape)}.")
-        if label.shape != points.shape[:1]:
-            raise ValueError(f"label must be {tuple(points.shape[:1])}, got {tuple(label.shape)}.")
-        if normals is not None and normals.shape != points.shape:
-            raise ValueError(
-                f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}."
-            )
-        if int(sizes.sum()) != len(points) or (len(sizes) and int(sizes.min()) < 1):
-            raise ValueError(
-                f"sizes must be positive and sum to {len(points)} points, got a sum of {int(sizes.sum())}."
-            )
-        if not points.isfinite().all():
-            raise ValueError(f"{int((~points.isfinite()).any(1).sum())} points have NaN or infinite coordinates.")
-        if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
-            raise ValueError(
-                f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}."
-            )
-        if (category is None) != (parts is None):
-            raise ValueError("category and parts belong together: give both or neither.")
-        self.points, self.label, self.normals, self.category, self.sizes = points, label, normals, category, sizes
-        self.class_names = tuple(class_names)
-        self.parts = {} if parts is None else {name: tuple(classes) for name, classes in parts.items()}
-        self.starts = sizes.cumsum(0) - sizes
-        if category is not None:
-            _check_parts(label, category, sizes, self.parts, self.class_names)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: int) -> Data:
-        """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
-        from torch_geometric.data import Data
-
-        rows = slice(int(self.starts[index]), int(self.starts[index] + self.sizes[index]))
-        data = Data(pos=self.points[rows], y=self.label[rows])
-        if self.normals is not None:
-            data.normal = self.normals[rows]
-        if self.category is not None:
-            data.category = self.category[index]
-        return data
-
-    def __getitems__(self, indices: Sequence[int]) -> PointBatch:
-        """Many clouds at once, padded with copies of their first points to the largest one."""
-        index = torch.as_tensor(indices)
-        sizes = self.sizes[index].unsqueeze(1)
-        place = torch.arange(int(sizes.max()))
-        mask = place < sizes
-        rows = self.starts[index].unsqueeze(1) + torch.where(mask, place, 0)
-        return PointBatch(
-            self.points[rows],
-            self.label[rows],
-            None if self.normals is None else self.normals[rows],
-            None if self.category is None else self.category[index],
-            None if mask.all() else mask,
-        )
-
-    @property
-    def strata(self) -> Tensor:
-        """What a held-out share is to be balanced by, (L,) int64."""
-        return torch.zeros(len(self), dtype=torch.int64) if self.category is None else self.category
-
-    def subset(self, indices: Tensor) -> PartDataset:
-        """The clouds at `indices`, (L',) int64, as a set of their own."""
-        sizes = self.sizes[indices]
-        shift = self.starts[indices] - (sizes.cumsum(0) - sizes)
-        rows = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
-        return PartDataset(
-            self.points[rows],
-            self.label[rows],
-            sizes,
-            class_names=self.class_names,
-            normals=None if self.normals is None else self.normals[rows],
-            category=None if self.category is None else self.category[indices],
-            parts=self.parts or None,
-        )
+    if normals is not None and normals.shape != points.shape:
+        raise ValueError(f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}.")
+    if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
+        raise ValueError(f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}.")
 
 
-def number_parts(names: Mapping[str, Sequence[str]]) -> tuple[PartClasses, tuple[str, ...]]:
-    """Count the parts of all categories, given by their names, from 0.
+def as_item(points: Tensor, label: Tensor, normals: Tensor | None, category: Tensor | None) -> Data:
+    """One cloud, (N, 3), as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+    from torch_geometric.data import Data
 
-    Returns:
-        The classes of each category, and the class names `category/part`.
-    """
-    parts: PartClasses = {}
-    class_names: list[str] = []
-    for category, members in names.items():
-        parts[category] = tuple(range(len(class_names), len(class_names) + len(members)))
-        class_names += [f"{category}/{part}" for part in members]
-    return parts, tuple(class_names)
-
-
-def _check_parts(label: Tensor, category: Tensor, sizes: Tensor, parts: PartClasses, names: Sequence[str]) -> None:
-    """Require the label of each point, (T,), to be a part of the category of its cloud, (L,)."""
-    if category.shape != sizes.shape:
-        raise ValueError(f"category must be {tuple(sizes.shape)} like sizes, got {tuple(category.shape)}.")
-    if len(category) and not 0 <= int(category.min()) <= int(category.max()) < len(parts):
-        raise ValueError(f"categories must be in 0..{len(parts) - 1}, got {category.min()}..{category.max()}.")
-    category = category.repeat_interleave(sizes)
-    for number, (name, classes) in enumerate(parts.items()):
-        found = label[category == number].unique().tolist()
-        strangers = sorted(set(found) - set(classes))
-        if strangers:
-            wanted = ", ".join(f"{c} {names[c]}" for c in classes)
-            raise ValueError(f"Points of category {name} have label {strangers[0]}; its parts are {wanted}.")
+    data = Data(pos=points, y=label)
+    if normals is not None:
+        data.normal = normals
+    if category is not None:
+        data.category = category
+    return data

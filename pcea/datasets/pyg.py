@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.datasets.points import PartDataset, PointDataset
+from pcea.datasets.parts import PartDataset
+from pcea.datasets.points import PointDataset
 from pcea.io.points import normalize_points
 
 

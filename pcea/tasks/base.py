@@ -1,9 +1,10 @@
-"""What all tasks share: network and optimizer are passed in, randomness can be resumed."""
+"""What all tasks share: network and optimizer are passed in, and randomness can be resumed."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import lightning as L
@@ -13,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from pcea.datamodules.points import batch_seed, global_seed
+from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
+from pcea.datasets.batches import ImageBatch
 from pcea.io.description import NetworkDescription, TaskKind
 from pcea.models.build import actual_arguments, difference
 
@@ -45,8 +47,12 @@ class Task(L.LightningModule):
             rate.
 
     Attributes:
-        kind: What the network does, one of `pcea.io.description.TASKS`: how files are shown to it when it is used.
+        kind: What the network does, one of `pcea.io.description.TASKS`; it decides how files are shown to the network.
         network_argument: The argument that holds the network.
+        class_names: Names of the classes; () if the trainer was given dataloaders instead of a data module.
+        num_points: Points per cloud that the network is trained on; 0 if unknown, and for images.
+        num_test_points: Points per cloud that the network was shown in the test; 0 before it, and for images.
+        has_normals: Whether the network is given normals.
     """
 
     kind: ClassVar[TaskKind]
@@ -63,20 +69,34 @@ class Task(L.LightningModule):
         self._scheduler = scheduler
         self.class_names: tuple[str, ...] = ()
         self.num_points = 0
+        self.num_test_points = 0
         self.has_normals = False
         self._total_steps: int | None = None
 
+    @property
+    def data(self) -> TaskData | None:
+        """The data module of the trainer; None if it was given dataloaders instead.
+
+        Raises:
+            ValueError: If the data module lacks something that a task may ask for.
+        """
+        return data_of(self.trainer)
+
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Take the class names from the data, and refuse data with another number of classes."""
-        names = tuple(getattr(getattr(self.trainer, "datamodule", None), "class_names", ()))
-        num_classes = getattr(self.network, "num_classes", len(names))
+        """Take the class names from the data, and refuse data with another number of classes.
+
+        Raises:
+            ValueError: If the numbers differ, or the data module lacks something that a task may ask for.
+        """
+        if self.data is None:
+            return
+        names, num_classes = self.data.class_names, self.network.num_classes
         if names and len(names) != num_classes:
             raise ValueError(
                 f"The data has {len(names)} classes, but the network has num_classes={num_classes}. "
                 f"Set model.init_args.network.init_args.num_classes to {len(names)}."
             )
-        self.class_names = names
-        self.has_normals = bool(getattr(getattr(self.trainer, "datamodule", None), "with_normals", False))
+        self.class_names, self.has_normals = tuple(names), self.data.with_normals
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule."""
@@ -85,9 +105,9 @@ class Task(L.LightningModule):
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)
         if self._total_steps not in (None, total_steps):
-            # Its state would be restored, and the rate would rise again or the schedule fail at its end.
+            # The restored schedule would raise the rate again, or fail at its end.
             raise ValueError(
-                f"The checkpoint's schedule is of {self._total_steps} steps, this run's of {total_steps}: resume with "
+                f"The checkpoint's schedule has {self._total_steps} steps, this run's has {total_steps}: resume with "
                 "the same trainer.max_epochs, batch size and number of devices."
             )
         self._total_steps = total_steps
@@ -95,13 +115,13 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Draw the dropout of each batch from a seed of its own, so that a resumed run draws the same."""
-        # Odd, as those of the augmentation are even: the two must not follow one another.
+        """Seed the dropout of each batch by its number, so that a resumed run draws the same."""
+        # Odd, because the seeds of the augmentation are even: the two must not be the same stream.
         torch.manual_seed(2 * batch_seed(self.trainer) + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what prediction needs beside the weights."""
-        # A description takes their place, which holds nothing that loading could execute.
+        """Store what prediction needs besides the weights."""
+        # A description takes their place: it holds nothing that loading could execute.
         checkpoint.pop("hyper_parameters", None)
         description = self.describe_network()
         if description is not None:
@@ -112,7 +132,7 @@ class Task(L.LightningModule):
         checkpoint["num_points"] = self.num_points
 
     def describe_network(self) -> NetworkDescription | None:
-        """How the network is built and used; None if it was not built from a configuration."""
+        """Describe how the network is built and used; None if it was not built from a configuration."""
         if "_instantiator" not in self.hparams:
             return None
         written = self.hparams[self.network_argument]
@@ -126,7 +146,7 @@ class Task(L.LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another architecture in one line.
+        """Read what prediction needs, and refuse the checkpoint of another architecture.
 
         Raises:
             ValueError: If a parameter is missing, unknown or of another shape.
@@ -138,3 +158,57 @@ class Task(L.LightningModule):
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:
             raise ValueError(f"The checkpoint is of another architecture: {difference(ours, theirs)}.")
+
+
+class ImageTask(Task):
+    """A network that labels images, with its optimizer; arguments as for `Task`.
+
+    Attributes:
+        mean: Mean of red, green and blue, in 0..1, that the data subtracts from images; () if unknown.
+        std: Their standard deviation, by which the data divides images.
+        image_size: Height and width of the images of the last training batch.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    image_size: tuple[int, ...] = ()
+
+    def setup(self, stage: str) -> None:
+        """Take class names and normalization from the data, and refuse data with another number of classes."""
+        super().setup(stage)
+        if self.data is not None:
+            self.mean, self.std = self.data.mean, self.data.std
+
+    def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Remember the size of the images."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.image_size = tuple(batch.images.shape[-2:])
+
+    def describe_network(self) -> NetworkDescription | None:
+        """Describe how the network is built, and how images are shown to it."""
+        description = super().describe_network()
+        return description and description._replace(mean=self.mean, std=self.std, image_size=self.image_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what prediction needs besides the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["mean"], checkpoint["std"] = list(self.mean), list(self.std)
+        checkpoint["image_size"] = list(self.image_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read what prediction needs, and refuse the checkpoint of another architecture."""
+        super().on_load_checkpoint(checkpoint)
+        self.mean, self.std = tuple(checkpoint.get("mean", ())), tuple(checkpoint.get("std", ()))
+        self.image_size = tuple(checkpoint.get("image_size", ()))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, then every module back into its own: frozen ones stay as they were."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,4 +1,4 @@
-"""Callbacks for training, beside those of Lightning."""
+"""Callbacks for training, besides those of Lightning."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from pcea.datamodules.base import data_of
+from pcea.datamodules.points import PointDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.nn.attention import record_attention
+from pcea.tasks.base import evaluating
 from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.visualization.colors import color_parts
-from pcea.visualization.views import view_slots, weights_at
+from pcea.visualization.point_weights import weights_at
+from pcea.visualization.views import view_slots
 
 
 class LogClouds(L.Callback):
-    """Show a few test clouds in TensorBoard, in 3D, coloured by what the network makes of them.
+    """Show a few clouds in TensorBoard, in 3D, coloured by what the network makes of them.
 
-    A segmenter's clouds have the colours of the predicted parts, and once those of the true ones. A classifier's points
-    have the colour of their strongest slot in the last attention layer; a colour is not the same slot in every epoch.
-    Nothing is measured or chosen by them.
+    They are validation clouds, or training clouds if there is no validation split; never test clouds. A segmenter's
+    clouds are coloured by the predicted parts, and once by the true ones. A classifier's points are coloured by their
+    strongest slot in the last attention layer; a slot may change its colour from epoch to epoch.
 
-    Switch it on by `--trainer.callbacks+=pcea.tasks.callbacks.LogClouds`.
+    Switch it on with `--trainer.callbacks+=pcea.tasks.callbacks.LogClouds`.
 
     Args:
         every_n_epochs: Epochs between two pictures.
-        num_clouds: Clouds, evenly spaced over the test split.
+        num_clouds: Number of clouds, evenly spaced over the split.
     """
 
     def __init__(self, every_n_epochs: int = 10, num_clouds: int = 4):
@@ -38,12 +42,17 @@ class LogClouds(L.Callback):
         self._batch: PointBatch | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the clouds."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        """Choose the clouds.
+
+        Raises:
+            ValueError: If the data module is not one of point clouds.
+        """
+        data = data_of(trainer)
+        if not isinstance(data, PointDataModule):
+            raise ValueError(f"LogClouds shows point clouds of a PointDataModule, got {type(data).__name__}.")
         if not trainer.is_global_zero or not _writers(trainer):
             return
-        data.setup("test")
-        clouds = data.sets["test"]
+        clouds = data.sets["val" if "val" in data.sets else "train"]
         count = min(self.num_clouds, len(clouds))
         batch = clouds.__getitems__([i * len(clouds) // count for i in range(count)])
         for transform in data.evaluate:
@@ -56,15 +65,13 @@ class LogClouds(L.Callback):
         """Log the clouds."""
         if self._batch is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        pl_module.eval()
-        with torch.inference_mode():
+        with evaluating(pl_module), torch.inference_mode():
             if isinstance(pl_module, PointSegmentationTask):
                 # A generator of its own: training must draw the same numbers with and without pictures.
                 probabilities = pl_module.probabilities(self._batch, torch.Generator().manual_seed(0))
                 self._log(trainer, "predicted", _part_colors(pl_module, self._batch, probabilities))
             else:
                 self._log(trainer, "strongest slot", _slot_colors(pl_module, self._batch))
-        pl_module.train()
 
     def _log(self, trainer: L.Trainer, what: str, colors: Iterable[Tensor]) -> None:
         assert self._batch is not None
@@ -79,7 +86,7 @@ def _writers(trainer: L.Trainer) -> list[Any]:
 
 
 def _real(values: Tensor, batch: PointBatch, i: int) -> Tensor:
-    """What (B, N, ...) holds of the real points of a cloud."""
+    """The rows of (B, N, ...) that belong to the real points of cloud i."""
     return values[i] if batch.mask is None else values[i][batch.mask[i]]
 
 
@@ -93,7 +100,7 @@ def _slot_colors(task: Any, batch: PointBatch) -> Iterator[Tensor]:
 
 
 def _part_colors(task: PointSegmentationTask, batch: PointBatch, parts_of_points: Tensor) -> Iterator[Tensor]:
-    """Colours by label (B, N), or by the most probable part of the category of probabilities (B, N, num_classes)."""
+    """Colours of labels (B, N), or of the most probable part of the own category, from (B, N, num_classes)."""
     categories = list(task.parts.values()) or [tuple(range(len(task.class_names)))]
     for i in range(len(batch.points)):
         parts = list(categories[0 if batch.category is None else int(batch.category[i])])

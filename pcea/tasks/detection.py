@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from pcea.datasets.batches import ObjectBatch
-from pcea.inference.objects import coco_annotations, of_detections
+from pcea.inference.objects import coco_annotations, to_objects
 from pcea.io.description import NetworkDescription
 from pcea.tasks.base import SchedulerCallable, Task
 
@@ -67,12 +67,11 @@ class DetectionTask(Task):
             ValueError: If they do not fit, or results are to be written by several devices.
         """
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        if self.has_masks and not getattr(data, "has_masks", True):
+        if self.has_masks and self.data is not None and not self.data.has_masks:
             raise ValueError(
                 f"A {type(self.network).__name__} learns masks, and the data has boxes alone: take a detector of boxes."
             )
-        self.category_ids = tuple(getattr(data, "category_ids", ()))
+        self.category_ids = () if self.data is None else self.data.category_ids
         if stage == "test" and self.results and self.trainer.world_size > 1:
             raise ValueError("Writing results takes one device: set trainer.devices to 1.")
 
@@ -99,7 +98,7 @@ class DetectionTask(Task):
         detections = self._count(batch)
         if self.results:
             for image, found, target in zip(batch.images, detections, batch.targets):
-                prediction = of_detections(found, image, self.class_names)
+                prediction = to_objects(found, image, self.class_names)
                 self._found += coco_annotations(prediction, int(target["image_id"]), self.category_ids)
 
     def predict_step(self, batch: ObjectBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002

@@ -25,12 +25,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from pcea.datasets.batches import ImageBatch
-from pcea.inference.networks import TrainedImageNetwork, load_network
-from pcea.io.checkpoints import load_checkpoint
+from pcea.inference.networks import load
+from pcea.io.checkpoints import read_network
 from pcea.metrics.generation import FeatureNetwork, GenerationMetrics
 from pcea.models.build import build_network
 from pcea.models.sagan import Discriminator, Generator
-from pcea.tasks.base import Task
+from pcea.tasks.base import Task, evaluating
 
 _LARGEST_GRID = 20
 """Classes in a picture of samples."""
@@ -115,20 +115,20 @@ class GenerationTask(Task):
         Raises:
             ValueError: If they do not fit, or the weights to measure by are not there.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        names = tuple(getattr(data, "class_names", ()))
+        data = self.data
+        names = () if data is None else data.class_names
         if names and len(names) != self.generator.num_classes:
             raise ValueError(
                 f"The data has {len(names)} classes, but the networks have num_classes={self.generator.num_classes}. "
                 f"Set num_classes of generator and discriminator to {len(names)}."
             )
         super().setup(stage)
-        mean, std = (list(getattr(data, name, [0.5] * 3)) for name in ("mean", "std"))
-        if mean + std != [0.5] * 6:
+        if data is not None and {*data.mean, *data.std} != {0.5}:
             raise ValueError(
-                f"Images must be in -1..1: set mean and std of the data to [0.5, 0.5, 0.5], got {mean} and {std}."
+                "Images must be in -1..1: set mean and std of the data to [0.5, 0.5, 0.5], got "
+                f"{list(data.mean)} and {list(data.std)}."
             )
-        if stage != "fit" or getattr(data, "sets", {}).get("val") is not None:
+        if stage != "fit" or (data is not None and "val" in data.sets):
             self._prepare_metrics()
 
     def configure_optimizers(self) -> Any:
@@ -308,27 +308,28 @@ def generate(generator: Generator, label: Tensor | Sequence[int], *, seed: int =
         raise ValueError(f"Classes are 0..{generator.num_classes - 1}, got {int(wrong)}.")
     device = next(generator.parameters()).device
     latent = torch.randn(len(label), generator.latent_dim, generator=torch.Generator().manual_seed(seed))
-    was_training = generator.training
-    generator.eval()
-    images = [
-        to_bytes(generator(*(values.to(device) for values in part)))
-        for part in zip(latent.split(batch_size), label.split(batch_size))
-    ]
-    generator.train(was_training)
+    with evaluating(generator):
+        images = [
+            to_bytes(generator(*(values.to(device) for values in part)))
+            for part in zip(latent.split(batch_size), label.split(batch_size))
+        ]
     return torch.cat(images)
 
 
-def load_generator(checkpoint: str | Path) -> Generator:
-    """The generator of a checkpoint of `pcea fit`, or its moving average where there is one, in evaluation mode.
+def load_generator(weights: str | Path) -> Generator:
+    """A trained generator, or the moving average of it where there is one, in evaluation mode.
+
+    Args:
+        weights: A checkpoint of `pcea fit`, a weights file, or a configuration's name (its newest run).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of a generator.
+        FileNotFoundError: If there are no such weights.
+        ValueError: If they are not those of a generator.
     """
-    stored = load_checkpoint(checkpoint)
+    stored = read_network(weights)
     if stored.description.task != "generation":
-        raise ValueError(f"{checkpoint} holds a network for {stored.description.task}, not a generator.")
-    generator = build_network(stored, str(checkpoint))
+        raise ValueError(f"{weights} holds a network for {stored.description.task}, not a generator.")
+    generator = build_network(stored, str(weights))
     assert isinstance(generator, Generator)
     return generator
 
@@ -345,14 +346,15 @@ def load_features(weights: str, num_classes: int, class_names: Sequence[str] = (
         FileNotFoundError: If there is no such file.
         ValueError: If it holds something else, or a classifier of other classes.
     """
-    trained = load_network(weights)
-    if not isinstance(trained, TrainedImageNetwork) or trained.labels_pixels:
+    trained = load(weights, device="cpu")
+    about = trained.description
+    if about.task != "images":
         raise ValueError(f"{weights} holds a {type(trained.network).__name__}, not a classifier of images.")
     try:
-        features = FeatureNetwork(trained.network, trained.mean, trained.std, trained.image_size)
+        features = FeatureNetwork(trained.network, about.mean, about.std, about.image_size)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
-    if features.num_classes != num_classes or (class_names and tuple(class_names) != tuple(trained.class_names)):
+    if features.num_classes != num_classes or (class_names and tuple(class_names) != trained.class_names):
         raise ValueError(
             f"{weights} has {features.num_classes} classes ({', '.join(trained.class_names[:3])}, ...), the generator "
             f"{num_classes} ({', '.join(class_names[:3])}, ...): they must be the same."

@@ -12,8 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from pcea.datasets.batches import ImageBatch
-from pcea.tasks.base import SchedulerCallable
-from pcea.tasks.image_task import ImageTask
+from pcea.tasks.base import ImageTask, SchedulerCallable
 
 
 class ImageClassificationTask(ImageTask):

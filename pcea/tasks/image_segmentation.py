@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcea.datasets.batches import IGNORE, ImageBatch
-from pcea.tasks.base import SchedulerCallable
-from pcea.tasks.image_task import ImageTask
+from pcea.tasks.base import ImageTask, SchedulerCallable
 
 
 class ImageSegmentationTask(ImageTask):

@@ -55,11 +55,11 @@ class PointClassificationTask(Task):
 
     def forward(self, batch: PointBatch) -> Tensor:
         """Logits (B, num_classes) of a batch."""
-        self.num_points = batch.points.shape[1]
         return self.network(batch.points, batch.normals, mask=batch.mask)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of one batch."""
+        self.num_points = batch.points.shape[1]
         logits = self(batch).float()
         loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
@@ -76,6 +76,7 @@ class PointClassificationTask(Task):
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch, averaged over the votes."""
+        self.num_test_points = batch.points.shape[1]
         generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
         scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
         probabilities = self(batch).float().softmax(1)

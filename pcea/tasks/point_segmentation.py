@@ -76,8 +76,7 @@ class PointSegmentationTask(Task):
     def setup(self, stage: str) -> None:
         """Take classes, categories and the network's number of points from the data."""
         super().setup(stage)
-        data = getattr(self.trainer, "datamodule", None)
-        parts = getattr(data, "parts", {})
+        parts = {} if self.data is None else self.data.parts
         num_categories = int(getattr(self.network, "num_categories", 0))
         if num_categories and len(parts) != num_categories:
             raise ValueError(
@@ -85,7 +84,7 @@ class PointSegmentationTask(Task):
                 f"Set model.init_args.network.init_args.num_categories to {len(parts)}."
             )
         self.parts = parts
-        self.num_points = getattr(data, "num_points", 0)
+        self.num_points = 0 if self.data is None else self.data.num_points
         num_classes = self._num_classes
         metrics: dict[str, Metric | MetricCollection] = {
             "overall_accuracy": MulticlassAccuracy(num_classes, average="micro")
@@ -120,6 +119,7 @@ class PointSegmentationTask(Task):
 
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch, averaged over scales and votes."""
+        self.num_test_points = self.num_points or batch.points.shape[1]
         # Two generators, so that the device of the batch does not decide the subsets.
         subsets = torch.Generator().manual_seed(batch_idx)
         generator = torch.Generator(batch.points.device).manual_seed(batch_idx)

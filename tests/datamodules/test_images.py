@@ -29,12 +29,13 @@ class NumberedImages(ImageDataModule):
         self.own_val = own_val
 
     def load(self, split):
-        if split == "val" and not self.own_val:
-            return None
         count = {"train": 30, "val": 6, "test": 11}[split]
         images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 5, 7)
         names = [f"class {c}" for c in range(NUM_CLASSES)]
         return ImageTensors(images, torch.arange(count) % NUM_CLASSES, class_names=names)
+
+    def load_val(self):
+        return self.load("val") if self.own_val else None
 
 
 def attach(data, *, world_size=1, rank=0, training=False) -> Any:
@@ -143,7 +144,7 @@ def test_batches_have_one_size_and_the_small_last_one_is_dropped(seed_everything
     assert [tuple(batch.images.shape) for batch in batches] == [(7, 3, 5, 7)] * 4
     assert all(torch.equal(batch.label, batch.images[:, 0, 0, 0].long() % NUM_CLASSES) for batch in batches)
     attach(data, world_size=5)
-    with pytest.raises(ValueError, match="batch_size=7 on 5 devices needs at least as many training images, got 30"):
+    with pytest.raises(ValueError, match="batch_size=7 on 5 devices needs at least as many training samples, got 30"):
         data.train_dataloader()
 
 

@@ -288,7 +288,7 @@ def test_splits_of_voc(voc, options, expected):
 
 
 def test_voc_does_not_test_on_what_it_trains_on(voc):
-    with pytest.raises(ValueError, match="val would be trained on, too: set train_split to train"):
+    with pytest.raises(ValueError, match="val would also be trained on: set train_split to train"):
         VocObjectDataModule(voc, train_split="trainval", test_split="val")
 
 

@@ -14,9 +14,9 @@ from pcea.datamodules.parts import (
     PartFolderDataModule,
     PyGPartDataModule,
     ShapeNetPartDataModule,
-    ShapesPartsDataModule,
 )
-from pcea.datasets.points import PartDataset
+from pcea.datamodules.shapes import ShapesPartsDataModule
+from pcea.datasets.parts import PartDataset
 from pcea.datasets.shapes import PARTS, Shapes
 from pcea.transforms.points import RandomJitter
 

@@ -16,9 +16,9 @@ from pcea.datamodules.points import (
     PointFolderDataModule,
     PyGPointDataModule,
     ScanObjectNNDataModule,
-    ShapesDataModule,
-    stratified_sample,
 )
+from pcea.datamodules.shapes import ShapesDataModule
+from pcea.datasets import point_folder
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import PointDataset
 from pcea.tasks.point_classification import PointClassificationTask
@@ -80,26 +80,35 @@ def test_constructors_touch_no_disk(tmp_path):
         ModelNet40DataModule(root).setup("fit")
 
 
-def test_stratified_sample_by_hand():
-    label = torch.tensor([0] * 10 + [1] * 4 + [2] * 2 + [3])
-    chosen = stratified_sample(label, 0.25, seed=0)
-    # round(2.5) = 2, 1, at least one of two, and never the only one (round(0.25) = 0)
-    assert label[chosen].bincount(minlength=4).tolist() == [2, 1, 1, 0]
-
-
-def test_stratified_sample_is_seeded_and_chooses_anybody():
-    label = torch.arange(200) % 4
-    assert torch.equal(stratified_sample(label, 0.1, seed=3), stratified_sample(label, 0.1, seed=3))
-    drawn = torch.stack([stratified_sample(label, 0.1, seed=seed) for seed in range(150)])
-    assert (drawn.sum(1) == 4 * round(0.1 * 50)).all()
-    assert drawn.any(0).all()
-    assert not stratified_sample(label, 0.0, seed=0).any()
-
-
 @pytest.mark.parametrize("fraction", [-0.1, 1.0])
 def test_val_fraction_out_of_range(fraction):
     with pytest.raises(ValueError, match=f"val_fraction must be in 0..1, below 1, got {fraction}"):
         NumberedClouds(val_fraction=fraction)
+
+
+def test_raw_files_are_parsed_by_one_process(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "ab"[number % 2] / f"{number}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, rng.normal(size=(9, 3)))
+    parsed = []
+    read = point_folder.load_points
+    monkeypatch.setattr(
+        point_folder, "load_points", lambda path, **options: parsed.append(path) or read(path, **options)
+    )
+
+    def data():
+        return PointFolderDataModule(str(tmp_path), num_points=5)
+
+    first, second = data(), data()  # of two processes
+    first.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    first.prepare_data()
+    assert len(parsed) == 10  # all training files, none of the test
+    for each in (first, second):
+        each.setup("fit")
+    assert len(parsed) == 10
+    assert torch.equal(first.sets["train"].points, second.sets["train"].points)
 
 
 def test_validation_is_held_out_of_training():
@@ -234,7 +243,7 @@ def test_too_few_clouds_for_a_batch():
     data = NumberedClouds(batch_size=16, num_points=2, val_fraction=0)
     attach(data, world_size=2)
     data.setup("fit")
-    with pytest.raises(ValueError, match=r"batch_size=16 on 2 devices needs at least as many training clouds, got 30"):
+    with pytest.raises(ValueError, match=r"batch_size=16 on 2 devices needs at least as many training samples, got 30"):
         data.train_dataloader()
 
 

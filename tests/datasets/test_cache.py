@@ -168,5 +168,5 @@ def test_unreadable_files_are_counted_and_named():
     assert len(arrays["skipped"]) == 12
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
         read_files([Path("bad")], [0], read, description="", skip_unreadable=True)
-    with pytest.raises(ValueError, match="there are no files"):
+    with pytest.raises(ValueError, match="this split has no files"):
         read_files([], [], read, description="Reading")

@@ -8,6 +8,7 @@ from torch import nn
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import ImageFiles, ImageTensors, TransformedImages, read_header, read_image
+from pcea.datasets.masks import read_mask
 
 
 def save(path, values, mode=None, **options):
@@ -137,6 +138,20 @@ def test_a_damaged_file(tmp_path, content, reason, rng):
     ) as error:
         read_image(path)
     assert str(error.value).count("broken.jpg") == 1
+
+
+@pytest.mark.parametrize("suffix", ["eps", "pcx", "tga", "ico", "jp2", "fli"])
+def test_only_the_promised_formats_are_decoded_whatever_the_name(tmp_path, suffix):
+    """Pillow would start Ghostscript for EPS."""
+    if suffix == "fli":
+        (tmp_path / "x.png").write_bytes(b"\0\0\0\0\x12\xaf" + bytes(200))
+    else:
+        picture = Image.fromarray(np.zeros((16, 16, 3), np.uint8))
+        picture.save(tmp_path / f"x.{suffix}")
+        (tmp_path / f"x.{suffix}").rename(tmp_path / "x.png")
+    for read in (read_image, read_header, lambda path: read_mask(path, {0: 0})):
+        with pytest.raises(ValueError, match=r"x\.png cannot be read as an image: cannot identify image file"):
+            read(tmp_path / "x.png")
 
 
 def test_a_missing_file(tmp_path):

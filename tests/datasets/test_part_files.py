@@ -99,8 +99,12 @@ def test_a_header_is_skipped_and_labels_may_be_written_as_floats(tmp_path):
         ("a.txt", "", "a.txt is empty: it holds no points"),
         ("a.txt", "\n\n", "a.txt is empty: it holds no points"),
         ("a.txt", "1 2 3 0\n", "a.txt holds one point"),
-        ("a.txt", "1 2 3\n4 5 6\n", r"a.txt must hold x y z label or x y z nx ny nz label .* 4 or 7 columns, got 3"),
-        ("a.txt", "1 2 3 0 0\n4 5 6 0 0\n", r"a.txt must hold .* 4 or 7 columns, got 5"),
+        (
+            "a.txt",
+            "1 2 3\n4 5 6\n",
+            r"a.txt must have rows x y z label or x y z nx ny nz label, 4 or 7 columns, got 3",
+        ),
+        ("a.txt", "1 2 3 0 0\n4 5 6 0 0\n", r"a.txt must have rows .* 4 or 7 columns, got 5"),
         ("a.txt", "1 2 3 0\n1 2 3 0 0 1 0\n", "a.txt is not a table of numbers: the number of columns changed"),
         ("a.txt", "1 2 3 0\n1 2 3 chair\n", "a.txt is not a table of numbers: could not convert string 'chair'"),
         ("a.txt", "\xff\xd8\xff\xe0", "a.txt is not a table of numbers: 'utf-8' codec"),
@@ -129,7 +133,7 @@ def test_bad_files(tmp_path, name, text, message):
     ("arrays", "message"),
     [
         ({"label": np.zeros(7)}, "has no points: none of the arrays points, pos, xyz, data is there"),
-        ({"points": np.zeros((7, 3))}, "has no labels: none of label, part_label, "),
+        ({"points": np.zeros((7, 3))}, "has no labels: it has none of label, part_label, "),
         ({"points": np.zeros((7, 2)), "label": np.zeros(7)}, r"points must be \(N, 3\) .* got \(7, 2\) and \(7,\)"),
         ({"points": np.zeros((7, 3)), "label": np.zeros(5)}, r"with N labels, got \(7, 3\) and \(5,\)"),
         (
@@ -148,20 +152,22 @@ def test_bad_arrays(tmp_path, extension, arrays, message):
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 7, 4)])
 def test_an_array_of_another_rank(shape):
-    with pytest.raises(ValueError, match=r"a.npy must hold x y z label .* got shape \("):
+    with pytest.raises(ValueError, match=r"a.npy must have rows x y z label .* got shape \("):
         as_part_cloud(np.zeros(shape), path=Path("a.npy"))
 
 
 def test_a_ply_without_labels(tmp_path):
     trimesh.PointCloud(np.eye(3)).export(tmp_path / "a.ply")
-    with pytest.raises(ValueError, match=r"a.ply has no labels: none of label, part_label, part, pid, seg is there"):
+    with pytest.raises(ValueError, match=r"a.ply has no labels: it has none of label, part_label, part, pid, seg"):
         read_part_file(tmp_path / "a.ply")
 
 
 def test_bad_requests(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*a.txt"):
         read_part_file(tmp_path / "a.txt")
-    with pytest.raises(ValueError, match=r"a.txt has no normals: 4 columns, where x y z nx ny nz label, 7 columns"):
+    with pytest.raises(
+        ValueError, match=r"a.txt has no normals: it has 4 columns, but x y z nx ny nz label, 7 columns"
+    ):
         read_part_file(save(tmp_path / "a.txt", table(False)), with_normals=True)
     colors = table(True)
     colors[:, 3:6] = 200
@@ -246,5 +252,5 @@ def test_unreadable_files_are_counted_and_named():
     assert arrays["skipped"].tolist() == [b"b is bad.", b"c is on a broken disk"]
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
         read_part_files([Path("b")], [1], PARTS, read, description="", skip_unreadable=True)
-    with pytest.raises(ValueError, match="Reading: there are no files of this split"):
+    with pytest.raises(ValueError, match="Reading: this split has no files"):
         read_part_files([], [], PARTS, read, description="Reading")

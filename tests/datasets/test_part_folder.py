@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pcea.datasets import part_folder
+from pcea.datasets.folders import list_split
 from pcea.datasets.part_folder import PartFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
@@ -128,7 +129,7 @@ def test_the_cache_notices_changes(root, monkeypatch):
     [
         ("", r"{p} is empty: it holds no points"),
         ("1 2 3 0\n", r"{p} holds one point; a cloud needs at least two"),
-        ("1 2 3\n1 2 4\n", r"{p} must hold x y z label or x y z nx ny nz label a row, 4 or 7 columns, got 3"),
+        ("1 2 3\n1 2 4\n", r"{p} must have rows x y z label or x y z nx ny nz label, 4 or 7 columns, got 3"),
         ("1 2 3 0\n1 2 4 0 0 0 1 1\n", r"{p} is not a table of numbers: the number of columns changed from 4 to 8"),
         ("1 2 3 0\n1 2 4 0.5\n", r"{p}: 1 of 2 labels are not whole numbers, first 0.5"),
         ("1 2 3 0\n1 2 4 inf\n", r"{p}: 1 of 2 labels are not whole numbers, first inf"),
@@ -139,7 +140,7 @@ def test_the_cache_notices_changes(root, monkeypatch):
 )
 def test_bad_files_stop_or_are_skipped(root, content, message):
     good = PartFolder(root, "train", cache=False)
-    bad = part_folder.list_files(root, "train", test_fraction=0.2, seed=0)["mug"][3]
+    bad = list_split(root, "train", up="y", test_fraction=0.2, seed=0)["mug"][3]
     bad.write_text(content)
     message = rf"1 of 12 files cannot be read: {message.format(p=bad)}"
     with pytest.raises(ValueError, match=message + r".*\. Repair or remove them, or set skip_unreadable\.$"):
@@ -166,13 +167,13 @@ def test_a_file_of_an_unknown_kind(root):
         (YAML + "key: [bit]", r"names key, but the only folders are chair, mug"),
         ("mug: [body, body]\nchair: [seat]", r"the parts of mug must have different names, got body, body"),
         ("mug: [body", r"parts.yaml is not YAML: while parsing a flow sequence"),
-        ("[body, handle]", r"must hold a line a category .* such as `chair: \[name of part 0"),
-        ("", r"must hold a line a category"),
-        ("mug: body\nchair: [seat]", r"must hold a line a category"),
-        ("mug: []\nchair: [seat]", r"must hold a line a category"),
-        ("mug: {body: 0}\nchair: [seat]", r"must hold a line a category"),
-        ("mug: [[body]]\nchair: [seat]", r"must hold a line a category"),
-        ("mug: [body, '']\nchair: [seat]", r"must hold a line a category"),
+        ("[body, handle]", r"must hold one line per category .* such as `chair: \[name of part 0"),
+        ("", r"must hold one line per category"),
+        ("mug: body\nchair: [seat]", r"must hold one line per category"),
+        ("mug: []\nchair: [seat]", r"must hold one line per category"),
+        ("mug: {body: 0}\nchair: [seat]", r"must hold one line per category"),
+        ("mug: [[body]]\nchair: [seat]", r"must hold one line per category"),
+        ("mug: [body, '']\nchair: [seat]", r"must hold one line per category"),
     ],
 )
 def test_a_yaml_that_does_not_fit(root, content, message):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pcea.datasets import point_folder as folder_module
+from pcea.datasets.folders import list_split
 from pcea.datasets.point_folder import PointFolder
 
 SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 0 1\n0 0 1\n4 0 1 2 3\n"  # z is up
@@ -54,7 +55,7 @@ def test_surveys_far_from_the_origin_keep_their_shape(tmp_path):
 
 
 def files(root, split, seed=0):
-    by_class = folder_module.list_files(root, split, test_fraction=0.2, seed=seed)
+    by_class = list_split(root, split, up="y", test_fraction=0.2, seed=seed)
     return {path.relative_to(root).as_posix() for paths in by_class.values() for path in paths}
 
 

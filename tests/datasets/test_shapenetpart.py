@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pcea.datasets import shapenetpart
-from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS, LabeledPSB, ShapeNetPart
+from pcea.datasets import shapenet_layout
+from pcea.datasets.shapenetpart import SHAPENETPART_CLASSES, SHAPENETPART_PARTS, ShapeNetPart
 from pcea.io.points import normalize_points
 
 DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[2] / "data"))
@@ -226,7 +226,7 @@ def test_text_is_parsed_once(tmp_path, monkeypatch, layout):
     assert not (folder / ".pcea").exists()
     ShapeNetPart(tmp_path, "train")
     assert len([*(folder / ".pcea").iterdir()]) == 1
-    monkeypatch.setattr(shapenetpart, "read_part_files", None)  # from here on only the cache can serve
+    monkeypatch.setattr(shapenet_layout, "read_part_files", None)  # from here on only the cache can serve
     again = ShapeNetPart(tmp_path, "train", with_normals=layout == "normals")  # normals are kept, asked for or not
     for name in ("points", "label", "sizes", "category", *(["normals"] if layout == "normals" else [])):
         assert torch.equal(getattr(first, name), getattr(again, name))
@@ -254,103 +254,6 @@ def test_changed_labels_are_noticed(tmp_path):
     path.write_text(path.read_text().replace("1", "2"))
     os.utime(path, ns=(1, 1))
     assert set(ShapeNetPart(tmp_path, "val", categories=["Cap"]).label.tolist()) == {7}
-
-
-def write_labeled_psb(root, parts=None, name="labeled_psb"):
-    """Three categories without validation split; parts.json is not in the order of the numbers."""
-    folder = root / name
-    parts = parts or {"Ant": {"leg": 0, "head": 1}, "Cup": {"handle": 3, "body": 2}, "Hand": {"thumb": 4}}
-    rng = np.random.default_rng(0)
-    splits = {}
-    for category, own in parts.items():
-        for k, split in enumerate(["train", "train", "test"]):
-            normals = rng.normal(size=(7 + k, 3))
-            normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-            label = rng.choice([*own.values()], size=7 + k)
-            path = folder / category / f"{category}_{k}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savetxt(path, np.hstack([rng.normal(size=(7 + k, 3)), normals, label[:, None]]), fmt="%.6f")
-            splits[category, f"{category}_{k}"] = split
-    write_lists(folder, splits, {category: category for category in parts})
-    (folder / "train_test_split" / "shuffled_val_file_list.json").unlink()
-    (folder / "parts.json").write_text(json.dumps(parts))
-    return folder
-
-
-def test_labeled_psb(tmp_path, monkeypatch):
-    folder = write_labeled_psb(tmp_path)
-    clouds = LabeledPSB(tmp_path, "train", with_normals=True)
-    assert clouds.category.tolist() == [0, 0, 1, 1, 2, 2]
-    assert clouds.sizes.tolist() == [8, 7] * 3
-    assert clouds.class_names == ("Ant/leg", "Ant/head", "Cup/body", "Cup/handle", "Hand/thumb")
-    assert clouds.parts == {"Ant": (0, 1), "Cup": (3, 2), "Hand": (4,)}
-    table = np.loadtxt(folder / "Cup" / "Cup_1.txt", dtype=np.float32)
-    rows = slice(15, 23)
-    torch.testing.assert_close(clouds.points[rows], normalize_points(torch.from_numpy(table[:, :3])))
-    torch.testing.assert_close(clouds.normals[rows], torch.from_numpy(table[:, 3:6]), atol=1e-5, rtol=0)
-    assert clouds.label[rows].tolist() == table[:, 6].tolist()
-    one = LabeledPSB(folder, "test", categories=["Hand"])
-    assert one.category.tolist() == [2]
-    assert one.parts == clouds.parts
-    assert len(LabeledPSB(folder, "all")) == 9
-    monkeypatch.setattr(shapenetpart, "read_part_files", None)
-    assert torch.equal(LabeledPSB(folder, "train").points, clouds.points)
-
-
-def test_a_changed_order_of_categories_is_noticed(tmp_path):
-    folder = write_labeled_psb(tmp_path)
-    clouds = LabeledPSB(folder, "train")
-    parts = json.loads((folder / "parts.json").read_text())
-    (folder / "parts.json").write_text(json.dumps(dict(reversed(parts.items()))))
-    again = LabeledPSB(folder, "train")
-    assert list(again.parts) == ["Hand", "Cup", "Ant"]
-    for name in ("Ant", "Cup", "Hand"):
-        numbers = [list(each.parts).index(name) for each in (clouds, again)]
-        rows = [each.category.repeat_interleave(each.sizes) == n for each, n in zip((clouds, again), numbers)]
-        assert torch.equal(clouds.points[rows[0]], again.points[rows[1]])
-
-
-def test_other_sets_in_its_layout(tmp_path):
-    folder = write_labeled_psb(tmp_path, name="my_set")
-    (folder / "train_test_split" / "shuffled_val_file_list.json").write_text('["x/Ant/Ant_2", "x/Cup/Cup_2"]')
-    assert LabeledPSB(folder, "val", categories=["Ant", "Cup"]).category.tolist() == [0, 1]
-    assert LabeledPSB(folder, "trainval").category.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", r"parts.json is not JSON: Expecting .*\. Obtain it again"),
-        ("[1]", r"parts.json must hold {category: {part: number}}"),
-        ('{"Ant": ["leg"]}', r"parts.json must hold {category: {part: number}}"),
-        ('{"Ant": {}}', r"parts.json must hold {category: {part: number}}"),
-        ("{}", r"parts.json: the numbers of the parts must be 0, 1, 2, .* got \[\]"),
-        ('{"Ant": {"leg": 0}, "Cup": {"body": 2}}', r"parts.json: the numbers .* must be 0, 1, 2, .* got \[0, 2\]"),
-        ('{"Ant": {"leg": 0}, "Cup": {"body": 0}}', r"parts.json: the numbers .* got \[0, 0\]"),
-        ('{"Ant": {"leg": 0.0}}', r"parts.json: the numbers .* got \[0.0\]"),
-        ('{"Ant": {"leg": "0"}}', r"parts.json: the numbers .* got \['0'\]"),
-        ('{"Spoon": {"bowl": 0}}', r"synsetoffset2category.txt does not name category Spoon"),
-    ],
-)
-def test_wrong_part_names(tmp_path, text, message):
-    folder = write_labeled_psb(tmp_path)
-    (folder / "parts.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        LabeledPSB(tmp_path, "train")
-
-
-def test_labeled_psb_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No Labeled PSB under .*labeled_psb/parts.json. See data/README.md"):
-        LabeledPSB(tmp_path, "train")
-    folder = write_labeled_psb(tmp_path)
-    for split in ("val", "trainval"):
-        with pytest.raises(FileNotFoundError, match=r"No split list .*shuffled_val_file_list.json. .* another split"):
-            LabeledPSB(tmp_path, split)
-    with pytest.raises(ValueError, match="split must be one of train, val, trainval, test or all, got 'dev'"):
-        LabeledPSB(tmp_path, "dev")
-    (folder / "synsetoffset2category.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"No file .*synsetoffset2category.txt, which the layout needs"):
-        LabeledPSB(tmp_path, "train")
 
 
 def test_shapenetpart_is_not_there(tmp_path):
@@ -471,8 +374,8 @@ ROW = "0.1 0.2 0.3 0 0 1 6.000000\n"
     [
         ("", r"c20.txt is empty: it holds no points"),
         (ROW, r"c20.txt holds one point; a cloud needs at least two"),
-        ("1 2 3 4 5\n" * 3, r"c20.txt must hold .* 4 or 7 columns, got 5"),
-        ("1 2 3 6\n" * 3, r"c20.txt has no normals: 4 columns, where x y z nx ny nz label, 7 columns, are needed"),
+        ("1 2 3 4 5\n" * 3, r"c20.txt must have rows .* 4 or 7 columns, got 5"),
+        ("1 2 3 6\n" * 3, r"c20.txt has no normals: it has 4 columns, but x y z nx ny nz label, 7 columns, are needed"),
         (ROW + "1 2 3 6\n", r"c20.txt is not a table of numbers: the number of columns changed from 7 to 4 at row 2"),
         (ROW + ROW.replace("6.0", "6.5"), r"c20.txt: 1 of 2 labels are not whole numbers, first 6.5"),
         (ROW + ROW.replace("6.000000", "nan"), r"c20.txt: 1 of 2 labels are not whole numbers, first nan"),
@@ -598,19 +501,3 @@ def test_real_points_and_labels():
     assert set(clouds.category.tolist()) == set(range(16))
     assert len(clouds) >= 16
     expect_normalised(clouds)
-
-
-@pytest.mark.real_data
-@need("labeled_psb")
-def test_real_labeled_psb():
-    found = set()
-    for split, count in {"train": 228, "test": 152}.items():
-        clouds = LabeledPSB(DATA, split, with_normals=True)
-        assert len(clouds) == count
-        assert len(clouds.parts) == 19
-        assert set(clouds.category.tolist()) == set(range(19))
-        assert len(clouds.class_names) == 94
-        assert set(clouds.sizes.tolist()) == {3072}
-        found |= set(clouds.label.tolist())
-        expect_normalised(clouds)
-    assert found == set(range(94))

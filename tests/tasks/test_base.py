@@ -6,8 +6,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
 
-from pcea.datamodules.points import PointDataModule, ShapesDataModule
+from pcea.datamodules.points import PointDataModule
+from pcea.datamodules.shapes import ShapesDataModule
 from pcea.datasets.points import PointDataset
 from pcea.io.checkpoints import read_checkpoint
 from pcea.models.point_transformer import eat_classifier
@@ -156,7 +158,49 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
 class Named(PointDataModule):
     def load(self, split):  # noqa: ARG002
         label = torch.arange(24) % 2
-        return PointDataset(torch.randn(24, 32, 3), label, class_names=["key", "mug"])
+        return PointDataset(torch.randn(24, self.num_points, 3), label, class_names=["key", "mug"])
+
+
+class Foreign(L.LightningDataModule):
+    """Not one of ours."""
+
+    class_names, num_points = ("key", "mug"), 32
+
+    def test_dataloader(self):
+        batch = Named(num_points=32).load("test").__getitems__([0, 1])
+        return DataLoader([batch], batch_size=None)
+
+
+def test_a_foreign_data_module_is_told_what_it_lacks():
+    model = PointClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
+    with pytest.raises(
+        ValueError, match=r"Foreign lacks dataset_name, sets, with_normals, .*has_masks, which .*DataModule"
+    ):
+        trainer(1).test(model, datamodule=Foreign(), verbose=False)
+    foreign = Foreign()
+    for name, value in {"dataset_name": "F", "sets": {}, "with_normals": False, "parts": {}, "mean": (), "std": (),
+                        "category_ids": (), "has_masks": False}.items():  # fmt: skip
+        setattr(foreign, name, value)
+    trainer(1).test(model, datamodule=foreign, verbose=False)
+    assert model.class_names == ("key", "mug")
+
+
+def test_plain_dataloaders_need_no_data_module():
+    model = PointClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
+    trainer(1).test(model, Foreign().test_dataloader(), verbose=False)
+    assert (model.class_names, model.num_test_points) == ((), 32)
+
+
+def test_shipped_weights_are_trained_for_other_classes(tmp_path):
+    model = PointClassificationTask(eat_classifier(2, weights="modelnet40_eat_cpu"), partial(torch.optim.SGD, lr=0.01))
+    shipped = eat_classifier(weights="modelnet40_eat_cpu")
+    name, before = next((n, v) for n, v in shipped.state_dict().items() if n.startswith("encoder."))
+    assert torch.equal(model.network.state_dict()[name], before)
+    trainer(1, folder=tmp_path).fit(model, datamodule=Named(num_points=300, batch_size=8))
+    assert (model.network.num_classes, model.class_names, model.num_points) == (2, ("key", "mug"), 300)
+    wrong = PointClassificationTask(eat_classifier(weights="modelnet40_eat_cpu"), partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(ValueError, match=r"num_classes=40\. Set model.*network\.init_args\.num_classes to 2"):
+        trainer(1).fit(wrong, datamodule=Named(num_points=300))
 
 
 def test_class_names_come_from_the_data():

@@ -9,8 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from pcea import eat_classifier, eat_part_segmenter
-from pcea.datamodules.parts import ShapesPartsDataModule
-from pcea.datamodules.points import ShapesDataModule
+from pcea.datamodules.shapes import ShapesDataModule, ShapesPartsDataModule
 from pcea.tasks.callbacks import LogClouds
 from pcea.tasks.point_classification import PointClassificationTask
 from pcea.tasks.point_segmentation import PointSegmentationTask
@@ -61,11 +60,12 @@ def test_a_segmenter_logs_predicted_and_true_parts(tmp_path: Path) -> None:
     tags = logged(tmp_path)
     names = {tag.rpartition("_")[0] for tag in tags}
     assert names == {f"cloud {i}, {what}" for i in range(3) for what in ("predicted", "true")}
+    assert "test" not in data.sets
     # Epochs 2 and 4 of two batches each; the truth once, before the first.
     assert {tuple(step for step, _ in tags[tag]) for tag in tags if "predicted" in tag} == {(4, 8)}
     assert {tuple(step for step, _ in tags[tag]) for tag in tags if "true" in tag} == {(0,)}
-    # Clouds 0, 2 and 4 of the test split, in the colours of their true parts.
-    clouds = data.sets["test"].__getitems__([0, 2, 4])
+    # Clouds 0, 1 and 2 of the validation split, in the colours of their true parts.
+    clouds = data.sets["val"].__getitems__([0, 1, 2])
     arrays = [[array for _, array in tags[tag]] for tag in tags if tag.startswith("cloud 1, true")]
     points, colors = sorted((a[0][0] for a in arrays), key=lambda a: a.max())  # in -1..1 and 0..255
     torch.testing.assert_close(points, clouds.points[1])
@@ -78,7 +78,7 @@ def test_a_classifier_logs_its_strongest_slots(tmp_path: Path) -> None:
     task, data = classification()
     fit(tmp_path, task, data, LogClouds(every_n_epochs=3, num_clouds=20))
     tags = logged(tmp_path)
-    assert {tag.rpartition("_")[0] for tag in tags} == {f"cloud {i}, strongest slot" for i in range(6)}
+    assert {tag.rpartition("_")[0] for tag in tags} == {f"cloud {i}, strongest slot" for i in range(4)}
     assert {step for values in tags.values() for step, _ in values} == {6}
 
 
@@ -92,6 +92,40 @@ def test_training_is_the_same_with_and_without(make, tmp_path: Path) -> None:
         assert task.training
         states.append(task.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+def test_training_clouds_are_shown_without_validation(tmp_path: Path) -> None:
+    class NoValidation(ShapesDataModule):
+        def load_val(self) -> None:
+            return None
+
+    task, _ = classification()
+    data = NoValidation(**DATA, val_fraction=0)
+    fit(tmp_path, task, data, LogClouds(every_n_epochs=4, num_clouds=1))
+    assert {*data.sets} == {"train"}
+    [points] = [a[0] for values in logged(tmp_path).values() for _, a in values if a.max() <= 1]
+    torch.testing.assert_close(points, data.sets["train"].points[0])
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode")
+def test_frozen_modules_stay_frozen(tmp_path: Path) -> None:
+    task, data = classification()
+    task.network.encoder.eval()
+    frozen = {name for name, module in task.named_modules() if not module.training}
+    fit(tmp_path, task, data, LogClouds(every_n_epochs=1))
+    assert {name for name, module in task.named_modules() if not module.training} == frozen
+
+
+def test_data_without_clouds_is_refused(tmp_path: Path) -> None:
+    task, data = classification()
+    data.setup("fit")
+    loader = torch.utils.data.DataLoader(data.sets["train"], batch_size=4, collate_fn=lambda batch: batch)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[LogClouds()]
+    )
+    with pytest.raises(ValueError, match="LogClouds shows point clouds of a PointDataModule, got NoneType"):
+        trainer.fit(task, loader, loader)
 
 
 def test_errors() -> None:

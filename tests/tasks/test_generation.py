@@ -20,7 +20,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from pcea.cli import main
 from pcea.datamodules.images import ImageDataModule
 from pcea.datasets.images import ImageTensors
-from pcea.inference.networks import TrainedNetwork
+from pcea.inference.masks import MaskPredictor
+from pcea.io.description import NetworkDescription
 from pcea.metrics import generation as generation_metrics
 from pcea.metrics.generation import GenerationMetrics
 from pcea.models.sagan import Discriminator, Generator
@@ -50,8 +51,6 @@ class Data(ImageDataModule):
         super().__init__(**{"batch_size": 4, "val_fraction": 0, "mean": [0.5] * 3, "std": [0.5] * 3, **options})
 
     def load(self, split):
-        if split == "val":
-            return None
         count = 20 if split == "train" else 12
         label = torch.arange(count) % 2
         images = torch.randint(0, 100, (count, 3, 16, 16), generator=torch.Generator().manual_seed(len(split)))
@@ -295,7 +294,7 @@ def test_images_of_no_class(label, message):
 
 def test_a_test_makes_an_image_for_each_of_the_split(monkeypatch):
     """Of its classes; the same in every test; with the moving average."""
-    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load", lambda *_, **__: trained(Given(2), class_names=("red", "green")))
     updates = []
     update = GenerationMetrics.update
     monkeypatch.setattr(GenerationMetrics, "update", lambda *values: (updates.append(values[1:]), update(*values)))
@@ -323,7 +322,7 @@ def test_a_test_makes_an_image_for_each_of_the_split(monkeypatch):
 
 def test_validation(monkeypatch):
     """Of other images in each batch, and the same in every epoch."""
-    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load", lambda *_, **__: trained(Given(2), class_names=("red", "green")))
     model = task(feature_network="some.ckpt", optimizer=partial(torch.optim.SGD, lr=0.0))
     images = []
     monkeypatch.setattr(GenerationMetrics, "update", lambda *values: images.append(values[2]))
@@ -335,7 +334,7 @@ def test_validation(monkeypatch):
     assert torch.equal(torch.cat(images[:5]), torch.cat(images[5:]))
     monkeypatch.undo()
 
-    monkeypatch.setattr(generation, "load_network", lambda _: trained(Given(2), class_names=("red", "green")))
+    monkeypatch.setattr(generation, "load", lambda *_, **__: trained(Given(2), class_names=("red", "green")))
     run = trainer(2)
     run.fit(task(feature_network="some.ckpt"), datamodule=Data(val_fraction=0.5))
     assert run.callback_metrics["val/real_class_accuracy"] == 1
@@ -387,15 +386,17 @@ def test_no_inception(monkeypatch, error, kind, message):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (TrainedNetwork(Given(), (), 0, {}), "w.ckpt holds a MeanColor, not a classifier of images"),
         (trained(nn.Identity()), "w.ckpt: A Identity is no image classifier with a linear layer `head`"),
-        (trained(labels_pixels=True), "w.ckpt holds a MeanColor, not a classifier of images"),
+        (
+            MaskPredictor(Given(), NetworkDescription("masks", "own.Net")),
+            "w.ckpt holds a MeanColor, not a classifier of images",
+        ),
         (trained(Given(2)), r"w.ckpt has 2 classes .*, the generator 3 .*must be the same"),
         (trained(class_names=("a", "c", "b")), r"w.ckpt has 3 classes \(a, c, b, ...\), the generator 3 \(a, b, c, "),
     ],
 )
 def test_other_feature_networks(monkeypatch, network, message):
-    monkeypatch.setattr(generation, "load_network", lambda _: network)
+    monkeypatch.setattr(generation, "load", lambda *_, **__: network)
     with pytest.raises(ValueError, match=message):
         load_features("w.ckpt", 3, ("a", "b", "c"))
 

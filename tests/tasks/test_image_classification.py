@@ -64,8 +64,6 @@ class Data(ImageDataModule):
         super().__init__(**{"batch_size": 8, "val_fraction": 0.25, **options})
 
     def load(self, split):
-        if split == "val":
-            return None
         label = torch.arange(40) % 2
         generator = torch.Generator().manual_seed(len(split))
         images = torch.randint(0, 100, (40, 3, 8, 8), generator=generator)

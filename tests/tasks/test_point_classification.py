@@ -10,7 +10,7 @@ from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import PointDataset
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.point_classification import PointClassificationTask
-from pcea.transforms.points import RandomScale
+from pcea.transforms.points import RandomScale, Transform
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 NUM_CLASSES = 3
@@ -140,7 +140,18 @@ def test_the_network_gets_normals_and_mask():
     task(PointBatch(torch.zeros(2, 5, 3), torch.zeros(2), normals, mask=mask))
     assert task.network.seen[0] is normals
     assert task.network.seen[1] is mask
-    assert task.num_points == 5
+
+
+def test_the_points_of_training_are_not_those_of_validation_and_test(trainer):
+    class Keep(Transform):
+        def __call__(self, batch, *, generator=None):  # noqa: ARG002
+            return batch._replace(points=batch.points[:, :3])
+
+    task, data = PointClassificationTask(Given(), SGD), Answers(batch_size=2, num_points=5, evaluate=[Keep()])
+    trainer.fit(task, datamodule=data)
+    assert (task.num_points, task.num_test_points) == (5, 0)
+    trainer.test(task, datamodule=data, verbose=False)
+    assert (task.num_points, task.num_test_points) == (5, 3)
 
 
 def test_one_batch_can_be_learned(monkeypatch):

@@ -7,7 +7,7 @@ from torch import nn
 
 from pcea.datamodules.parts import PartDataModule
 from pcea.datasets.batches import PointBatch
-from pcea.datasets.points import PartDataset
+from pcea.datasets.parts import PartDataset
 from pcea.models.point_segmenter import eat_part_segmenter
 from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.transforms.points import RandomScale

@@ -1,0 +1,231 @@
+"""What all data modules share: splits, loaders and seeds, and what a task may ask of its data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from pcea.datasets.splits import stratified_sample
+
+
+class TaskData(Protocol):
+    """What a task may ask of its data module after `setup`; `DataModule` answers all of it.
+
+    Attributes:
+        dataset_name: Name of the dataset, for records.
+        sets: The datasets that were read: `train`, `val` if there is validation, and `test`.
+        class_names: Name of each class.
+        num_points: Points per cloud in training; 0 for images.
+        with_normals: Whether clouds have normals.
+        parts: The classes of each category, by its name; empty unless clouds have categories.
+        mean: Mean of red, green and blue, in 0..1, that is subtracted from images; () if none is.
+        std: Their standard deviation, by which images are divided.
+        category_ids: Number of each object class in the dataset's files; () unless images have objects.
+        has_masks: Whether objects have masks.
+    """
+
+    dataset_name: str
+    sets: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    num_points: int
+    with_normals: bool
+    parts: dict[str, tuple[int, ...]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    category_ids: tuple[int, ...]
+    has_masks: bool
+
+
+def data_of(trainer: L.Trainer) -> TaskData | None:
+    """The data module of a trainer; None if it was given dataloaders instead.
+
+    Raises:
+        ValueError: If the data module lacks something that a task may ask for.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is None:
+        return None
+    missing = [name for name in TaskData.__annotations__ if not hasattr(data, name)]
+    if missing:
+        raise ValueError(
+            f"{type(data).__name__} lacks {', '.join(missing)}, which tasks ask of their data. Derive it from "
+            "pcea.datamodules.base.DataModule, add these attributes, or give its dataloaders to the trainer instead."
+        )
+    return data
+
+
+class DataModule(L.LightningDataModule):
+    """A dataset in splits, handed out a batch at a time.
+
+    Subclasses read the splits: `load`, and `load_val` if the dataset has a validation split of its own. Constructors
+    touch no disk. The order of the samples depends only on `seed_everything` and the epoch, so that a resumed run
+    continues exactly where it stopped.
+
+    Args:
+        batch_size: Samples per training batch, on each device.
+        eval_batch_size: Samples per batch in validation and test.
+        val_fraction: Stratified share of the training split that is held out for validation. With 0 there is no
+            validation. No effect if the dataset has a validation split of its own.
+        split_seed: Seed of the choice of the held-out samples.
+        num_workers: Processes that read samples; 0 reads them in the training process.
+
+    Attributes:
+        sets: The datasets that were read, by the name of the split.
+        num_points: See `TaskData`, as for the other attributes that subclasses set.
+    """
+
+    num_points: int = 0
+    with_normals: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    _train_sampler: ClassVar[type[DistributedSampler]] = DistributedSampler
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be in 0..1, below 1, got {val_fraction}.")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
+        self.sets: dict[str, Any] = {}
+
+    def load(self, split: Literal["train", "test"]) -> Any:
+        """Read one split from disk."""
+        raise NotImplementedError
+
+    def load_val(self) -> Any:
+        """Read the dataset's own validation split; None if it has none."""
+        return None
+
+    def batches_of(self, name: str) -> Any:
+        """The dataset that hands out the batches of `train`, `val` or `test`: `__getitems__` returns a whole batch."""
+        return self.sets[name]
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset, for records."""
+        return type(self).__name__.removesuffix("DataModule")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, known after `setup`."""
+        return self._any_set.class_names if self.sets else ()
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """The classes of each category, by its name, known after `setup`; empty unless clouds have categories."""
+        return {}
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Number of each object class in the files, known after `setup`; () unless images have objects."""
+        return ()
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether objects have masks, known after `setup`."""
+        return False
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that a stage needs, once."""
+        if stage in ("fit", "validate") and "train" not in self.sets:
+            train, val = self.load("train"), self.load_val()
+            if val is None:
+                held_out = stratified_sample(train.strata, self.val_fraction, seed=self.split_seed)
+                if held_out.any():
+                    train, val = (train.subset(chosen.nonzero().squeeze(1)) for chosen in (~held_out, held_out))
+            self._keep("train", train)
+            if val is not None:
+                self._keep("val", val)
+        if stage in ("test", "predict") and "test" not in self.sets:
+            self._keep("test", self.load("test"))
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches in a new order every epoch; an incomplete last batch is dropped."""
+        trainer, samples = self._attached_trainer, self.batches_of("train")
+        if len(samples) < self.batch_size * trainer.world_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} on {trainer.world_size} devices needs at least as many training "
+                f"samples, got {len(samples)}."
+            )
+        sampler = self._train_sampler(
+            samples, trainer.world_size, trainer.global_rank, seed=global_seed(), drop_last=True
+        )
+        return self._loader(samples, self.batch_size, sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The validation split in order; empty if there is none."""
+        return self._loader(self.batches_of("val"), self.eval_batch_size) if "val" in self.sets else []
+
+    def test_dataloader(self) -> DataLoader:
+        """The test split in order, each sample on one device only, so that none counts twice."""
+        trainer, samples = self._attached_trainer, self.batches_of("test")
+        sampler = UnrepeatedDistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)
+        return self._loader(samples, self.eval_batch_size, sampler)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test split in order."""
+        return self._loader(self.batches_of("test"), self.eval_batch_size)
+
+    @property
+    def _attached_trainer(self) -> L.Trainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def _any_set(self) -> Any:
+        return next(iter(self.sets.values()))
+
+    def _keep(self, name: str, samples: Any) -> None:
+        self.sets[name] = samples
+
+    def _loader(
+        self, samples: Any, batch_size: int, sampler: Sampler | None = None, *, drop_last: bool = False
+    ) -> DataLoader:
+        return DataLoader(
+            samples,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            drop_last=drop_last,
+            pin_memory=self.num_workers > 0 and torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def augment_batch(batch: Any, transforms: Sequence[Any], trainer: L.Trainer, device: torch.device) -> Any:
+    """Apply random transforms in turn to a training batch on its device, seeded by its number."""
+    generator = torch.Generator(device).manual_seed(2 * batch_seed(trainer))
+    for transform in transforms:
+        batch = transform(batch, generator=generator)
+    return batch
+
+
+def batch_seed(trainer: L.Trainer) -> int:
+    """A seed for the current training batch of this process, the same in a resumed run."""
+    step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
+    return global_seed() * 1_000_000_007 + step
+
+
+def global_seed() -> int:
+    """The seed that `seed_everything` was called with; 0 if it was not."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def _unchanged(batch: Any) -> Any:
+    """The dataset hands out whole batches: there is nothing to collate."""
+    return batch

@@ -1,0 +1,73 @@
+"""Folders of the user's own meshes and point clouds, one folder per class: which files belong to a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pcea.datasets.splits import check_test_fraction
+from pcea.io.points import orient
+
+_SPLITS = ("train", "test")
+# Files that come with meshes without being one. Any other unknown file is reported as unreadable.
+_COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
+
+
+def list_split(root: Path, split: str, *, up: str, test_fraction: float, seed: int) -> dict[str, list[Path]]:
+    """The files of one split by class, in alphabetical order; see `PointFolder` for layouts and arguments.
+
+    Raises:
+        FileNotFoundError: If `root` is missing, or has no class folders.
+        ValueError: If an argument is out of range, or a class or the split has no files.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"split must be train or test, got {split!r}.")
+    check_test_fraction(test_fraction)
+    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
+    files = _list_files(root, split, test_fraction=test_fraction, seed=seed)
+    if not any(files.values()):
+        raise ValueError(f"The {split} split of {root} is empty. Add files or change test_fraction={test_fraction}.")
+    return files
+
+
+def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> dict[str, list[Path]]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"No folder {root}.")
+    folders = _folders(root)
+    by_class: dict[str, dict[str, list[Path]]] = {}
+    if {folder.name for folder in folders} <= {*_SPLITS, "val"}:  # else `train` is a class, as in car, bus, train
+        for name in sorted({folder.name for part in _SPLITS for folder in _folders(root / part)}):
+            by_class[name] = {part: _files(root / part / name) for part in _SPLITS}
+    else:
+        for folder in folders:
+            by_class[folder.name] = {part: _files(folder / part) for part in _SPLITS}
+            if not any(by_class[folder.name].values()):
+                by_class[folder.name] = _divide(_files(folder), test_fraction, seed)
+    if not by_class:
+        raise FileNotFoundError(
+            f"No class folders under {root}: expected {root}/<class>/* or {root}/{split}/<class>/*."
+        )
+    for name, parts in by_class.items():
+        if not any(parts.values()):
+            raise ValueError(f"Class {name!r} under {root} has no mesh or cloud files. Add some or remove its folder.")
+    return {name: parts[split] for name, parts in by_class.items()}
+
+
+def _divide(files: list[Path], test_fraction: float, seed: int) -> dict[str, list[Path]]:
+    num_test = min(max(1, round(test_fraction * len(files))), len(files) - 1)
+    order = np.random.default_rng(seed).permutation(len(files))
+    test = {files[index] for index in order[:num_test]} if files else set()
+    return {"train": [file for file in files if file not in test], "test": [file for file in files if file in test]}
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() not in _COMPANIONS)
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))

@@ -1,0 +1,78 @@
+"""Training, validation and test splits: those that a dataset has, and those drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+SPLITS = ("train", "val", "test")
+
+
+def stored_split(split: Split, stored: Collection[str], where: str) -> str | None:
+    """Which of the stored splits to use as train, val or test.
+
+    If `val` is stored without `test`, as in ImageNet, results are reported on it: it is used as the test split, and
+    never for model selection.
+
+    Args:
+        split: The split that is wanted.
+        stored: Those of train, val and test that exist.
+        where: Their folder, for the message.
+
+    Returns:
+        The stored split, or None if there is none for validation.
+
+    Raises:
+        FileNotFoundError: If there is none to train or test on.
+    """
+    if split == "val":
+        return "val" if {"val", "test"} <= {*stored} else None
+    if split == "test" and "test" not in stored and "val" in stored:
+        return "val"
+    if split not in stored:
+        wanted = "a `test` or a `val`" if split == "test" else "a `train`"
+        raise FileNotFoundError(f"{where} has {' and '.join(sorted(stored))}, but not {wanted}.")
+    return split
+
+
+def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:
+    """Choose a share of every class at random.
+
+    Args:
+        label: Class of each sample, (L,) int64.
+        fraction: Share to choose. Unless it is 0, at least one sample of every class of two or more is chosen.
+        seed: Seed of the choice.
+
+    Returns:
+        True for the chosen samples, (L,).
+    """
+    chosen = torch.zeros(len(label), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    for members in (torch.nonzero(label == c).squeeze(1) for c in label.unique()):
+        count = round(fraction * len(members))
+        if fraction and len(members) > 1:
+            count = max(1, count)
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return chosen
+
+
+def divide(dataset: Any, split: Literal["train", "test"], *, test_fraction: float) -> Any:
+    """The train or test split of a dataset that has no splits: the test split is a stratified share, always the same.
+
+    Args:
+        dataset: Any dataset with `strata` and `subset`.
+        split: The split that is wanted.
+        test_fraction: Share of the test split.
+    """
+    held_out = stratified_sample(dataset.strata, test_fraction, seed=0)
+    return dataset.subset((held_out if split == "test" else ~held_out).nonzero().squeeze(1))
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Refuse a share that leaves nothing to train or to test on."""
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}.")
