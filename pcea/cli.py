@@ -65,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        # Lightning ends with 1 when it is interrupted and with 0 when it is told to stop: `fit && test` would go on.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            sys.exit(130)
+        if type(stop).__name__ == "SIGTERMException":
+            sys.exit(143)
+        raise
 
 
 def _message(text: str) -> str:

@@ -14,12 +14,15 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from pcea.commands.checkpointing import AtomicCheckpointIO
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
+from pcea.io.atomic import remove_leftovers
 from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint
 from pcea.io.weights import load_weights
 from pcea.models.build import load_state
@@ -66,13 +69,15 @@ class PceaCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find and read the weights; the configuration, not their file, decides the model and its votes."""
         config = self.config[self.config.subcommand]
-        self.weights: Path | None = None
+        self.weights: Path | None
         if self.config.subcommand != "fit":
             root = Path(config.trainer.default_root_dir or "runs")
             self.weights = find_network(config.weights) if config.weights else newest_checkpoint(root)
             print(f"Weights: {self.weights}")
-        elif config.ckpt_path is not None:
-            self.weights = Path(config.ckpt_path)
+        else:
+            for folder in Path(config.trainer.default_root_dir or "runs").glob("version_*/checkpoints"):
+                remove_leftovers(folder)
+            self.weights = None if config.ckpt_path is None else Path(config.ckpt_path)
         is_checkpoint = self.weights is not None and self.weights.suffix != ".safetensors"
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
@@ -100,6 +105,10 @@ class PceaCLI(LightningCLI):
             # A line an epoch stays. In a file, where lines cannot be drawn over, only that one is written.
             refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate, leave=True)]
+        plugins = config.get("plugins") or []
+        plugins = [*plugins] if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         # The timer's state in the checkpoint tells the record how long training took.
         return super()._instantiate_trainer(config, [*callbacks, Timer()])
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+# What is being written has the number of the process in its name, so that the next one can clean up after a dead one.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.part|\.pcea_(\d+)_\w+")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes its place at the end if nothing failed.
 
+    What is at `path` stays there until the new file is complete and on disk, whatever happens in between. The file
+    has the permissions that the umask gives to new files.
+
     Raises:
         OSError: If it cannot be written, with the name that was asked for.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         if error.errno is None:
@@ -38,10 +49,38 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = TemporaryDirectory(prefix=".pcea_", dir=folder)
+        temporary = TemporaryDirectory(prefix=f".pcea_{os.getpid()}_", dir=folder)
     except OSError as error:
         raise OSError(f"Cannot write to {folder}: {error.strerror or error}.") from error
     with temporary as name:
         yield Path(name)
         for file in sorted(Path(name).iterdir()):
             file.replace(folder / file.name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that no longer run left half-written in a folder; what cannot be deleted stays."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and not _is_running(int(found[1] or found[2])):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # it is somebody else's, or cannot be asked about: leave its files alone
+    return True
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

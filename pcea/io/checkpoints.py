@@ -61,7 +61,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a checkpoint.
     """
-    checkpoint = load_safely(path)
+    try:
+        checkpoint = load_safely(path)
+    except ValueError as error:
+        others = sorted(p.name for p in Path(path).parent.glob("*.ckpt") if p.name != Path(path).name)
+        if not others:
+            raise
+        raise ValueError(f"{error} Beside it there is {', '.join(others)}.") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
     check_state_dict(checkpoint["state_dict"], path)

@@ -1,6 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
-from pcea.io.atomic import atomic_file, atomic_folder
+from pcea.io.atomic import atomic_file, atomic_folder, remove_leftovers
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -66,3 +70,26 @@ def test_an_error_of_reading_is_not_one_of_writing(tmp_path):
     """What happens inside has a message of its own."""
     with pytest.raises(OSError, match=r"^could not read that$"), atomic_folder(tmp_path / "out"):
         raise OSError("could not read that")
+
+
+def test_the_umask_decides_the_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "file") as part:
+            part.write_text("x")
+            part.chmod(0o600)  # as some libraries make files
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".x.ckpt.{dead.pid}.part", f".y.{os.getpid()}.part", "mine.part", ".hidden.part"):
+        (tmp_path / name).touch()
+    (tmp_path / f".pcea_{dead.pid}_abc").mkdir()
+    (tmp_path / f".pcea_{dead.pid}_abc" / "a.ply").touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".y.{os.getpid()}.part", "mine.part", ".hidden.part"])
+    remove_leftovers(tmp_path / "nowhere")

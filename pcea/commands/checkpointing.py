@@ -1,0 +1,52 @@
+"""Checkpoints that survive: written whole or not at all, and the best one stays the best when training is resumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from pcea.io.atomic import atomic_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside the file that they replace, which stays until the new one is complete and on disk.
+
+    Lightning's own writes into the system's temporary folder and moves: between two filesystems that is a copy, which
+    can be interrupted, and a small temporary folder ends training.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; see the class."""
+        if storage_options is not None:
+            raise ValueError("Checkpoints are written to local files: storage_options are not supported.")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as part:
+            torch.save(checkpoint, part)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint of the best epoch, which a resumed run takes along.
+
+    A resumed run writes into a folder of its own, where Lightning's begins anew, and the first epoch is the best one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the score, and copy the best checkpoint into this run's folder if it is still there."""
+        super().load_state_dict(state_dict)
+        old = Path(state_dict.get("best_model_path") or "")
+        score = state_dict.get("best_model_score")
+        if self.dirpath is None or score is None or state_dict.get("dirpath") == self.dirpath or not old.is_file():
+            return
+        new = Path(self.dirpath) / old.name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(new) as part:
+            shutil.copyfile(old, part)
+        self.best_model_score = self.kth_value = score
+        self.best_model_path = self.kth_best_model_path = str(new)
+        self.best_k_models = {str(new): score}

@@ -1,0 +1,112 @@
+"""Checkpoints survive kills, full disks and resumed runs; interruptions end with the exit code that shells expect."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from examples import TINY, assert_one_line, run
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
+from pcea.io.checkpoints import read_checkpoint
+
+
+@pytest.fixture
+def config(tmp_path):
+    content = yaml.safe_load(TINY.replace("ROOT", str(tmp_path / "runs")))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "tiny.yaml"
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "new" / "last.ckpt"
+    io.save_checkpoint({"epoch": 1}, path)
+    save = torch.save
+
+    def fill_disk(content, target):
+        save(content, target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_disk)
+    with pytest.raises(OSError, match=r"No space left on device: .*new/last\.ckpt"):
+        io.save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path) == {"epoch": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def saved(folder, score):
+    """The state of a callback that has saved a best epoch."""
+    folder.mkdir(parents=True)
+    (folder / "best.ckpt").write_text(f"score {score}")
+    return {"dirpath": str(folder), "best_model_path": str(folder / "best.ckpt"), "monitor": "val/x",
+            "best_model_score": torch.tensor(score), "best_k_models": {}, "kth_best_model_path": "", "kth_value": 0,
+            "last_model_path": "", "current_score": torch.tensor(score)}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_the_best_epoch_stays_the_best_when_training_is_resumed(tmp_path):
+    state = saved(tmp_path / "version_0", 0.75)
+    resumed = BestCheckpoint(dirpath=tmp_path / "version_1", monitor="val/x", mode="max", filename="best")
+    resumed.load_state_dict(state)
+    assert float(resumed.best_model_score) == 0.75
+    assert (tmp_path / "version_1" / "best.ckpt").read_text() == "score 0.75"
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    for score, is_best in ((0.7, False), (0.8, True)):
+        assert resumed.check_monitor_top_k(trainer, torch.tensor(score)) == is_best
+    plain = ModelCheckpoint(dirpath=tmp_path / "version_2", monitor="val/x", mode="max", filename="best")
+    plain.load_state_dict(state)
+    assert plain.best_model_score is None  # what ours is for
+
+
+def test_a_damaged_checkpoint_names_what_else_is_there(tmp_path, capsys, config):
+    (tmp_path / "last.ckpt").write_bytes(b"PK damaged")
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "best.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint: .*Beside it there is best\.ckpt"):
+        read_checkpoint(tmp_path / "last.ckpt")
+    result = run(capsys, "fit", "--config", config, "--ckpt_path", tmp_path / "last.ckpt")
+    assert_one_line(result, "last.ckpt is not a checkpoint", "best.ckpt")
+
+
+def start(config, *options):
+    """A long training in a process of its own, once it has saved a checkpoint."""
+    command = [sys.executable, "-m", "pcea", "fit", "--config", str(config), "--trainer.max_epochs", "10000", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=config.parent
+    )
+    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if last.is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    return process, last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_interruptions(config, sent, code):
+    process, last = start(config)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert read_checkpoint(last)["epoch"] >= 0
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_a_whole_checkpoint_and_the_next_run_cleans_up(config, capsys):
+    process, last = start(config)
+    process.kill()
+    process.communicate()
+    read_checkpoint(last)
+    leftover = last.with_name(f".last.ckpt.{process.pid}.part")
+    leftover.touch()
+    code, _, errors = run(capsys, "fit", "--config", config, "--trainer.max_epochs", 1)
+    assert code == 0, errors
+    assert not leftover.exists()
