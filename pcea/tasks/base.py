@@ -19,6 +19,11 @@ from pcea.datasets.batches import ImageBatch
 from pcea.io.description import NetworkDescription, TaskKind
 from pcea.models.build import actual_arguments, difference
 
+_WHAT_TO_TRY = (
+    "Earlier checkpoints are kept. Try a lower learning rate, --trainer.precision 32-true, or "
+    "--trainer.gradient_clip_val 1, and look for broken values in the data."
+)
+
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 
 
@@ -119,8 +124,31 @@ class Task(L.LightningModule):
         # Odd, because the seeds of the augmentation are even: the two must not be the same stream.
         torch.manual_seed(2 * batch_seed(self.trainer) + 1)
 
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        """Stop where the loss is not finite: training on would only ruin the weights.
+
+        Raises:
+            ValueError: If it is NaN or infinite.
+        """
+        if not loss.detach().isfinite().all():
+            raise ValueError(f"The loss became {float(loss.detach()):.3g} {self._moment()}. {_WHAT_TO_TRY}")
+
+    def _moment(self) -> str:
+        """When it happened, for messages."""
+        optimizers: Any = self.optimizers()
+        rates = [o.param_groups[0]["lr"] for o in (optimizers if isinstance(optimizers, list) else [optimizers])]
+        rate = ", ".join(f"{rate:.3g}" for rate in rates)
+        return f"in epoch {self.current_epoch}, step {self.global_step}, at learning rate {rate}"
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what prediction needs besides the weights."""
+        """Store what prediction needs besides the weights.
+
+        Raises:
+            ValueError: If a weight is NaN or infinite; the checkpoint before stays as it is.
+        """
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{name} became NaN or infinite {self._moment()}, and is not saved. {_WHAT_TO_TRY}")
         # A description takes their place: it holds nothing that loading could execute.
         checkpoint.pop("hyper_parameters", None)
         description = self.describe_network()

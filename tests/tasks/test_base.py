@@ -209,3 +209,38 @@ def test_class_names_come_from_the_data():
     assert model.class_names == ("key", "mug")
     with pytest.raises(ValueError, match=r"The data has 2 classes, .* num_classes=12\. Set .*num_classes to 2\."):
         trainer(1).test(task(), datamodule=Named(num_points=32))
+
+
+class Diverging(PointClassificationTask):
+    """Its loss is what it is told to be from the second epoch on."""
+
+    bad = float("nan")
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * self.bad if self.current_epoch else loss
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_training_stops_where_the_loss_is_not_finite(tmp_path, bad, shown):
+    diverging = Diverging(network(), partial(torch.optim.AdamW, lr=1e-2))
+    diverging.bad = bad
+    message = (
+        rf"The loss became {shown} in epoch 1, step 3, at learning rate 0\.01\. Earlier checkpoints are kept\. Try"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer(3, folder=tmp_path).fit(diverging, datamodule=shapes())
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=0.ckpt"]
+    state = read_checkpoint(tmp_path / "epoch=0.ckpt")["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Ruined(PointClassificationTask):
+        def on_train_epoch_end(self):
+            if self.current_epoch:
+                self.network.head[-1].bias.data[0] = torch.nan
+
+    with pytest.raises(ValueError, match=r"network\.head\.4\.bias became NaN or infinite in epoch 1.*and is not saved"):
+        trainer(3, folder=tmp_path).fit(Ruined(network(), partial(torch.optim.SGD, lr=0.1)), datamodule=shapes())
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=0.ckpt"]
