@@ -68,6 +68,10 @@ class PointSubject(Subject):
                 name = self._run()
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        for layer, attention in layers.items():
+            # A network that does not locate its tokens has one for each point that it was shown.
+            if attention.points is None and attention.weights.shape[-2] == len(chosen):
+                layers[layer] = attention._replace(points=points[chosen][None])
         super().__init__(points, layers, name=name, normals=normals)
 
     def _run(self) -> str:

@@ -12,7 +12,7 @@ from pcea.inference.points import PointPredictor
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points, orient
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder
-from pcea.nn.attention import OffsetAttention, record_attention
+from pcea.nn.attention import ExternalAttention, OffsetAttention, record_attention
 from pcea.visualization import palette
 from pcea.visualization.subject import shared_views
 
@@ -150,6 +150,26 @@ class Plain(torch.nn.Linear):
 
     def forward(self, tokens: torch.Tensor, **_: object) -> torch.Tensor:
         return super().forward(tokens)
+
+
+class Own(torch.nn.Module):
+    """A network that does not say where its tokens are."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = ExternalAttention(3, memory_units=8)
+
+    def forward(self, points: torch.Tensor, *_: object) -> torch.Tensor:
+        return self.attention(points).amax(1)
+
+
+def test_tokens_without_positions_are_the_points_that_were_shown() -> None:
+    subject = PointSubject(FILE, cloud(), predictor(Own(), ("a", "b", "c"), 40), seed=3)
+    chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:40]
+    assert subject.modes == ("slots", "slot", "query", "prediction")
+    torch.testing.assert_close(subject.weights(0)[chosen], subject.attention(0).weights[0])
 
 
 def test_a_network_without_attention() -> None:
