@@ -453,7 +453,7 @@ def test_it_learns_the_colours():
 
 
 def test_files_that_hold_no_generator(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint .*none\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"No trained network .*none\.ckpt"):
         load_generator(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("text")
     with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint: it is damaged"):
@@ -517,4 +517,4 @@ class TestCommandLine:
         with pytest.raises(SystemExit):
             main(["predict", "--weights", str(last), str(folder / "cifar10" / "test" / "class0" / "0.png")])
         errors = capsys.readouterr().err.splitlines()
-        assert "holds a Generator, which is neither" in errors[-1]
+        assert "makes images and is shown none: load it by pcea.tasks.load_generator" in errors[-1]
