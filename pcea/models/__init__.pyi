@@ -1,4 +1,5 @@
 from .build import build_network
+from .capture import example_inputs, export_onnx, export_program
 from .dilated_resnet import DilatedResNet
 from .eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
 from .eamlp_checkpoint import load_eamlp_checkpoint
@@ -41,6 +42,9 @@ __all__ = [
     "eat_classifier",
     "eat_part_segmenter",
     "eat_semantic_segmenter",
+    "example_inputs",
+    "export_onnx",
+    "export_program",
     "load_eamlp_checkpoint",
     "load_pct_checkpoint",
     "naive_pct_classifier",
