@@ -144,7 +144,7 @@ def select_tokens(
         if len(weights) != len(points):
             raise ValueError(
                 f"The attention is that of {len(weights)} tokens, but there are {len(points)} points, and the model "
-                "does not say where its tokens are: set `points` of the attention map, `attention._replace(points=...)`."
+                "does not say where its tokens are: set `points` of the map, `attention._replace(points=...)`."
             )
         positions = points
     return TokenWeights(weights, positions)
