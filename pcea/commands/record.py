@@ -1,11 +1,10 @@
-"""The JSON record of a test run, and tables made from records."""
+"""The JSON record of a test run."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -63,64 +62,8 @@ def read_records(folder: Path) -> list[Record]:
     return [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
 
 
-CLASSIFICATION = {"overall acc.": "overall_accuracy", "mean-class acc.": "mean_class_accuracy"}
-PARTS = {
-    "instance mIoU": "instance_miou",
-    "category mIoU": "category_miou",
-    "instance mIoU, all parts": "instance_miou_all_parts",
-    "accuracy of points": "overall_accuracy",
-}
-IMAGES = {"overall acc.": "overall_accuracy", "top-5 acc.": "top5_accuracy"}
 NO_SHARES = ("fid", "inception_score", "frechet_distance", "classifier_score", "real_classifier_score", "diversity")
 """Metrics of generated images that are not fractions, so that percent would be wrong."""
-SEMANTIC = {"mIoU": "miou", "accuracy of pixels": "pixel_accuracy"}
-BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
-MASKS = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
-GENERATED = {
-    "Fréchet distance": "frechet_distance",
-    "classifier score": "classifier_score",
-    "of real images": "real_classifier_score",
-    "accuracy of classes": "class_accuracy",
-    "diversity": "diversity",
-}
-
-
-def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
-    """A Markdown table with one row per record that has all of these metrics, given as {heading: metric name}.
-
-    Tables of image results have no column for points.
-    """
-    chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
-    of_clouds = any(r.num_points for r in chosen)
-    head = f"| config | dataset | {' | '.join(metrics)} |{' points |' * of_clouds} votes | epoch | training | device |"
-    rows = [head, "|---" * (head.count("|") - 1) + "|"]
-    for r in chosen:
-        rows.append(
-            f"| `{r.config}`{_changes(r)} (seed {r.seed}) | {r.dataset} {r.split} | "
-            f"{' | '.join(f'{r.metrics[name]:.2f}' for name in metrics.values())} |"
-            f"{f' {r.num_points} |' * of_clouds} {r.votes} | "
-            f"{r.epoch}, {r.selection} | {r.minutes:.0f} min | {r.device} |"
-        )
-    return "\n".join(rows)
-
-
-def _changes(record: Record) -> str:
-    """Model options that the command overrides, such as `, external_attention: false`; file paths are left out."""
-    changed = re.findall(r"--model\.(?:\w+\.)*(\w+)[ =](\S+)", record.command)
-    return "".join(f", {name}: {value}" for name, value in changed if "/" not in value)
-
-
-def category_table(records: Sequence[Record]) -> str:
-    """A Markdown table of the metric per category or class, with one column per record; all of the same dataset."""
-    name, counted, _ = category_headings(records[0])
-    rows = [
-        f"| {name} | {counted} | {' | '.join(f'`{r.config}`' for r in records)} |",
-        "|---" * (len(records) + 2) + "|",
-    ]
-    for name, (shapes, _) in records[0].categories.items():
-        values = (r.categories[name][1] for r in records)
-        rows.append(f"| {name} | {shapes} | {' | '.join('-' if v is None else f'{v:.1f}' for v in values)} |")
-    return "\n".join(rows)
 
 
 def category_headings(record: Record) -> tuple[str, str, str]:

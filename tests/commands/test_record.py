@@ -6,15 +6,9 @@ import pytest
 
 from pcea.commands import record as module
 from pcea.commands.record import (
-    CLASSIFICATION,
-    IMAGES,
-    PARTS,
-    SEMANTIC,
     Record,
-    category_table,
     commit,
     read_records,
-    results_table,
     to_percent,
     write_record,
 )
@@ -48,68 +42,6 @@ def test_a_record_is_written_whole_and_read_back(tmp_path, record):
     write_record(tmp_path / "deep" / "a.json", record._replace(seed=1))
     assert list(json.loads((tmp_path / "deep" / "b.json").read_text())) == KEYS
     assert read_records(tmp_path / "deep") == [record._replace(seed=1), record]
-
-
-def test_the_table_says_what_the_command_changed_in_the_model(record):
-    changed = record._replace(
-        command="pcea test --config modelnet40_eat --model.init_args.network.init_args.external_attention false "
-        "--model.dim=7 --model.feature_network runs/last.ckpt --data.root x"
-    )
-    row = results_table([changed], CLASSIFICATION).splitlines()[2]
-    assert row.startswith("| `modelnet40_eat`, external_attention: false, dim: 7 (seed 2) |")
-
-
-def test_the_table_has_one_row_per_record(record):
-    head, rule, *rows = results_table([record, record._replace(seed=3)], CLASSIFICATION).splitlines()
-    assert head.count("|") == rule.count("|") == rows[0].count("|")
-    cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
-    assert cells == [
-        "`modelnet40_eat` (seed 2)", "ModelNet40 test", "93.46", "90.10", "1024", "1", "250, last", "62 min",
-        "a device",
-    ]  # fmt: skip
-    assert "(seed 3)" in rows[1]
-
-
-def test_the_table_leaves_out_records_with_other_metrics(record):
-    parts = {"instance_miou": 70.0, "category_miou": 71.0, "instance_miou_all_parts": 69.0, "overall_accuracy": 90.0}
-    records = [record, record._replace(config="parts", metrics=parts)]
-    _, _, row = results_table(records, PARTS).splitlines()
-    assert row.startswith("| `parts` (seed 2) | ModelNet40 test | 70.00 | 71.00 | 69.00 | 90.00 | 1024 |")
-
-
-def test_the_category_table(tmp_path, record):
-    first = record._replace(categories={"Cup": (8, 91.04), "Mug": (0, None)})
-    second = first._replace(config="other", categories={"Cup": (8, 80.0), "Mug": (0, None)})
-    assert category_table([first, second]).splitlines() == [
-        "| category | shapes | `modelnet40_eat` | `other` |",
-        "|---|---|---|---|",
-        "| Cup | 8 | 91.0 | 80.0 |",
-        "| Mug | 0 | - | - |",
-    ]
-    write_record(tmp_path / "a.json", first)
-    assert category_table(read_records(tmp_path)) == category_table([first])
-
-
-def test_image_tables_have_no_column_for_points(record):
-    metrics = {"overall_accuracy": 70.0, "mean_class_accuracy": 70.0, "top5_accuracy": 98.76}
-    images = record._replace(config="cifar10_eamlp", dataset="CIFAR10", num_points=0, metrics=metrics)
-    head, rule, row = results_table([images, record], IMAGES).splitlines()
-    assert head == "| config | dataset | overall acc. | top-5 acc. | votes | epoch | training | device |"
-    assert rule.count("|") == head.count("|")
-    assert row == "| `cifar10_eamlp` (seed 2) | CIFAR10 test | 70.00 | 98.76 | 1 | 250, last | 62 min | a device |"
-    masks = images._replace(metrics={"miou": 55.5, "pixel_accuracy": 90.0})
-    assert results_table([masks, images], SEMANTIC).splitlines()[2:] == [
-        "| `cifar10_eamlp` (seed 2) | CIFAR10 test | 55.50 | 90.00 | 1 | 250, last | 62 min | a device |"
-    ]
-
-
-def test_the_categories_of_semantic_segmentation_are_classes(record):
-    masks = record._replace(num_points=0, categories={"sky": (123456, 91.04)})
-    assert category_table([masks]).splitlines() == [
-        "| class | pixels | `modelnet40_eat` |",
-        "|---|---|---|",
-        "| sky | 123456 | 91.0 |",
-    ]
 
 
 def test_metrics_in_percent():
