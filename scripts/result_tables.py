@@ -1,0 +1,156 @@
+"""Write the tables of README.md and configs/README.md from the configurations and the records in configs/results.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between them is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pcea.commands.record import Record, category_headings, read_records
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "configs" / "README.md")
+CONFIGS = ROOT / "configs"
+
+CLASSIFICATION = {"overall accuracy": "overall_accuracy", "mean-class accuracy": "mean_class_accuracy"}
+PARTS = {
+    "instance mIoU": "instance_miou",
+    "category mIoU": "category_miou",
+    "instance mIoU, all parts": "instance_miou_all_parts",
+    "point accuracy": "overall_accuracy",
+}
+IMAGES = {"top-1 accuracy": "overall_accuracy", "top-5 accuracy": "top5_accuracy"}
+MASKS = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"}
+BOXES = {"box AP": "box_ap", "box AP50": "box_ap50"}
+INSTANCES = {**BOXES, "mask AP": "mask_ap", "mask AP50": "mask_ap50"}
+GENERATION = {
+    "Fréchet distance": "frechet_distance",
+    "classifier score": "classifier_score",
+    "score of real images": "real_classifier_score",
+    "class accuracy": "class_accuracy",
+    "diversity": "diversity",
+}
+# The one number of a record that README.md shows: the first of these that it has.
+HEADLINES = {
+    "instance_miou": "instance mIoU {:.2f} %",
+    "miou": "mIoU {:.2f} %",
+    "mask_ap": "mask AP {:.1f} %",
+    "box_ap": "box AP {:.1f} %",
+    "overall_accuracy": "accuracy {:.2f} %",
+}
+
+
+def main() -> None:
+    """Rewrite the tables."""
+    records = read_records(CONFIGS / "results")
+    for page in PAGES:
+        page.write_text(fill(page.read_text(encoding="utf-8"), records), encoding="utf-8")
+
+
+def fill(text: str, records: Sequence[Record]) -> str:
+    """Replace the tables of a page.
+
+    Raises:
+        ValueError: If the page asks for a table that is not known.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"No table {name!r}; there are {', '.join(TABLES)}.")
+        return f"<!-- table: {name} -->\n\n{TABLES[name](records)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (.*?) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
+    """A markdown table with a row for each record that has these metrics (their names by heading).
+
+    Tables of images have no column for the number of points.
+    """
+    chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
+    has_points = any(r.num_points for r in chosen)
+    head = f"| configuration | dataset | {' | '.join(metrics)} |{' points |' * has_points} votes | epoch | training |"
+    rows = [head, "|---" * (head.count("|") - 1) + "|"]
+    for r in chosen:
+        values = " | ".join(f"{r.metrics[name]:.2f}" for name in metrics.values())
+        rows.append(
+            f"| `{r.config}`{_changes(r)} (seed {r.seed}) | {r.dataset} {r.split} | {values} |"
+            f"{f' {r.num_points} |' * has_points} {r.votes} | {r.epoch}, {r.selection} | {_training(r)} |"
+        )
+    return "\n".join(rows)
+
+
+def category_table(records: Sequence[Record]) -> str:
+    """A markdown table of the mIoU per category, or of the IoU or AP per class, with a column for each record."""
+    name, counted, _ = category_headings(records[0])
+    rows = [
+        f"| {name} | {counted} | {' | '.join(f'`{r.config}`{_changes(r)}' for r in records)} |",
+        "|---" * (len(records) + 2) + "|",
+    ]
+    for name, (count, _) in records[0].categories.items():
+        values = (r.categories[name][1] for r in records)
+        rows.append(f"| {name} | {count} | {' | '.join('-' if v is None else f'{v:.1f}' for v in values)} |")
+    return "\n".join(rows)
+
+
+def headline_table(records: Iterable[Record]) -> str:
+    """A markdown table with the most telling number of each record; no variants of a configuration, no generation."""
+    rows = ["| configuration | test split of | result | training |", "|---|---|---|---|"]
+    for r in records:
+        name = next((name for name in HEADLINES if name in r.metrics), None)
+        if name and not _changes(r):
+            rows.append(f"| `{r.config}` | {r.dataset} | {HEADLINES[name].format(r.metrics[name])} | {_training(r)} |")
+    return "\n".join(rows)
+
+
+def configuration_table() -> str:
+    """A markdown table of all configurations, with the first line of each."""
+    rows = ["| configuration | what it trains |", "|---|---|"]
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        rows.append(f"| [`{path.stem}`]({path.name}) | {first.lstrip('# ')} |")
+    return "\n".join(rows)
+
+
+def _training(record: Record) -> str:
+    return f"{record.minutes:.0f} min, {record.device}"
+
+
+def _changes(record: Record) -> str:
+    """What the command changes in the configuration's model, such as `, external_attention: false`; no files."""
+    changed = re.findall(r"--model\.(?:\w+\.)*(\w+)[ =](\S+)", record.command)
+    return "".join(f", {name}: {value}" for name, value in changed if "/" not in value)
+
+
+def _of_points(metrics: Mapping[str, str]) -> Callable[[Sequence[Record]], str]:
+    return lambda records: results_table([r for r in records if r.num_points], metrics)
+
+
+def _of_images(metrics: Mapping[str, str]) -> Callable[[Sequence[Record]], str]:
+    return lambda records: results_table([r for r in records if not r.num_points], metrics)
+
+
+def _categories(prefix: str) -> Callable[[Sequence[Record]], str]:
+    return lambda records: category_table([r for r in records if r.config.startswith(prefix)])
+
+
+TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
+    "headlines": headline_table,
+    "configurations": lambda _: configuration_table(),
+    "point classification": _of_points(CLASSIFICATION),
+    "parts": _of_points(PARTS),
+    "parts by category": _categories("labeled_psb_"),
+    "image classification": _of_images(IMAGES),
+    "semantic segmentation": _of_images(MASKS),
+    "detection": lambda records: results_table([r for r in records if "mask_ap" not in r.metrics], BOXES),
+    "instance segmentation": _of_images(INSTANCES),
+    "generation": _of_images(GENERATION),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The tables of the READMEs: made from records, and up to date."""
+
+from pathlib import Path
+
+import pytest
+
+from pcea.commands.record import Record, read_records
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import result_tables
+
+    return result_tables
+
+
+@pytest.fixture
+def record():
+    return Record(
+        config="modelnet40_eat",
+        command="pcea test --config modelnet40_eat",
+        seed=2,
+        epoch=250,
+        selection="last",
+        dataset="ModelNet40",
+        split="test",
+        num_points=1024,
+        votes=1,
+        device="a device",
+        minutes=61.6,
+        commit="abc",
+        metrics={"overall_accuracy": 93.456, "mean_class_accuracy": 90.1},
+    )
+
+
+def cells(row):
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_tables_of_the_readmes_are_those_of_the_records(tables):
+    records = read_records(ROOT / "configs" / "results")
+    assert records
+    filled = set()
+    for page in tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert tables.fill(text, records) == text, "run: python scripts/result_tables.py"
+        filled |= {name for name in tables.TABLES if f"<!-- table: {name} -->" in text}
+    assert filled == tables.TABLES.keys()
+
+
+def test_every_record_is_shown(tables):
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    shown = text[text.index("## Results") :]
+    for record in read_records(ROOT / "configs" / "results"):
+        (row,) = [
+            row for row in shown.splitlines() if row.startswith(f"| `{record.config}`{tables._changes(record)} (")
+        ]
+        assert all(f"{value:.2f}" in row for value in list(record.metrics.values())[:1])
+
+
+def test_what_stands_between_the_markers_is_replaced(tables, record):
+    page = "before\n<!-- table: point classification -->\nold\n<!-- end -->\nafter\n"
+    filled = tables.fill(page, [record])
+    assert filled.startswith("before\n<!-- table: point classification -->\n\n| configuration |")
+    assert filled.endswith("|\n\n<!-- end -->\nafter\n")
+    assert "93.46" in filled
+    assert "old" not in filled
+    assert tables.fill(filled, [record]) == filled
+    with pytest.raises(ValueError, match="No table 'points'; there are headlines"):
+        tables.fill("<!-- table: points -->\n<!-- end -->", [record])
+
+
+def test_each_record_has_a_row(tables, record):
+    head, rule, *rows = tables.results_table([record, record._replace(seed=3)], tables.CLASSIFICATION).splitlines()
+    assert head.count("|") == rule.count("|") == rows[0].count("|")
+    assert cells(rows[0]) == [
+        "`modelnet40_eat` (seed 2)", "ModelNet40 test", "93.46", "90.10", "1024", "1", "250, last", "62 min, a device",
+    ]  # fmt: skip
+    assert "(seed 3)" in rows[1]
+
+
+def test_a_row_says_what_the_command_changed_in_the_model(tables, record):
+    changed = record._replace(
+        command="pcea test --config modelnet40_eat --model.init_args.network.init_args.external_attention false "
+        "--model.dim=7 --model.feature_network runs/last.ckpt --data.root x"
+    )
+    row = tables.results_table([changed], tables.CLASSIFICATION).splitlines()[2]
+    assert row.startswith("| `modelnet40_eat`, external_attention: false, dim: 7 (seed 2) |")
+
+
+def test_records_of_other_metrics_are_left_out(tables, record):
+    parts = {"instance_miou": 70.0, "category_miou": 71.0, "instance_miou_all_parts": 69.0, "overall_accuracy": 90.0}
+    records = [record, record._replace(config="parts", metrics=parts)]
+    _, _, row = tables.results_table(records, tables.PARTS).splitlines()
+    assert row.startswith("| `parts` (seed 2) | ModelNet40 test | 70.00 | 71.00 | 69.00 | 90.00 | 1024 |")
+
+
+def test_tables_of_images_have_no_points(tables, record):
+    metrics = {"overall_accuracy": 70.0, "mean_class_accuracy": 70.0, "top5_accuracy": 98.76}
+    images = record._replace(config="cifar10_eamlp", dataset="CIFAR10", num_points=0, metrics=metrics)
+    head, rule, row = tables.results_table([images, record], tables.IMAGES).splitlines()
+    assert head == "| configuration | dataset | top-1 accuracy | top-5 accuracy | votes | epoch | training |"
+    assert rule.count("|") == head.count("|")
+    assert row == "| `cifar10_eamlp` (seed 2) | CIFAR10 test | 70.00 | 98.76 | 1 | 250, last | 62 min, a device |"
+
+
+def test_categories_are_rows_and_records_columns(tables, record):
+    first = record._replace(categories={"Cup": (8, 91.04), "Mug": (0, None)})
+    second = first._replace(config="other", categories={"Cup": (8, 80.0), "Mug": (0, None)})
+    assert tables.category_table([first, second]).splitlines() == [
+        "| category | shapes | `modelnet40_eat` | `other` |",
+        "|---|---|---|---|",
+        "| Cup | 8 | 91.0 | 80.0 |",
+        "| Mug | 0 | - | - |",
+    ]
+    masks = record._replace(num_points=0, categories={"sky": (123456, 91.04)})
+    assert tables.category_table([masks]).splitlines()[0] == "| class | pixels | `modelnet40_eat` |"
+
+
+def test_headlines_show_one_number_of_each_configuration(tables, record):
+    variant = record._replace(command="pcea test --model.init_args.network.init_args.dim 7", seed=9)
+    masks = record._replace(config="nuclei", dataset="dsb", metrics={"box_ap": 41.76, "mask_ap": 41.24})
+    generated = record._replace(config="gan", metrics={"frechet_distance": 6.5})
+    assert tables.headline_table([record, variant, masks, generated]).splitlines()[2:] == [
+        "| `modelnet40_eat` | ModelNet40 | accuracy 93.46 % | 62 min, a device |",
+        "| `nuclei` | dsb | mask AP 41.2 % | 62 min, a device |",
+    ]
+
+
+def test_configurations_are_listed_with_their_first_line(tables):
+    rows = tables.configuration_table().splitlines()[2:]
+    assert len(rows) == len(list((ROOT / "configs").glob("*.yaml")))
+    (row,) = [row for row in rows if "shapes_eat.yaml" in row]
+    assert row.startswith("| [`shapes_eat`](shapes_eat.yaml) | EAT on procedural shapes")
