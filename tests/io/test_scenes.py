@@ -1,0 +1,144 @@
+import sys
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import trimesh
+from trimesh.transformations import translation_matrix
+
+from pcea.io.meshes import Mesh
+from pcea.io.readers import read_file
+
+TRIANGLE = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
+
+
+def two_boxes():
+    """Boxes of volume 1 at x 5, and of volume 8, mirrored, at x -7."""
+    scene = trimesh.Scene()
+    scene.add_geometry(trimesh.creation.box(), "left", "box", transform=translation_matrix([5, 0, 0]))
+    scene.graph.update("right", geometry="box", matrix=translation_matrix([-7, 0, 0]) @ np.diag([-2, 2, 2, 1]))
+    return scene
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("lines", ["", "p 1 2 3\n", "vn 0 0 1\n"])
+def test_an_obj_of_points_is_a_cloud(tmp_path, lines):
+    assert read_file(write(tmp_path / "a.obj", TRIANGLE + lines)).tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    assert isinstance(read_file(write(tmp_path / "a.obj", TRIANGLE + lines + "f 1 2 3\n")), Mesh)
+
+
+def test_an_obj_in_two_dimensions_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a.obj could not be read as .obj \(.*three coordinates"):
+        read_file(write(tmp_path / "a.obj", "v 0 0\nv 1 0\nv 0 1\nf 1 2 3\n"))
+
+
+def test_materials_of_an_obj_are_not_looked_for(tmp_path, caplog, capfd):
+    (tmp_path / "a.mtl").write_text("newmtl paint\nmap_Kd missing.png\n")
+    text = "mtllib a.mtl\nmtllib missing.mtl\nusemtl paint\n" + TRIANGLE + "vt 0 0\nf 1/1 2/1 3/1\n"
+    assert len(read_file(write(tmp_path / "a.obj", text)).faces) == 1
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_3mf_shows_each_item_where_its_transforms_put_it(tmp_path):
+    pytest.importorskip("lxml")
+    two_boxes().export(tmp_path / "a.3mf")
+    parts = trimesh.Trimesh(*read_file(tmp_path / "a.3mf")).split()
+    assert sorted(part.volume for part in parts) == pytest.approx([1, 8])
+    assert sorted(part.bounds[0][0] for part in parts) == pytest.approx([-8, 4.5])
+
+
+MODEL = '<model xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02" {}><resources/><build/></model>'
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"3D/3dmodel.model": b"<model>" + bytes(80 << 20)}, "would unpack to 83,886,087 bytes .* zip bomb"),
+        ({"3D/3dmodel.model": MODEL.format(""), "3D/Objects/o.model": MODEL.format("")}, "extension production"),
+        ({"3D/3dmodel.model": MODEL.format('requiredextensions="p b"')}, "3MF extension p b"),
+        ({"readme.txt": "hello"}, "could not be read as .3mf"),
+    ],
+)
+def test_3mf_that_trimesh_would_read_in_part_or_never_end_is_refused(tmp_path, members, message):
+    pytest.importorskip("lxml")
+    with zipfile.ZipFile(tmp_path / "a.3mf", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    with pytest.raises(ValueError, match=message):
+        read_file(tmp_path / "a.3mf")
+
+
+def test_what_trimesh_logs_is_a_warning_of_one_line(tmp_path):
+    pytest.importorskip("lxml")
+    trimesh.creation.box().export(tmp_path / "whole.3mf")
+    with zipfile.ZipFile(tmp_path / "whole.3mf") as whole, zipfile.ZipFile(tmp_path / "a.3mf", "w") as file:
+        for name in whole.namelist():
+            text = whole.read(name)
+            if name.endswith(".model"):
+                text = text.replace(b"</build>", b'<item objectid="99"/></build>')
+            file.writestr(name, text)
+    with pytest.warns(UserWarning, match=r"a.3mf: id 99 included but not defined"):
+        assert len(read_file(tmp_path / "a.3mf").faces) == 12
+
+
+@pytest.fixture
+def collada():
+    pytest.importorskip("collada")
+    pytest.importorskip("lxml")
+    return trimesh.creation.box().export(file_type="dae").decode()
+
+
+def test_collada(tmp_path, collada):
+    mesh = read_file(write(tmp_path / "a.dae", collada))
+    assert trimesh.Trimesh(*mesh).volume == pytest.approx(1)
+    node = '<node id="node0" name="node0">'
+    assert node in collada
+    moved = collada.replace(node, f"{node}<translate>5 0 0</translate><scale>-2 2 2</scale>")
+    mesh = trimesh.Trimesh(*read_file(write(tmp_path / "b.dae", moved)))
+    assert (mesh.bounds.tolist(), mesh.volume) == ([[4, -1, -1], [6, 1, 1]], pytest.approx(8))
+
+
+def test_collada_whose_textures_are_missing(tmp_path, collada, caplog, capfd):
+    texture = '<texture texture="missing-sampler" texcoord="UV"/>'
+    damaged = collada.replace("<color>0.0 0.0 0.0 1.0</color>", texture)
+    assert damaged.count(texture) > 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert len(read_file(write(tmp_path / "a.dae", damaged)).faces) == 12
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_collada_in_a_chinese_encoding(tmp_path, collada):
+    text = collada.replace('name="node0"', 'name="椅子"')
+    assert "椅子" in text
+    (tmp_path / "a.dae").write_bytes(b'<?xml version="1.0" encoding="GB2312"?>\n' + text.encode("gb2312"))
+    assert len(read_file(tmp_path / "a.dae").faces) == 12
+
+
+def test_collada_that_cannot_be_shown_is_refused(tmp_path, collada):
+    unknown = collada.replace("<scene>", "<scene_was>").replace("</scene>", "</scene_was>")
+    with pytest.raises(ValueError, match=r"a.dae could not be read as .dae \(it has no scene"):
+        read_file(write(tmp_path / "a.dae", unknown))
+    strips = collada.replace("<triangles", "<tristrips").replace("</triangles", "</tristrips")
+    with pytest.raises(ValueError, match=r"a.dae could not be read as .dae \(.*tristrips"):
+        read_file(write(tmp_path / "a.dae", strips))
+    entity = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>' + collada.replace(">-0.5 ", ">&x; ", 1)
+    with pytest.raises(ValueError, match=r"a.dae could not be read as .dae"):
+        read_file(write(tmp_path / "a.dae", entity))
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [("a.3mf", "lxml", "lxml"), ("a.dae", "collada", "pycollada"), ("a.dae", "lxml.etree", "lxml")],
+)
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, name, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{name} needs {package}: pip install 'pcea\[formats\]', or pip install"):
+        read_file(write(tmp_path / name, "hello"))
