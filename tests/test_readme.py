@@ -58,7 +58,7 @@ def test_the_formats_are_those_that_are_read(page, tmp_path):
     with pytest.raises(ValueError, match="known are") as error:
         read_file(tmp_path / "file.unknown")
     known = set(str(error.value).partition("known are ")[2].rstrip(".").split())
-    text = TEXT[page].replace("\n  .", " .")  # a list that goes on in the next line
+    text = re.sub(r"\n *\.", " .", TEXT[page])  # a list may go on in the next line
     listed = " ".join(re.findall(r"(?:Meshes|Clouds):? \(?`([^`]*)`", text))
     assert set(listed.split()) == known
 
