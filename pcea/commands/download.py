@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import lzma
+import os
+import stat
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
-from http.client import HTTPException
+import zlib
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-TIMEOUT = 20  # seconds without an answer before the next mirror is tried
+from pcea.io.archives import check_archive
+from pcea.io.atomic import atomic_file, remove_leftovers
+
+# Seconds without an answer, or with less than the lowest rate (bytes per second), before the next mirror is tried.
+TIMEOUT = 20
+LOWEST_RATE = 1024
+# Bytes of an archive whose size is not known; the largest that is known has 13 GB.
+_LARGEST = 50_000_000_000
 _CHUNK = 1 << 20
 _ATTEMPTS = 5
 
@@ -130,7 +143,7 @@ def download(name: str, *, root: str | Path = "data") -> Path:
         The dataset's folder, `root/<folder>`.
 
     Raises:
-        ValueError: If there is no such dataset.
+        ValueError: If there is no such dataset, or the zip file under `root` is not the one that was published.
         ConnectionError: If no mirror gives the file. The message says where to put which files.
     """
     if name not in ARCHIVES:
@@ -140,9 +153,11 @@ def download(name: str, *, root: str | Path = "data") -> Path:
     if folder.exists():
         return folder
     root.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(root)
     digest = _verify(path, archive) if path.exists() else _fetch_from_mirrors(name, archive, path)
     _unpack(path, archive.folder, root)
-    (root / f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+    with atomic_file(root / f"{path.name}.sha256") as checksum:
+        checksum.write_text(f"{digest}  {path.name}\n")
     path.unlink()
     return folder
 
@@ -157,11 +172,15 @@ def _fetch_from_mirrors(name: str, archive: Archive, path: Path) -> str:
 
     Console(stderr=True).print(archive.terms, highlight=False)
     part = path.with_name(f"{path.name}.part")
+    if part.is_symlink() or (part.exists() and not part.is_file()):
+        raise FileExistsError(f"{part} is not a plain file, and what it stands for is not overwritten. Remove it.")
     failures = []
     for url in archive.urls:
         try:
             digest = _fetch_verified(url, part, archive)
         except (OSError, HTTPException, ValueError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
             reason = getattr(error, "reason", None) or (str(error).splitlines() or [type(error).__name__])[0]
             failures.append(f"{urlsplit(url).netloc} ({reason})")
         else:
@@ -187,19 +206,24 @@ def _fetch_verified(url: str, part: Path, archive: Archive) -> str:
 
 
 def _fetch(url: str, part: Path, size: int | None) -> None:
-    """Download to `part`, going on where it ends. A connection that breaks off is taken up again a few times."""
+    """Download to `part`, going on where it ends. A connection that breaks off is taken up again a few times.
+
+    Raises:
+        OSError: If the mirror does not send the file. What is there of it stays.
+        ValueError: If it sends more than the file has.
+    """
     for _ in range(_ATTEMPTS):
         start = part.stat().st_size if part.exists() else 0
         if start and start == size:
             return
-        if _fetch_once(url, part, start):
+        if _fetch_once(url, part, start, size):
             return
         if part.stat().st_size <= start:
             break
     raise ConnectionError(f"broke off after {part.stat().st_size} bytes")
 
 
-def _fetch_once(url: str, part: Path, start: int) -> bool:
+def _fetch_once(url: str, part: Path, start: int, size: int | None) -> bool:
     """True when the server has sent all that it announced."""
     from rich.progress import Progress
 
@@ -208,23 +232,51 @@ def _fetch_once(url: str, part: Path, start: int) -> bool:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
-            if error.code != 416:
-                raise
+            if error.code != 416 or not start:
+                raise ConnectionError(f"answered {error.code} {error.reason}") from error
             return True  # nothing lies behind what we have; the check that follows tells whether it is the file
     with response, Progress(transient=True) as progress:
-        is_resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        start = start if is_resumed else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        task = progress.add_task(_file_name(url), total=total, completed=start)
-        with part.open("ab" if is_resumed else "wb") as file:
+        start = _check_answer(response, start)
+        total = None if response.length is None else start + response.length
+        if size is not None and total not in (None, size):
+            raise ConnectionError(f"announces {total} bytes instead of {size}")
+        task = progress.add_task(_file_name(url), total=total or size, completed=start)
+        with part.open("ab" if start else "wb") as file:
+            received, window, since = start, 0, time.monotonic()
             try:
-                while chunk := response.read(_CHUNK):
+                while chunk := response.read1(_CHUNK):
+                    received += len(chunk)
+                    if received > (size or _LARGEST):
+                        raise ValueError(f"sends more than {size or _LARGEST} bytes")
                     file.write(chunk)
                     progress.advance(task, len(chunk))
+                    window += len(chunk)
+                    if (seconds := time.monotonic() - since) >= TIMEOUT:
+                        if window < LOWEST_RATE * seconds:
+                            raise OSError(f"sent only {window} bytes in {seconds:.0f} seconds")
+                        window, since = 0, time.monotonic()
             except (HTTPException, ConnectionError, TimeoutError):
                 return False
-    return total is None or part.stat().st_size == total
+    return total is None or received == total
+
+
+def _check_answer(response: HTTPResponse, start: int) -> int:
+    """Where in the file an answer begins: at `start`, or at 0 if the server cannot go on there.
+
+    Raises:
+        ConnectionError: If it is neither the file nor the rest of it.
+    """
+    if not isinstance(response, HTTPResponse):
+        raise ConnectionError("sends on to another protocol than HTTP")
+    if "html" in response.headers.get("Content-Type", ""):
+        raise ConnectionError("sent a web page instead of the file")
+    if response.status == 200:
+        return 0
+    content_range = response.headers.get("Content-Range", "")
+    if response.status == 206 and start and content_range.startswith(f"bytes {start}-"):
+        return start
+    came = f"{response.status} {response.reason}" + (f" with {content_range}" if content_range else "")
+    raise ConnectionError(f"answered {came}, not 200 with the file" + (f" or 206 from byte {start}" if start else ""))
 
 
 def _verify(path: Path, archive: Archive) -> str:
@@ -244,30 +296,43 @@ def _verify(path: Path, archive: Archive) -> str:
         problem = f"{path.stat().st_size} bytes instead of {archive.size}"
     elif expected and digests[kind].hexdigest() != expected:
         problem = f"wrong {kind} checksum {digests[kind].hexdigest()}"
-    elif not expected:
-        problem = _zip_problem(path)
+    else:
+        problem = _zip_problem(path, archive.folder, read_all=not expected)
     if problem:
         raise ValueError(f"{path} is not the archive that was published: {problem}")
     return digests["sha256"].hexdigest()
 
 
-def _zip_problem(path: Path) -> str | None:
+def _zip_problem(path: Path, folder: str, *, read_all: bool) -> str | None:
+    """Why a file cannot be unpacked, or None; `read_all` tries the checksum of each member."""
     try:
         with zipfile.ZipFile(path) as file:
-            broken = file.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
+            check_archive(file, path)
+            for member in file.infolist():
+                if not _is_inside(member.filename):
+                    return f"it holds the unsafe path {member.filename!r}"
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    return f"it holds the symbolic link {member.filename!r}"
+                if member.flag_bits & 1:
+                    return f"{member.filename} is encrypted"
+            if not any(name.startswith(f"{folder}/") for name in file.namelist()):
+                return f"it holds no folder {folder}"
+            broken = file.testzip() if read_all else None
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError) as error:
         return f"not a whole zip file ({error})"
+    except ValueError as error:
+        return str(error)
     return f"{broken} is damaged" if broken else None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a member stays in the folder that a zip file is unpacked into, on Windows too."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(parts[0]) and ".." not in parts and ":" not in parts[0]
 
 
 def _unpack(path: Path, folder: str, root: Path) -> None:
     """Unpack into a temporary folder, then rename, so that `root/folder` is whole or absent."""
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking_") as name, zipfile.ZipFile(path) as file:
-        temporary = Path(name).resolve()
-        for member in file.namelist():
-            if not (temporary / member).resolve().is_relative_to(temporary):
-                raise ValueError(f"{path} holds the unsafe path {member!r}. Nothing was unpacked.")
-        file.extractall(temporary)
-        if not (temporary / folder).is_dir():
-            raise ValueError(f"{path} holds no folder {folder}. Nothing was unpacked.")
-        (temporary / folder).rename(root / folder)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".pcea_{os.getpid()}_") as name, zipfile.ZipFile(path) as file:
+        file.extractall(Path(name))
+        (Path(name) / folder).rename(root / folder)

@@ -1,7 +1,10 @@
 import hashlib
 import io
 import re
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -32,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         server.requests.append((self.path, self.headers.get("Range")))
         content = server.files.get(self.path)
+        if callable(content):
+            content(self)
+            return
         if content is None:
             self.send_error(404)
             return
@@ -153,7 +159,9 @@ def test_all_mirrors_down_says_where_to_put_which_files(server, archive, tmp_pat
         download("toys", root=tmp_path)
     message = str(caught.value)
     assert "\n" not in message
-    assert re.search(r"Could not download toys from 127.0.0.1:9 \(.*refused.*\); 127.0.0.1:\d+ \(Not Found\)", message)
+    assert re.search(
+        r"Could not download toys from 127.0.0.1:9 \(.*refused.*\); 127.0.0.1:\d+ \(answered 404 Not Found\)", message
+    )
     assert (
         f"put it at {tmp_path}/toys.zip, or its files (train.txt) into {tmp_path}/toys. See data/README.md" in message
     )
@@ -196,14 +204,164 @@ def test_a_wrong_file_put_there_by_hand_is_kept(archive, tmp_path):
     assert (tmp_path / "toys.zip").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside.txt", "toys/../../outside.txt"])
-def test_paths_out_of_the_folder_are_refused(server, archive, tmp_path, name):
-    archive(checksum=None, size=None)
-    server.files["/toys.zip"] = make_zip({"toys/train.txt": "toy", name: "outside"})
-    with pytest.raises(ValueError, match=r"unsafe path '.*outside.txt'. Nothing was unpacked"):
+def damaged_inside():
+    """A deflated member whose bytes cannot be inflated."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("toys/train.txt", bytes(range(256)) * 99)
+    content = bytearray(buffer.getvalue())
+    content[60:90] = b"\xff" * 30
+    return bytes(content)
+
+
+def with_link():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("toys/train.txt", "toy " * 999)
+        link = zipfile.ZipInfo("toys/link")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc/hostname")
+    return buffer.getvalue()
+
+
+def bomb():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("toys/train.txt", bytes(80 << 20))
+    return buffer.getvalue()
+
+
+WRONG = [
+    (damaged_inside(), "not a whole zip file .*decompressing|damaged|Bad CRC"),
+    (CONTENT[:-30], "not a whole zip file"),
+    (with_link(), "it holds the symbolic link 'toys/link'"),
+    (bomb(), "zip bomb"),
+    (make_zip({"others/train.txt": "toy"}), "it holds no folder toys"),
+    *(
+        (make_zip({"toys/train.txt": "toy", name: "outside"}), "it holds the unsafe path '.*outside.txt'")
+        for name in ("../outside.txt", "/tmp/outside.txt", "toys/../../outside.txt", "C:\\outside.txt")
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), WRONG)
+def test_a_wrong_zip_file_is_thrown_away_and_the_next_mirror_tried(server, archive, tmp_path, content, reason):
+    server.files["/wrong/toys.zip"] = content
+    archive(f"{server.url}/wrong/toys.zip", checksum=None, size=None)
+    with pytest.raises(ConnectionError, match=reason):
         download("toys", root=tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["toys.zip"]
+    assert not any((tmp_path / "data").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    archive(f"{server.url}/wrong/toys.zip", f"{server.url}/toys.zip", checksum=None, size=None)
+    (tmp_path / "data/toys.zip.part").write_bytes(content)
+    download("toys", root=tmp_path / "data")
+    assert is_whole(tmp_path / "data")
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        for _ in range(10_000):
+            handler.wfile.write(bytes(1 << 16))
+    except OSError:
+        handler.server.stopped = True
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(SIZE))
+    handler.end_headers()
+    try:
+        for i in range(100):
+            handler.wfile.write(CONTENT[i : i + 1])
+            time.sleep(0.05)
+    except OSError:
+        handler.server.stopped = True
+
+
+def status(code, **headers):
+    def answer(handler):
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+ODD = [
+    (endless, f"sends more than {SIZE} bytes"),
+    (drip, r"sent only \d+ bytes in \d seconds"),
+    (status(204), "answered 204 No Content, not 200 with the file"),
+    (status(206, Content_Range=f"bytes 5-9/{SIZE}"), r"answered 206 Partial Content with bytes 5-9/\d+, not 200"),
+    (status(300), "answered 300 Multiple Choices"),
+    (status(416), "answered 416 Requested Range Not Satisfiable"),
+    (status(503), "answered 503 Service Unavailable"),
+    (status(200, Content_Type="text/html; charset=utf-8"), "sent a web page instead of the file"),
+    (status(302, Location="ftp://127.0.0.1:9/toys.zip"), "127.0.0.1"),
+    (status(302, Location="file:///etc/hostname"), "127.0.0.1"),
+    (b"x" * (SIZE + 1), f"announces {SIZE + 1} bytes instead of {SIZE}"),
+]
+
+
+@pytest.mark.parametrize(("answer", "reason"), ODD)
+def test_an_odd_answer_says_what_came_and_the_next_mirror_is_tried(
+    server, archive, tmp_path, monkeypatch, answer, reason
+):
+    monkeypatch.setattr(module, "TIMEOUT", 1)
+    server.files["/odd/toys.zip"] = answer
+    archive(f"{server.url}/odd/toys.zip")
+    with pytest.raises(ConnectionError, match=reason):
+        download("toys", root=tmp_path)
+    archive(f"{server.url}/odd/toys.zip", f"{server.url}/toys.zip")
+    download("toys", root=tmp_path)
+    assert is_whole(tmp_path)
+
+
+def test_the_rest_of_another_place_is_not_taken_for_the_file(server, archive, tmp_path):
+    archive()
+    server.files["/toys.zip"] = status(206, Content_Range=f"bytes 7-{SIZE - 1}/{SIZE}")
+    (tmp_path / "toys.zip.part").write_bytes(CONTENT[:100])
+    with pytest.raises(
+        ConnectionError, match=r"answered 206 .* bytes 7-.*, not 200 with the file or 206 from byte 100"
+    ):
+        download("toys", root=tmp_path)
+    assert (tmp_path / "toys.zip.part").read_bytes() == CONTENT[:100]  # the beginning is still good
+
+
+def test_links_are_not_written_through(server, archive, tmp_path):
+    archive()
+    (tmp_path / "precious").write_bytes(b"mine")
+    (tmp_path / "toys.zip.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError, match=r"toys.zip.part is not a plain file.* Remove it"):
+        download("toys", root=tmp_path)
+    (tmp_path / "toys.zip.part").unlink()
+    (tmp_path / "toys.zip.sha256").symlink_to(tmp_path / "precious")
+    download("toys", root=tmp_path)
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+    assert not (tmp_path / "toys.zip.sha256").is_symlink()
+
+
+def test_a_full_disk_does_not_blame_the_mirrors(server, archive, tmp_path, monkeypatch):
+    def fill_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    archive()
+    monkeypatch.setattr(module, "_fetch_once", fill_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        download("toys", root=tmp_path)
+    assert not isinstance(caught.value, ConnectionError)
+
+
+def test_a_killed_unpacking_is_cleaned_up(archive, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / f".pcea_{process.pid}_abc/toys").mkdir(parents=True)
+    archive()
+    download("toys", root=tmp_path)
+    assert is_whole(tmp_path)
 
 
 def test_nothing_is_half_unpacked(archive, tmp_path, monkeypatch):
