@@ -94,8 +94,10 @@ class NeighborEmbedding(nn.Module):
         if is_plain(self.linear1, nn.Linear, Linear):
             to_neighbor, weight_center = self._factors()
             neighbor, center = linear(features, to_neighbor), linear(centers, weight_center)
-            return neighbor.index_select(0, index.flatten()).view(*index.shape, -1) + center.unsqueeze(2)
-        neighbors = features.index_select(0, index.flatten()).view(*index.shape, -1)
+            return neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1]) + center.unsqueeze(
+                2
+            )
+        neighbors = features.index_select(0, index.flatten()).view(*index.shape, features.shape[-1])
         expanded = centers.unsqueeze(2).expand_as(neighbors)
         return self.linear1(torch.cat([neighbors - expanded, expanded], dim=-1))
 
@@ -261,7 +263,7 @@ class _NeighborSum(torch.autograd.Function):
 
 
 def _pair_relu(neighbor: Tensor, center: Tensor, index: Tensor) -> Tensor:
-    pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, -1)
+    pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1])
     return pairs.add_(center.unsqueeze(1)).relu_()
 
 

@@ -181,7 +181,7 @@ class PointTransformerSegmenter(nn.Module):
             raise ValueError(f"This network needs the category of each cloud, (B,) in 0..{self.num_categories - 1}.")
         if category.shape != (B,) or category.is_floating_point():
             raise ValueError(f"category must be ({B},) int64, got {tuple(category.shape)} {category.dtype}.")
-        if not can_shortcut():  # values are unknown in a graph
+        if B == 0 or not can_shortcut():  # values are unknown in a graph
             return
         if not 0 <= int(category.min()) <= int(category.max()) < self.num_categories:
             raise ValueError(

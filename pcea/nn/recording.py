@@ -100,7 +100,11 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
         ValueError: If `model` contains no attention layer.
         RuntimeError: Inside the block, if `model` runs in the replicas of torch.nn.DataParallel.
     """
-    modules = {name.replace("_orig_mod.", ""): module for name, module in model.named_modules()}
+    # A compiled module wraps the original under this name.
+    modules = {
+        ".".join(part for part in name.split(".") if part != "_orig_mod"): module
+        for name, module in model.named_modules()
+    }
     layers = {name: module for name, module in modules.items() if isinstance(module, RecordedLayer)}
     if not layers:
         raise ValueError(f"{type(model).__name__} contains no attention layer of pcea.nn.attention, nothing to record.")

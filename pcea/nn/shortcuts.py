@@ -20,7 +20,7 @@ def is_capturing() -> bool:
 
     The size of a tensor, or a choice that follows from it, must not become a constant of that graph.
     """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch._C._is_tracing()  # ONNX exporters do one of these
 
 
 def is_transformed() -> bool:

@@ -86,7 +86,7 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
     if source.device.type == "cpu" and n >= max(_TREE_SOURCE, _TREE_SOURCE_PER_NEIGHBOR * k):
         return _knn_tree(query, source, k, mask)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
-    step = max(1, block // (query.shape[0] * n))
+    step = max(1, block // max(1, query.shape[0] * n))
     # At least one block, so that no query points give an empty result.
     blocks = [_knn_matrix(query[:, i : i + step], source, k, mask) for i in range(0, max(1, query.shape[1]), step)]
     squared_distance = torch.cat([values for values, _ in blocks], dim=1)

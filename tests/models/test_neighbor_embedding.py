@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -126,3 +128,70 @@ def test_bf16_autocast_is_close(training: bool) -> None:
         ).norm() < 0.3 * theirs.norm()  # rounding changes who wins a maximum, also in the unfactored form
     for name, buffer in buffers.items():
         torch.testing.assert_close(buffer, expected_buffers[name], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("frozen", ["norm1", "norm2"])
+def test_each_norm_has_a_mode_of_its_own(frozen: str) -> None:
+    module = embedding()
+    getattr(module, frozen).eval()
+    assert_equals_unfactored(module, *cloud())
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"track_running_stats": False}])
+def test_norms_with_other_statistics(options) -> None:
+    module = embedding()
+    module.norm1, module.norm2 = nn.BatchNorm1d(D, **options), nn.BatchNorm1d(D, **options)
+    for _ in range(2):
+        assert_equals_unfactored(module, *cloud())
+    assert_equals_unfactored(module.eval(), *cloud())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_second_derivatives(training: bool) -> None:
+    module = embedding().double().train(training)
+    features, centers, index = cloud()
+    inputs = features.double().requires_grad_(), centers.double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda f, c: module(f, c, index), inputs, fast_mode=True)
+
+
+SYNCHRONIZED = """
+import sys, torch
+from torch import nn
+from pcea.models.neighbor_embedding import NeighborEmbedding
+folder, rank = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+given = torch.load(f"{folder}/given.pt")
+share = slice(0, 1) if rank == 0 else slice(1, None)
+module = nn.SyncBatchNorm.convert_sync_batchnorm(NeighborEmbedding(5, 13))
+module.load_state_dict(given["state"])
+features, centers = (given[name][share].requires_grad_() for name in ("features", "centers"))
+out = module(features, centers, given["index"][share])
+grads = torch.autograd.grad((out * given["weight"][share]).sum(), [features, centers, *module.parameters()])
+torch.save((out.detach(), grads, dict(module.named_buffers())), f"{folder}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_synchronized_norms_see_the_batches_of_all_processes(tmp_path) -> None:
+    module = embedding()
+    features, centers, index = (torch.cat([t, t[:1].flip(1)]) for t in cloud())  # 1 cloud, and 2
+    weight = torch.randn(3, M, D)
+    given = {"state": module.state_dict(), "features": features, "centers": centers, "index": index, "weight": weight}
+    torch.save(given, tmp_path / "given.pt")
+    command = [sys.executable, "-c", SYNCHRONIZED, str(tmp_path)]
+    others = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [other.wait(100) for other in others] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+    inputs = [features.requires_grad_(), centers.requires_grad_()]
+    expected = module(*inputs, index)
+    torch.testing.assert_close(torch.cat([out for out, _, _ in parts]), expected, atol=1e-5, rtol=1e-4)
+    for _, _, buffers in parts:
+        for name, buffer in module.named_buffers():
+            torch.testing.assert_close(buffers[name], buffer)
+    theirs = torch.autograd.grad((expected * weight).sum(), [*inputs, *module.parameters()])
+    ours = [torch.cat([grads[i] for _, grads, _ in parts]) for i in range(2)]
+    ours += [parts[0][1][i] + parts[1][1][i] for i in range(2, len(theirs))]
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, atol=1e-4 * float(other.abs().max()), rtol=1e-3)

@@ -501,3 +501,36 @@ def test_import_needs_torch_alone() -> None:
     loaded = set(done.stdout.split())
     assert "torch" in loaded
     assert not loaded & {"lightning", "torch_geometric", "open3d", "torchvision", "torchmetrics", "h5py", "scipy"}
+
+
+def test_packed_clouds_with_a_mask() -> None:
+    logits, batch = torch.randn(11, 5), torch.tensor([0] * 4 + [2] * 7)
+    mask = torch.tensor([True, False, True, True] + [True] * 5 + [False] * 2)
+    logits[~mask] = 50
+    weights = double_normalize(logits, mask=mask, batch=batch)
+    assert not weights[~mask].any()
+    for cloud in (0, 2):
+        real = mask & (batch == cloud)
+        torch.testing.assert_close(weights[real], double_normalize(logits[real]))
+
+
+def test_multi_head_attention_of_packed_clouds() -> None:
+    layer = MultiHeadExternalAttention(8, num_heads=2, memory_units=3)
+    clouds = [torch.randn(n, 8) for n in (5, 3, 7)]
+    batch = torch.arange(3).repeat_interleave(torch.tensor([5, 3, 7]))
+    order = torch.randperm(15)
+    with record_attention(layer) as maps:
+        packed = layer(torch.cat(clouds)[order], batch=batch[order])
+    expected = torch.cat([layer(cloud[None])[0] for cloud in clouds])[order]
+    torch.testing.assert_close(packed, expected)
+    assert maps[""].weights.shape == (2 * 4, 15, 3)
+
+
+@torch.no_grad()
+def test_packed_clouds_in_a_graph() -> None:
+    layer = ExternalAttention(5, memory_units=3).eval()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True, dynamic=True)
+    for clouds in ([0, 0, 1, 1, 1], [7, 2, 2, 7, 9, 2, 0]):  # in any order, with gaps
+        tokens, batch = torch.randn(len(clouds), 5), torch.tensor(clouds)
+        torch.testing.assert_close(compiled(tokens, batch=batch), layer(tokens, batch=batch))
+    torch._dynamo.reset()

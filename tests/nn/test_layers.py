@@ -134,3 +134,9 @@ def test_a_narrow_eanet_block_attends_in_its_width() -> None:
 def test_eanet_block_errors() -> None:
     with pytest.raises(ValueError, match="width must be positive, got 0"):
         ExternalAttention2d(11, width=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("p", [0.0, 1e-7, 0.5, 1 - 2**-15, 1 - 2**-16, 1 - 1e-6, 1.0])
+def test_dropout_near_its_ends_stays_finite(p: float, dtype: torch.dtype) -> None:
+    assert not Dropout(p)(torch.full((10_000,), 1e-3, dtype=dtype)).isnan().any()

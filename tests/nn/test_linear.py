@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from pcea.nn import linear as module
-from pcea.nn.linear import linear
+from pcea.nn.linear import linear, use_convolutions
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -30,3 +30,20 @@ def test_large_products_go_to_onednn(threads) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         linear(tokens, weight)
     assert any("mkldnn_convolution" in event.key for event in profile.key_averages())
+
+
+def convolutions() -> int:
+    torch.set_num_threads(1)
+    tokens, weight = torch.randn(2, 1024, 256), torch.randn(64, 256)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        linear(tokens, weight)
+    return sum("mkldnn_convolution" in event.key for event in profile.key_averages())
+
+
+def test_the_convolution_can_be_switched_off() -> None:
+    with use_convolutions(False):
+        assert not convolutions()
+        with use_convolutions(True):
+            assert convolutions()
+        assert not convolutions()
+    assert convolutions()
