@@ -125,6 +125,7 @@ class PceaCLI(LightningCLI):
             return {**kwargs, "ckpt_path": str(self.weights)}
         stored = load_weights(self.weights)
         load_state(self.model.network, stored.state, str(self.weights))
+        self.model.trained_on(stored.description.class_names, stored.description.parts)
         source = stored.description.source
         self.checkpoint = {"epoch": source.get("epoch", 0) - 1, "seed": source.get("seed", -1)}
         return kwargs

@@ -41,6 +41,9 @@ class TaskData(Protocol):
     category_ids: tuple[int, ...]
     has_masks: bool
 
+    def match_classes(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+        """Number the classes of all sets as a trained network does; they are matched by name."""
+
 
 def data_of(trainer: L.Trainer) -> TaskData | None:
     """The data module of a trainer; None if it was given dataloaders instead.
@@ -101,6 +104,7 @@ class DataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.split_seed, self.num_workers = val_fraction, split_seed, num_workers
         self.sets: dict[str, Any] = {}
+        self._classes: tuple[tuple[str, ...], dict[str, tuple[int, ...]]] = ((), {})
 
     def load(self, split: Literal["train", "test"]) -> Any:
         """Read one split from disk."""
@@ -153,6 +157,20 @@ class DataModule(L.LightningDataModule):
         if stage in ("test", "predict") and "test" not in self.sets:
             self._keep("test", self.load("test"))
 
+    def match_classes(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+        """Number the classes of all sets as a trained network does; they are matched by name.
+
+        Args:
+            class_names: Names of the network's classes, in its order.
+            parts: Classes of its categories, in its order; empty without categories.
+
+        Raises:
+            ValueError: If the data has other classes.
+        """
+        self._classes = tuple(class_names), {name: tuple(classes) for name, classes in parts.items()}
+        for name, samples in list(self.sets.items()):
+            self._keep(name, samples)
+
     def train_dataloader(self) -> DataLoader:
         """Batches in a new order every epoch; an incomplete last batch is dropped."""
         trainer, samples = self._attached_trainer, self.batches_of("train")
@@ -190,6 +208,11 @@ class DataModule(L.LightningDataModule):
         return next(iter(self.sets.values()))
 
     def _keep(self, name: str, samples: Any) -> None:
+        """Keep a set that was read, its classes numbered as a trained network does if there is one."""
+        class_names, parts = self._classes
+        other_parts = parts and [*parts.items()] != [*samples.parts.items()]
+        if class_names and (class_names != samples.class_names or other_parts):
+            samples = samples.with_classes(class_names, parts)
         self.sets[name] = samples
 
     def _loader(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pcea.datasets.batches import IGNORE, ImageBatch
+from pcea.datasets.splits import class_order
 from pcea.datasets.transformed import TransformedDataset
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ class ImageDataset(Dataset):
     @abstractmethod
     def subset(self, indices: Tensor) -> ImageDataset:
         """The images at `indices`, (L',) int64, as a set of their own."""
+
+    @abstractmethod
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> ImageDataset:
+        """The same images with the classes in another order, that of `class_names`; matched by name.
+
+        Raises:
+            ValueError: If the names are not the same.
+        """
 
     @property
     def strata(self) -> Tensor:
@@ -107,6 +116,14 @@ class ImageTensors(ImageDataset):
         """It is."""
         return self
 
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> ImageTensors:  # noqa: ARG002
+        """The same images with the classes in another order."""
+        order = class_order(self.class_names, class_names)
+        if isinstance(self.label, Tensor):
+            return ImageTensors(self.images, renumber_labels(self.label, order), class_names=class_names)
+        label = [renumber_labels(own, order) for own in self.label]
+        return ImageTensors(self.images, label, class_names=class_names)
+
     @property
     def strata(self) -> Tensor:
         """Classes of the images, (L,) int64; zeros where pixels have classes."""
@@ -119,6 +136,13 @@ class ImageTensors(ImageDataset):
             for values in (self.images, self.label)
         )
         return ImageTensors(images, label, class_names=self.class_names)
+
+
+def renumber_labels(label: Tensor, order: Tensor) -> Tensor:
+    """Labels of any shape and type, renumbered by `order` (P,); those from P on, such as ignored pixels, stay."""
+    table = torch.arange(max(256, len(order)))
+    table[: len(order)] = order
+    return table[label.long()].to(label.dtype)
 
 
 class ImageFiles(ImageDataset):
@@ -141,6 +165,11 @@ class ImageFiles(ImageDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Read one file; see `read_image`."""
         return read_image(self.files[index]), self.label[index]
+
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> ImageFiles:  # noqa: ARG002
+        """The same files with the classes in another order."""
+        label = renumber_labels(self.label, class_order(self.class_names, class_names))
+        return ImageFiles(self.files, label, class_names=class_names)
 
     @property
     def strata(self) -> Tensor:

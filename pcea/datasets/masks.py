@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import IMAGE_SUFFIXES, ImageDataset, open_picture, read_image
+from pcea.datasets.splits import class_order
 
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
@@ -53,6 +54,12 @@ class MaskFiles(ImageDataset):
                 f"{self.images[index]} has {_size(image)} pixels, but its mask {self.masks[index]} has {_size(mask)}."
             )
         return image, mask
+
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> MaskFiles:  # noqa: ARG002
+        """The same files with the classes in another order."""
+        order = class_order(self.class_names, class_names).tolist()
+        classes = {value: number if number == IGNORE else order[number] for value, number in self.classes.items()}
+        return MaskFiles(self.images, self.masks, classes=classes, class_names=class_names)
 
     def subset(self, indices: Tensor) -> MaskFiles:
         """The files at `indices`, (L',) int64, as a set of their own."""

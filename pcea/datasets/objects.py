@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pcea.datasets.batches import ObjectBatch
+from pcea.datasets.splits import class_order
 from pcea.datasets.transformed import TransformedDataset
 
 Target = dict[str, Tensor]
@@ -43,6 +44,14 @@ class ObjectDataset(Dataset):
     def strata(self) -> Tensor:
         """What a held-out share is to be balanced by, (L,) int64."""
         return torch.zeros(len(self), dtype=torch.int64)
+
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> ObjectDataset:  # noqa: ARG002
+        """The same images with the classes in another order, that of `class_names`; matched by name.
+
+        Raises:
+            ValueError: If the names are not the same.
+        """
+        return _Renumbered(self, class_names)
 
     def subset(self, indices: Tensor) -> ObjectDataset:
         """The images at `indices`, (L',) int64, as a set of their own, in which they keep their `image_id`."""
@@ -138,6 +147,25 @@ class _Subset(ObjectDataset):
     @property
     def strata(self) -> Tensor:
         return self.images.strata[self.indices]
+
+
+class _Renumbered(ObjectDataset):
+    """Objects whose classes have another order."""
+
+    def __init__(self, images: ObjectDataset, class_names: Sequence[str]):
+        self.images, self.order = images, class_order(images.class_names, class_names)
+        self.class_names = tuple(class_names)
+        old = self.order.argsort().tolist()
+        self.category_ids = tuple(images.category_ids[number] for number in old)
+        self.has_masks, self.image_names = images.has_masks, images.image_names
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        image, target = self.images[index]
+        return image, {**target, "labels": 1 + self.order[target["labels"] - 1]}
+
+    @property
+    def strata(self) -> Tensor:
+        return self.images.strata
 
 
 class _InMemory(ObjectDataset):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import as_item, check_clouds
+from pcea.datasets.splits import class_order
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -98,6 +99,25 @@ class PartDataset(Dataset):
     def strata(self) -> Tensor:
         """The groups that a random split keeps balanced, (L,) int64."""
         return torch.zeros(len(self), dtype=torch.int64) if self.category is None else self.category
+
+    def with_classes(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]] | None = None) -> PartDataset:
+        """The same clouds with classes, and categories if `parts` is given, in another order; matched by name.
+
+        Raises:
+            ValueError: If the names are not the same.
+        """
+        category = self.category
+        if parts and category is not None:
+            category = class_order(list(self.parts), list(parts), what="category")[category]
+        return PartDataset(
+            self.points,
+            class_order(self.class_names, class_names)[self.label],
+            self.sizes,
+            class_names=class_names,
+            normals=self.normals,
+            category=category,
+            parts=parts or self.parts or None,
+        )
 
     def subset(self, indices: Tensor) -> PartDataset:
         """The clouds at `indices`, (L',) int64, as a set of their own."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pcea.datasets.batches import PointBatch
+from pcea.datasets.splits import class_order
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -79,6 +80,21 @@ class PointDataset(Dataset):
     def strata(self) -> Tensor:
         """The groups that a random split keeps balanced, (L,) int64."""
         return self.label if self.category is None else self.category
+
+    def with_classes(self, class_names: Sequence[str], parts: object = None) -> PointDataset:  # noqa: ARG002
+        """The same clouds with the classes in another order, that of `class_names`; matched by name.
+
+        Raises:
+            ValueError: If the names are not the same.
+        """
+        return PointDataset(
+            self.points,
+            class_order(self.class_names, class_names)[self.label],
+            class_names=class_names,
+            normals=self.normals,
+            category=self.category,
+            category_names=self.category_names,
+        )
 
     def subset(self, indices: Tensor) -> PointDataset:
         """The clouds at `indices`, (L',) int64, as a set of their own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -76,3 +76,31 @@ def check_test_fraction(test_fraction: float) -> None:
     """Refuse a share that leaves nothing to train or to test on."""
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}.")
+
+
+def class_order(ours: Sequence[str], theirs: Sequence[str], *, what: str = "class") -> Tensor:
+    """Where each of our classes stands among theirs, (P,) int64.
+
+    Args:
+        ours: Names of the classes in the data.
+        theirs: Names of the classes that a network knows.
+        what: What the names are of, for the message.
+
+    Raises:
+        ValueError: If they are not the same names; those that differ are named.
+    """
+    unknown = [name for name in ours if name not in theirs]
+    missing = [name for name in theirs if name not in ours]
+    if unknown or missing:
+        differences = [f"the data has {what} {_some(unknown)}, which the network does not know"] if unknown else []
+        differences += [f"the network knows {what} {_some(missing)}, which the data does not have"] if missing else []
+        raise ValueError(
+            f"The weights were trained on other classes: {' and '.join(differences)}. Rename them in the data if they "
+            "mean the same; otherwise train on this data."
+        )
+    return torch.tensor([list(theirs).index(name) for name in ours], dtype=torch.int64)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

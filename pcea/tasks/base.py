@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -77,6 +77,7 @@ class Task(L.LightningModule):
         self.num_test_points = 0
         self.has_normals = False
         self._total_steps: int | None = None
+        self._trained_classes: tuple[tuple[str, ...], dict[str, Sequence[int]]] = ((), {})
 
     @property
     def data(self) -> TaskData | None:
@@ -102,6 +103,28 @@ class Task(L.LightningModule):
                 f"Set model.init_args.network.init_args.num_classes to {len(names)}."
             )
         self.class_names, self.has_normals = tuple(names), self.data.with_normals
+        self._match_classes()
+
+    def trained_on(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+        """Say what the weights were trained on, by which the classes of the data are numbered; matched by name.
+
+        Args:
+            class_names: Names of the classes; () if unknown.
+            parts: The classes of each category; empty without categories.
+
+        Raises:
+            ValueError: If the data is there already and has other classes.
+        """
+        self._trained_classes = tuple(class_names), {name: tuple(classes) for name, classes in parts.items()}
+        if self._trainer is not None and self.class_names:
+            self._match_classes()
+
+    def _match_classes(self) -> None:
+        """Number the classes of the data as the weights do."""
+        (names, parts), self._trained_classes = self._trained_classes, ((), {})
+        if self.data is not None and names:
+            self.data.match_classes(names, parts)
+            self.setup(self.trainer.state.fn or "fit")  # what was taken from the data is taken again
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule."""
@@ -179,6 +202,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If a parameter is missing, unknown or of another shape.
         """
+        self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
         self.num_points = checkpoint.get("num_points", 0)
         self._total_steps = checkpoint.get("total_steps")

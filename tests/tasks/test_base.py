@@ -244,3 +244,47 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"network\.head\.4\.bias became NaN or infinite in epoch 1.*and is not saved"):
         trainer(3, folder=tmp_path).fit(Ruined(network(), partial(torch.optim.SGD, lr=0.1)), datamodule=shapes())
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=0.ckpt"]
+
+
+CLASSES = ("flat", "tall", "wide")
+
+
+class Boxes(PointDataModule):
+    """Three classes that a network can tell, in the order that it is told, which also is that of the numbers."""
+
+    def __init__(self, class_names, **options):
+        super().__init__(num_points=32, batch_size=6, val_fraction=0.25, **options)
+        self.order = class_names
+
+    def load(self, split):
+        generator = torch.Generator().manual_seed(int(split == "test"))
+        label = torch.arange(24) % 3
+        extent = torch.tensor([[1.0, 0.1, 1], [0.2, 1, 0.2], [1, 0.2, 0.2]])
+        points = torch.rand(24, 32, 3, generator=generator) - 0.5
+        numbers = torch.tensor([self.order.index(name) if name in self.order else 2 for name in CLASSES])
+        return PointDataset(points * extent[label][:, None], numbers[label], class_names=self.order)
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    torch.manual_seed(0)
+    learned = PointClassificationTask(network(3), partial(torch.optim.AdamW, lr=1e-2))
+    run = trainer(12, folder=tmp_path)
+    run.fit(learned, datamodule=Boxes(CLASSES))
+    last = tmp_path / "epoch=11.ckpt"
+
+    def accuracy(order):
+        fresh = PointClassificationTask(network(3), partial(torch.optim.AdamW, lr=1e-2))
+        tested = trainer(1, folder=tmp_path / "test")
+        tested.test(fresh, datamodule=Boxes(order), ckpt_path=last, verbose=False)
+        assert fresh.class_names == CLASSES
+        return float(tested.callback_metrics["test/overall_accuracy"])
+
+    assert accuracy(CLASSES) == accuracy(("wide", "flat", "tall")) > 0.9
+    with pytest.raises(ValueError, match="the data has class 'broad', which the network does not know and the network"):
+        accuracy(("flat", "tall", "broad"))
+    # A resumed run goes on by the same numbers.
+    resumed = PointClassificationTask(network(3), partial(torch.optim.AdamW, lr=1e-2))
+    data = Boxes(("tall", "wide", "flat"))
+    trainer(13, folder=tmp_path / "more").fit(resumed, datamodule=data, ckpt_path=last)
+    assert resumed.class_names == data.class_names == CLASSES
+    assert float(trainer(1).test(resumed, datamodule=data, verbose=False)[0]["test/overall_accuracy"]) > 0.9
