@@ -53,7 +53,7 @@ def _dataset(file: Any, name: str, path: Path) -> Any:
         return None
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{path}: {name!r} lies in another file, which is not read. Copy the array into this one.")
-    if dataset.dtype.kind not in "biuf" or dataset.shape is None:
+    if dataset.dtype.kind not in "biufS" or dataset.shape is None:
         raise ValueError(f"{path}: {name!r} must hold numbers, got {dataset.dtype}.")
     size = path.stat().st_size
     if dataset.nbytes > max(_SMALL, _LARGEST_RATIO * size):
