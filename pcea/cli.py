@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -38,6 +39,10 @@ DEFAULT_CONFIG = "shapes_eat"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names are in any script, or in none: what a console cannot show is escaped, not lost.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -58,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"pcea: warning: {message}\n"
     try:
         commands[command](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if os.environ.get("PCEA_TRACEBACK"):
+            raise
+        # Whoever reads the output has enough, as in `pcea predict ... | head`: end as a program ended by SIGPIPE does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, ImportError, ArgumentError) as error:
         if os.environ.get("PCEA_TRACEBACK"):
             raise
@@ -141,6 +153,11 @@ def _configs(options: list[str]) -> None:
         print(f"{name:24} {first.lstrip('# ')}")
 
 
+def _path(text: str) -> Path:
+    """A file's name as it is: of the type Path itself, jsonargparse would read it as YAML, which not every name is."""
+    return Path(text)
+
+
 def _call(
     function: Callable[..., Any],
     options: list[str],
@@ -172,7 +189,7 @@ def _call(
     parameters = dict(inspect.signature(function).parameters)
     if files:
         # Left to itself, jsonargparse reads a list from the file that is given.
-        parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=helps.pop("files"))
+        parser.add_argument("files", nargs="+", type=_path, metavar="FILE", help=helps.pop("files"))
         del parameters["files"]
     titled = {title: parser.add_argument_group(f"for {title}") for title in groups}
     places = {name: titled[title] for title, names in groups.items() for name in names}

@@ -52,6 +52,31 @@ def test_configs_are_listed_with_what_they_are(capsys):
     assert all(len(line.split()) > 4 for line in lines)
 
 
+def test_names_that_the_console_cannot_show_are_escaped(tmp_path):
+    """Bytes of CP1252, as unzip leaves them, and Chinese on a console that knows neither."""
+    for name in (b"caf\xe9.npy", "\u6905\u5b50.npy".encode()):
+        np.save(tmp_path / "cloud.npy", np.random.default_rng(0).random((1200, 3)))
+        (tmp_path / "cloud.npy").rename(tmp_path / os.fsdecode(name))
+    command = [sys.executable, "-m", "pcea", "predict", *sorted(tmp_path.iterdir()), "--output", tmp_path / "a.csv"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf\\udce9.npy" in done.stdout
+    assert b"\\u6905\\u5b50.npy" in done.stdout
+    rows = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    assert "caf\\udce9.npy" in rows
+    assert "椅子.npy" in rows
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-m", "pcea", "configs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141  # as a program that SIGPIPE ends
+
+
 def test_an_unknown_config_names_those_there_are(capsys):
     assert_one_line(run(capsys, "fit", "--config", "modelnet41"), "'modelnet41'", "modelnet40_eat")
 

@@ -1,8 +1,9 @@
-"""Boxes in the format of Pascal VOC: an XML file for each picture."""
+"""Boxes in Pascal VOC format: one XML file per image."""
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -20,15 +21,15 @@ VocSplit = Literal["train", "val", "trainval", "test"]
 
 
 class VocObjects(ObjectDataset):
-    """Pictures with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
+    """Images with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
 
-    Boxes of the files count pixels from 1 and include the last one: x1 and y1 are lowered by 1. They are clipped to the
-    picture, whatever size the file says; those without area in it are left out, with a warning. Objects that a file
-    calls `difficult` count nowhere in VOC's own evaluation: they have `iscrowd` 1, and are not trained on.
+    Boxes in the files count pixels from 1 and include the last one, so x1 and y1 are lowered by 1. Boxes are clipped to
+    the image, whatever size the file gives; those without area in it are left out, with a warning. Objects marked
+    `difficult` are ignored in VOC's own evaluation: they get `iscrowd` 1 and are not trained on.
 
     Args:
-        root: Folder that holds these three: `VOCdevkit/VOC2007`, or the user's own.
-        split: The list of pictures.
+        root: Folder that holds these three folders: `VOCdevkit/VOC2007`, or one of your own.
+        split: Name of the list of images.
         class_names: The classes; None takes all names in the list `train`, sorted.
 
     Raises:
@@ -71,7 +72,7 @@ class VocObjects(ObjectDataset):
         return read_image(self.files[index]), dict(self.targets[index])
 
     def _target(self, number: int, items: list[_Item], path: Path, picture: Path, left_out: list[str]) -> Target:
-        """The objects of one image; `left_out` grows by those without area."""
+        """The objects of one image; those without area are added to `left_out`."""
         strangers = [item.name for item in items if item.name not in self.class_names]
         if strangers:
             raise ValueError(f"{path} has the class {strangers[0]!r}; known are {', '.join(self.class_names)}.")
@@ -105,11 +106,21 @@ def _list(root: Path, split: VocSplit) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
 
 
+def _decoded(content: bytes) -> str | bytes:
+    """The text of an XML file: expat knows four encodings, Python those that labelling tools write, such as GB2312."""
+    declared = re.match(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.-]+)""", content)
+    if declared is None:
+        return content
+    encoding = declared[1].decode().lower()
+    # Windows says GB2312 and means what it has grown to.
+    return content.decode("gb18030" if encoding in ("gb2312", "gbk") else encoding)
+
+
 def _read_xml(path: Path) -> list[_Item]:
     """The objects of a file; their parts, such as VOC's heads and hands, do not count."""
     try:
-        found = ET.parse(path).getroot().findall("object")
-    except ET.ParseError as error:
+        found = ET.fromstring(_decoded(path.read_bytes())).findall("object")
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} is not XML: {error}.") from error
     items = []
     for number, element in enumerate(found, start=1):

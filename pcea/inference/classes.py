@@ -1,4 +1,4 @@
-"""What the classifiers of clouds and of images share: ranked classes, and a table of them."""
+"""What classifiers of clouds and of images share: ranked classes, and a table of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ClassPrediction(NamedTuple):
 
 
 class ClassPredictor(Predictor):
-    """Common part of the classifiers of clouds and of images: results are a table."""
+    """Base class of the classifiers of clouds and of images: their results are one table."""
 
     @contextmanager
     def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:  # noqa: ARG002
@@ -44,7 +44,10 @@ class ClassPredictor(Predictor):
             rows.extend((file, rank, name, f"{p:.4f}") for rank, (name, p) in enumerate(ranked, start=1))
 
         yield write
-        with atomic_file(output) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            atomic_file(output) as part,
+            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             writer = csv.writer(stream)
             writer.writerow(["file", "rank", "class", "probability"])
             writer.writerows(rows)
@@ -56,6 +59,6 @@ class ClassPredictor(Predictor):
 
 
 def check_top(top: int) -> None:
-    """Refuse a number of classes to be shown that is not positive."""
+    """Raise a ValueError if the number of classes to show is not positive."""
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}.")

@@ -1,4 +1,4 @@
-"""The objects in a picture file: detect, draw, write."""
+"""Objects in images: detect, draw, write."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pcea.inference.base import Predictor
 from pcea.inference.images import ImageSource, load_image
 from pcea.io.atomic import atomic_file
 from pcea.visualization.colors import palette
+from pcea.visualization.fonts import drawable, font_families
 from pcea.visualization.images import resize_picture
 
 OBJECTS_FILE = "objects.json"
-"""The file of all images' objects."""
-# Smaller pictures are drawn larger, so that scores can be read.
+"""The file with the objects of all images."""
+# Smaller images are drawn larger, so that scores can be read.
 _DRAWN_SIDE = 800
 
 
@@ -34,7 +35,7 @@ class ObjectPrediction(NamedTuple):
         label: Class of each, (K,) int64; a position in `class_names`.
         scores: How sure the network is, (K,), in 0..1.
         class_names: Names of all classes of the network.
-        masks: True where the object is, (K, H, W); None if the network finds boxes alone.
+        masks: True where the object is, (K, H, W); None if the network finds only boxes.
     """
 
     picture: Tensor
@@ -51,7 +52,7 @@ class ObjectPrediction(NamedTuple):
 
     @property
     def numbers(self) -> dict[str, int]:
-        """How many objects of each class there are, the most frequent first."""
+        """Number of objects of each class, the most frequent first."""
         counts = self.label.bincount(minlength=len(self.class_names))
         return {self.class_names[c]: int(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
 
@@ -82,7 +83,7 @@ class ObjectPredictor(Predictor):
         return to_objects(found, image, self.class_names, threshold=threshold)
 
     def check(self, *, threshold: float = 0.5, **_: Any) -> None:
-        """Refuse options that fit no file."""
+        """Raise a ValueError for invalid options."""
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in 0..1, got {threshold}.")
 
@@ -95,7 +96,7 @@ class ObjectPredictor(Predictor):
 
     @contextmanager
     def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:
-        """Write drawn images as they come, and at the end `objects.json` with all objects, in COCO's format."""
+        """Write drawn images as they come, and finally `objects.json` with all objects, in COCO format."""
         found = coco_dataset(self.class_names, self.description.category_ids)
         with super().writing(output, files) as write_image:
 
@@ -108,7 +109,7 @@ class ObjectPredictor(Predictor):
                 part.write_text(json.dumps(found), encoding="utf-8")
 
     def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
-        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        """What the network attends to in an image; the arguments are those of `pcea visualize`."""
         from pcea.inference.image_subject import ObjectSubject
 
         return ObjectSubject(source, self, size=size, head=head)
@@ -117,7 +118,7 @@ class ObjectPredictor(Predictor):
 def to_objects(
     found: dict[str, Tensor], picture: Tensor, class_names: Sequence[str], *, threshold: float = 0.0
 ) -> ObjectPrediction:
-    """The objects that a detector of torchvision's kind found in a picture."""
+    """The objects that a torchvision-style detector found in an image."""
     kept = found["scores"] >= threshold
     masks = found["masks"][kept, 0] > 0.5 if "masks" in found else None
     boxes, label, scores = found["boxes"][kept].float(), found["labels"][kept] - 1, found["scores"][kept].float()
@@ -125,11 +126,11 @@ def to_objects(
 
 
 def coco_annotations(prediction: ObjectPrediction, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The objects as COCO's results: boxes as x, y, width, height, masks in run-length encoding.
+    """Convert objects to COCO results: boxes as x, y, width, height; masks in run-length encoding.
 
     Args:
         prediction: The objects.
-        image_id: Number of the picture.
+        image_id: Number of the image.
         category_ids: Number of each class; () counts from 1.
     """
     from torchvision.ops import box_convert
@@ -155,14 +156,14 @@ def coco_annotations(prediction: ObjectPrediction, image_id: int, category_ids: 
 
 
 def coco_dataset(class_names: Sequence[str], category_ids: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """A COCO dataset without images, to which `add_to_coco` adds; () as `category_ids` counts classes from 1."""
+    """An empty COCO dataset for `add_to_coco` to fill; () as `category_ids` counts classes from 1."""
     ids = tuple(category_ids) or range(1, 1 + len(class_names))
     categories = [{"id": int(number), "name": name} for number, name in zip(ids, class_names)]
     return {"images": [], "categories": categories, "annotations": []}
 
 
 def add_to_coco(dataset: dict[str, list[dict[str, Any]]], name: str, prediction: ObjectPrediction) -> None:
-    """Add a picture, by its name, and the objects in it to a COCO dataset; they also have a score."""
+    """Add an image, by its name, and its objects with their scores to a COCO dataset."""
     H, W = prediction.picture.shape[1:]
     images, annotations = dataset["images"], dataset["annotations"]
     images.append({"id": len(images) + 1, "file_name": name, "width": W, "height": H})
@@ -174,13 +175,13 @@ def add_to_coco(dataset: dict[str, list[dict[str, Any]]], name: str, prediction:
 
 
 def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np.ndarray:
-    """Draw boxes, masks, names and scores on the picture; (H', W', 3) uint8.
+    """Draw boxes, masks, names and scores on the image; (H', W', 3) uint8.
 
-    Objects are coloured by class, or, where the network knows one class alone, each on its own.
+    Objects are coloured by class, or one by one if the network knows only one class.
 
     Args:
-        prediction: The picture and the objects.
-        size: Longest side of the result in pixels; None for that of the picture, or 800 if it is smaller.
+        prediction: The image and its objects.
+        size: Longest side of the result in pixels; None for the image's own, or 800 if that is smaller.
     """
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -207,12 +208,13 @@ def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np
 def _write_texts(
     drawn: np.ndarray, places: Tensor, texts: Sequence[str], colors: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
-    """Write texts into a picture (H, W, 3), each on a ground of its colour whose corner is at x, y."""
+    """Write texts into an image (H, W, 3), each on a background of its colour with a corner at x, y."""
     from matplotlib import font_manager
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(drawn)
-    brush, font = ImageDraw.Draw(image), ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 13)
+    font = ImageFont.truetype(font_manager.findfont(font_manager.FontProperties(family=font_families(*texts)[-1])), 13)
+    texts, brush = [drawable(text) for text in texts], ImageDraw.Draw(image)
     # The best last, on top.
     for (x, y), text, color in reversed([*zip(places.round().int().tolist(), texts, colors)]):
         left, top, right, bottom = brush.textbbox((x + 3, y + 1), text, font=font)

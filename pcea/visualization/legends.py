@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pcea.visualization.fonts import drawable, font_families
 from pcea.visualization.views import GREY, ColorBar, View
 
 # Pixels per inch, and pixels between a picture and its legend.
@@ -59,11 +60,13 @@ class Legend(NamedTuple):
         if self.entries:
             # As large as it can be for all lines to fit.
             font_size = min(FONT_SIZE, FONT_SIZE * height / (24 * (len(self.entries) + 1)))
-            handles = [Patch(color=(r / 255, g / 255, b / 255), label=name) for name, (r, g, b) in self.entries]
+            handles = [
+                Patch(color=(r / 255, g / 255, b / 255), label=drawable(name)) for name, (r, g, b) in self.entries
+            ]
             corner = (left / W, 1 - (top + height / 2) / H)
             legend = figure.legend(
                 handles=handles,
-                title=self.title,
+                title=drawable(self.title),
                 alignment="left",
                 loc="center left",
                 bbox_to_anchor=corner,
@@ -72,8 +75,10 @@ class Legend(NamedTuple):
                 fontsize=font_size,
                 title_fontsize=font_size,
             )
+            families = font_families(self.title, *(name for name, _ in self.entries))
             for text in (legend.get_title(), *legend.get_texts()):
                 text.set_parse_math(False)
+                text.set_fontfamily(families)
         if self.color_bar is not None:
             label, low, high = self.color_bar
             bar = min(height * 0.6, 300)
@@ -99,12 +104,12 @@ def merge_legends(views: Sequence[View]) -> Legend:
 
 
 def text_width(text: str) -> float:
-    """The width of a text in pixels."""
+    """The width in pixels of a text as it is drawn."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=FONT_SIZE)
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * DPI / 72
+    font = FontProperties(family=font_families(text), size=FONT_SIZE)
+    return text_to_path.get_text_width_height_descent(drawable(text), font, ismath=False)[0] * DPI / 72
 
 
 def canvas_pixels(canvas: Any) -> np.ndarray:

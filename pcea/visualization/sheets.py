@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
+from pcea.visualization.fonts import drawable, font_families
 from pcea.visualization.images import draw_overlay, view_picture
 from pcea.visualization.legends import DPI, FONT_SIZE, MARGIN, canvas_pixels, legend_of, merge_legends, text_width
 from pcea.visualization.renderer import Renderer, check_size, estimate_normals
@@ -177,8 +178,11 @@ class _Sheet:
             axes.set_axis_off()
             self._images.append(axes.imshow(blank, interpolation="none"))
             middle = (left + W / 2) / sheet_width, 1 - (top + 0.6 * title_height) / sheet_height
-            title = _shorten(view.title, W - MARGIN)
-            figure.text(*middle, title, ha="center", va="center", fontsize=FONT_SIZE, parse_math=False)
+            title = _shorten(drawable(view.title), W - MARGIN)
+            families = font_families(view.title)
+            figure.text(
+                *middle, title, ha="center", va="center", fontsize=FONT_SIZE, fontfamily=families, parse_math=False
+            )
             if not shared_legend:
                 legends[i].draw(figure, left + W, top + title_height, H)
         if shared_legend:

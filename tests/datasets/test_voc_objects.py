@@ -141,3 +141,32 @@ def test_the_real_bccd():
         for label, (x1, y1, x2, y2) in zip(target["labels"].tolist(), target["boxes"].int().tolist()):
             greens[label].append(float(image[1, y1:y2, x1:x2].float().mean()))
     assert np.mean(greens[3]) < np.mean(greens[2]) - 10
+
+
+@pytest.mark.parametrize("encoding", ["GB2312", "gbk", "Big5", "Shift_JIS", "windows-1252", "UTF-8", "UTF-16"])
+def test_xml_in_any_encoding_that_python_knows(tmp_path, encoding):
+    name = "hält" if encoding == "windows-1252" else "椅子"
+    write(tmp_path, "train", a=[item("X", 1, 1, 4, 3)])
+    path = tmp_path / "Annotations/a.xml"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + path.read_text().replace("X", name)
+    path.write_bytes(text.encode(encoding))
+    assert VocObjects(tmp_path, "train").class_names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b'<?xml version="1.0" encoding="GB2312"?><annotation>' + b"\xff\xff</annotation>",
+            "codec can't decode",
+        ),
+        (b'<?xml version="1.0" encoding="hex"?><annotation/>', "not a text encoding"),
+        (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "unknown encoding"),
+        (b"<annotation>", "no element found"),
+    ],
+)
+def test_xml_that_cannot_be_decoded(tmp_path, content, reason):
+    write(tmp_path, "train", a=[])
+    (tmp_path / "Annotations/a.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a.xml is not XML: .*{reason}"):
+        VocObjects(tmp_path, "train")
