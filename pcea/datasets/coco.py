@@ -1,4 +1,4 @@
-"""Sets in the format of COCO: a folder of pictures and a JSON file of the objects in them."""
+"""Datasets in COCO format: a folder of images and a JSON file of the objects in them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without
 
 
 class CocoObjects(ObjectDataset):
-    """Pictures with the objects that a JSON file in COCO's format lists. Pictures and masks are read when needed.
+    """Images with the objects that a JSON file in COCO format lists. Images and masks are read when needed.
 
-    Classes are the categories of the file by their number, which may have gaps. Objects without area inside their image
-    are left out, with a warning. An object without `iscrowd` is none, one without `area` has that of its box.
+    Classes are the categories of the file in the order of their ids, which may have gaps. Objects without area inside
+    their image are left out, with a warning. `iscrowd` defaults to 0, and `area` to the area of the box.
 
     Args:
         annotations: The JSON file.
-        folder: Folder of the pictures, below which its `file_name`s are.
+        folder: Folder of the images, to which its `file_name`s are relative.
         masks: Whether to read masks: polygons, or run lengths, compressed or not. They may overlap.
         keep_empty: Whether images without any object, crowds aside, belong to the set.
 
     Raises:
-        FileNotFoundError: If the file, the folder or a picture is missing.
+        FileNotFoundError: If the file, the folder or an image is missing.
         ValueError: If the file is not JSON, lacks something or contradicts itself.
     """
 
@@ -171,7 +171,7 @@ def _objects(
 
 
 def _collect(rows: list[tuple[Any, ...]], image: _Image, left_out: list[str]) -> _Objects:
-    """The objects of one image as tensors; `left_out` grows by the names of those without area."""
+    """The objects of one image as tensors; the names of those without area are added to `left_out`."""
     boxes, labels, is_crowd, area, texts, names = zip(*rows) if rows else ([],) * 6
     clipped = clip_boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), image.height, image.width)
     kept = box_area(clipped) > 0
@@ -186,14 +186,14 @@ def _collect(rows: list[tuple[Any, ...]], image: _Image, left_out: list[str]) ->
 
 
 def _check_segmentation(segmentation: Any, image: _Image, path: Path, name: str) -> None:
-    """Refuse what pycocotools would take for something else, or crash on."""
+    """Refuse segmentations that pycocotools would misread or crash on."""
     H, W = image.height, image.width
     if isinstance(segmentation, list):
         if segmentation and all(isinstance(polygon, list) and _is_polygon(polygon) for polygon in segmentation):
             return
         rule = "polygons, [[x1, y1, x2, y2, x3, y3, ...], ...]"
         if not segmentation:
-            rule += "; set masks to false to read boxes alone"
+            rule += "; set masks to false to read only boxes"
     elif isinstance(segmentation, dict):
         counts = segmentation.get("counts")
         right = isinstance(counts, str) or (isinstance(counts, list) and sum(counts) == H * W)
@@ -201,7 +201,7 @@ def _check_segmentation(segmentation: Any, image: _Image, path: Path, name: str)
             return
         rule = f"run lengths of {H} x {W} pixels"
     else:
-        rule = "polygons or run lengths; set masks to false to read boxes alone"
+        rule = "polygons or run lengths; set masks to false to read only boxes"
     raise ValueError(f"{path}: {name} has the segmentation {_short(segmentation)}; it must be {rule}.")
 
 
@@ -225,12 +225,12 @@ def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 def _check_pictures(path: Path, folder: Path, names: list[str]) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"No folder {folder} of the pictures that {path} lists.")
+        raise FileNotFoundError(f"No folder {folder} of the images that {path} lists.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{path} lists {missing[0]}, but there is no {folder / missing[0]} ({len(missing)} of {len(names)} "
-            "pictures are missing)."
+            "images are missing)."
         )
 
 

@@ -1,4 +1,4 @@
-"""Images with objects: boxes, classes and perhaps masks, read when they are needed or held in memory."""
+"""Images with objects: boxes, classes and optional masks, read when needed or held in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ObjectDataset(Dataset):
 
     Attributes:
         class_names: Name of each of the P classes, without the background.
-        category_ids: Number of each class in the files, P; 1..P where they have none.
+        category_ids: Number of each class in the files, P; 1..P if they have none.
         has_masks: Whether objects have masks.
         image_names: Name of each image, L.
     """
@@ -42,7 +42,7 @@ class ObjectDataset(Dataset):
 
     @property
     def strata(self) -> Tensor:
-        """What a held-out share is to be balanced by, (L,) int64."""
+        """Class by which a held-out share is balanced, (L,) int64."""
         return torch.zeros(len(self), dtype=torch.int64)
 
     def with_classes(self, class_names: Sequence[str], parts: object = None) -> ObjectDataset:  # noqa: ARG002
@@ -54,11 +54,11 @@ class ObjectDataset(Dataset):
         return _Renumbered(self, class_names)
 
     def subset(self, indices: Tensor) -> ObjectDataset:
-        """The images at `indices`, (L',) int64, as a set of their own, in which they keep their `image_id`."""
+        """The images at `indices`, (L',) int64, as a set of their own; they keep their `image_id`."""
         return _Subset(self, indices)
 
     def in_memory(self, description: str) -> ObjectDataset:
-        """The same images, read once; `description` stands before the progress bar."""
+        """The same images, held in memory; `description` labels the progress bar."""
         return _InMemory(self, description)
 
 
@@ -71,10 +71,10 @@ class TransformedObjects(TransformedDataset):
     Args:
         images: The set.
         transforms: Each is called with an image, `tv_tensors.Image`, and a dictionary of `boxes`,
-            `tv_tensors.BoundingBoxes`, `masks`, `tv_tensors.Mask`, if there are any, and `labels`, which are there the
-            numbers 0..K-1 of the objects, to tell which are left. `torchvision.transforms.v2` fits.
-        seed: That of the run.
-        with_crowds: Keep regions of many objects (`iscrowd`), as evaluation wants them. A detector would learn each as
+            `tv_tensors.BoundingBoxes`, `masks`, `tv_tensors.Mask`, if there are any, and `labels`, here the numbers
+            0..K-1 of the objects, which tell those that are left. `torchvision.transforms.v2` fits.
+        seed: Seed of the run.
+        with_crowds: Keep regions of many objects (`iscrowd`), as evaluation needs them. A detector would learn each as
             one object.
     """
 
@@ -125,12 +125,12 @@ class TransformedObjects(TransformedDataset):
 
 
 def clip_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Cut boxes (K, 4), x1 y1 x2 y2, to an image; those outside keep no area."""
+    """Clip boxes (K, 4), x1 y1 x2 y2, to an image; those outside get no area."""
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Area of boxes (K, 4), x1 y1 x2 y2: (K,); 0 where an end lies before its start."""
+    """Area of boxes (K, 4), x1 y1 x2 y2: (K,); 0 if an end lies before its start."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
 
 
@@ -169,7 +169,7 @@ class _Renumbered(ObjectDataset):
 
 
 class _InMemory(ObjectDataset):
-    """Masks are kept as bits, of which eight fit where a mask's pixel took a byte."""
+    """Masks are kept as bits: eight pixels in the byte that one took."""
 
     def __init__(self, images: ObjectDataset, description: str):
         from rich.progress import track
@@ -207,7 +207,7 @@ def boxes_without_area(path: str | Path, count: int, total: int, first: str) -> 
 
 
 def _keep(target: Target, kept: Tensor) -> Target:
-    """The objects of an image that are True in `kept`, (K,); masks are large, and often all are."""
+    """Keep the objects that are True in `kept`, (K,); often all are, and masks are large to copy."""
     if kept.all():
         return target
     return {name: values if name == "image_id" else values[kept] for name, values in target.items()}

@@ -20,15 +20,15 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
 
     Args:
         dataset: Sized and indexed; items are `Data` with pos (N, 3), y, and perhaps face (meshes), normal and category.
-            y is the class of the item, or with as many entries as points the part of each point.
-        num_points: Points a cloud: meshes are sampled by area, clouds give a random subset.
-        class_names: Default: the dataset's `categories` or `raw_file_names` where their number fits the labels of whole
+            y is the class of the item, or, with one entry per point, the part of each point.
+        num_points: Points per cloud: meshes are sampled by area, clouds give a random subset.
+        class_names: Default: the dataset's `categories` or `raw_file_names` if their number fits the labels of whole
             clouds, else "0", "1", ...
         seed: Decides the samples.
 
     Raises:
-        ValueError: If the dataset is empty, or an item lacks pos or y, has too few points or is a mesh labelled by
-            vertex.
+        ValueError: If the dataset is empty, or an item lacks pos or y, has too few points or is a mesh with per-vertex
+            labels.
     """
     _check_not_empty(dataset)
     with torch.random.fork_rng(devices=[]):  # SamplePoints draws from the global generator
@@ -55,13 +55,13 @@ def parts_from_pyg(
     class_names: Sequence[str] | None = None,
     with_normals: bool = False,
 ) -> PartDataset:
-    """All points of every item of a PyTorch Geometric dataset with a label a point; zero mean, unit sphere.
+    """All points of every item of a PyTorch Geometric dataset with per-point labels; zero mean, unit sphere.
 
     Args:
-        dataset: Sized and indexed; items are `Data` with pos (N, 3), y (N,), and perhaps category, as those of
+        dataset: Sized and indexed; items are `Data` with pos (N, 3), y (N,), and perhaps category, like those of
             `torch_geometric.datasets.ShapeNet`.
         parts: The classes of each category, by its name, in the order of `category`. None takes the dataset's
-            `categories` and `seg_classes`. Without effect where items have no category.
+            `categories` and `seg_classes`. No effect if items have no category.
         class_names: Default: `category/0`, `category/1`, ... of the parts of each category; without categories
             "0", "1", ... up to the dataset's `num_classes`, or to the greatest label.
         with_normals: Also give unit normals: the items' `normal`, or `x` if it has three columns, as ShapeNet's.
@@ -73,7 +73,7 @@ def parts_from_pyg(
     items = [_checked(dataset[i], i) for i in range(len(dataset))]
     for i, item in enumerate(items):
         if item.y.numel() != len(item.pos):
-            raise ValueError(f"Item {i}: y must have {len(item.pos)} entries, one a point, got {item.y.numel()}.")
+            raise ValueError(f"Item {i}: y must have {len(item.pos)} entries, one per point, got {item.y.numel()}.")
     label = torch.cat([item.y for item in items])
     category = None
     if items[0].get("category") is not None:
@@ -116,7 +116,7 @@ def _checked(data: Any, index: int) -> Any:
     N = len(data.pos)
     data.y = data.y.long().reshape(-1)
     if data.y.numel() not in (1, N):
-        raise ValueError(f"Item {index}: y must have 1 or {N} entries (one a point), got {data.y.numel()}.")
+        raise ValueError(f"Item {index}: y must have 1 or {N} entries (one per point), got {data.y.numel()}.")
     if data.get("category") is not None:
         data.category = torch.as_tensor(data.category).long().reshape(())
     return data
@@ -129,7 +129,7 @@ def _sample(data: Any, num_points: int, index: int) -> Any:
     N, y = len(data.pos), data.y
     if data.get("face") is not None:
         if y.numel() != 1:
-            raise ValueError(f"Item {index} is a mesh with a label a vertex, which cannot be sampled. Drop its faces.")
+            raise ValueError(f"Item {index} is a mesh with per-vertex labels, which cannot be sampled. Drop its faces.")
         data = SamplePoints(num_points, include_normals=True)(data)
         data.y = y[0]
         return data
@@ -152,7 +152,7 @@ def _normals(data: Any, index: int) -> Tensor:
             "with_normals, or make the dataset with include_normals."
         )
     if not 0.5 < float(normals.norm(dim=1).median()) < 1.5:
-        raise ValueError(f"Item {index}: x are not unit normals (colours?). Read it without with_normals.")
+        raise ValueError(f"Item {index}: x does not hold unit normals (colours?). Read it without with_normals.")
     return F.normalize(normals.float(), dim=1)
 
 

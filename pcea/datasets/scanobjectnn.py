@@ -30,15 +30,15 @@ class ScanObjectNN(PointDataset):
     Args:
         root: The folder h5_files, or the one above it.
         split: train or test.
-        num_points: Points a cloud, a seeded random subset of the 2,048 in the file.
-        variant: `obj_only` (objects without background, 2,309 to train on and 581 to test on), `obj_bg` (the same with
-            background), or `pb_t50_rs`, the hardest: with background, each object up to five times, its box shifted by
-            up to half, rotated and scaled (11,416 and 2,882).
+        num_points: Points per cloud, a seeded random subset of the 2,048 in the file.
+        variant: `obj_only` (objects without background, 2,309 for training and 581 for testing), `obj_bg` (the same
+            with background), or `pb_t50_rs`, the hardest: with background, each object up to five times, its box
+            shifted by up to half, rotated and scaled (11,416 and 2,882).
         seed: Decides the subset.
 
     Raises:
         FileNotFoundError: If the file of the split is not under `root`.
-        ValueError: If it does not hold what it promises.
+        ValueError: If an option is unknown, or the file is damaged or has too few points.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ScanObjectNN(PointDataset):
         clouds = read_h5_clouds(path, num_classes=len(SCANOBJECTNN_CLASSES))
         L, N = clouds.points.shape[:2]
         if not 1 <= num_points <= N:
-            raise ValueError(f"{path} holds {N} points a cloud; num_points={num_points} cannot be had from it.")
+            raise ValueError(f"{path} holds {N} points per cloud, so num_points={num_points} is not in 1..{N}.")
         order = torch.rand(L, N, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :num_points]
         points = clouds.points.gather(1, order[..., None].expand(-1, -1, 3))
         super().__init__(normalize_points(points), clouds.label, class_names=SCANOBJECTNN_CLASSES)

@@ -188,7 +188,7 @@ def cabinet(draw: Parameters) -> PartSurfaces:
 
 
 def chair(draw: Parameters) -> PartSurfaces:
-    """A seat on posts or a pedestal, a board, slats or rails as a leaning back, arms sometimes."""
+    """A seat on posts or a pedestal, with a board, slats or rails as a leaning back, and sometimes arms."""
     width, depth, height = draw.between(0.36, 0.65), draw.between(0.36, 0.6), draw.between(0.3, 0.6)
     thickness, rise, lean = draw.between(0.02, 0.15), draw.between(0.05, 0.7), draw.between(-2, 18)
     corners = draw.one_of(4, 4, 24, 8)
@@ -239,7 +239,7 @@ def guitar(draw: Parameters) -> PartSurfaces:
 
 
 def lamp(draw: Parameters) -> PartSurfaces:
-    """A foot, a straight pole or a bent arm, and a cone, a dome or a globe as shade."""
+    """A foot, a straight pole or a bent arm, and a cone, dome or globe as the shade."""
     height, foot, low = draw.between(0.25, 1.6), draw.between(0.1, 0.28), draw.between(0.02, 0.12)
     bottom, top, tall = draw.between(0.12, 0.35), draw.between(0.3, 1.0), draw.between(0.12, 0.4)
     style, strength = draw.one_of(0, 1, 2), draw.between(0.01, 0.03)
@@ -297,7 +297,7 @@ def rocket(draw: Parameters) -> PartSurfaces:
 
 
 def sofa(draw: Parameters) -> PartSurfaces:
-    """A wide or single upholstered seat between two blocks as arms, in front of a thick back."""
+    """A wide or single upholstered seat between two blocky arms, in front of a thick back."""
     width, depth, height = draw.between(0.5, 1.8), draw.between(0.45, 0.7), draw.between(0.18, 0.35)
     rise, strength, lean = draw.between(0.2, 0.6), draw.between(0.08, 0.22), draw.between(0, 15)
     arm, level, lift = draw.between(0.06, 0.22), draw.between(0.1, 0.3), draw.between(0.03, 0.18)
@@ -316,7 +316,7 @@ def sofa(draw: Parameters) -> PartSurfaces:
 
 
 def stool(draw: Parameters) -> PartSurfaces:
-    """A small seat on posts or a pedestal, with rungs or a foot ring sometimes; shares proportions with side tables."""
+    """A small seat on posts or a pedestal, sometimes with rungs or a foot ring; proportions like side tables."""
     width, height, thickness = draw.between(0.28, 0.6), draw.between(0.35, 0.9), draw.between(0.02, 0.1)
     depth, level, strength = draw.between(0.7, 1.1) * width, draw.between(0.2, 0.5), draw.between(0.01, 0.025)
     corners = draw.one_of(4, 4, 24, 24, 8)

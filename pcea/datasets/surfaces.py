@@ -31,7 +31,7 @@ class Surface:
         return self._mapped(np.eye(3), (x, y, z))
 
     def turn(self, axis: Literal["x", "y", "z"], degrees: float) -> Surface:
-        """The piece turned about an axis through the origin, counter-clockwise seen from the axis' tip."""
+        """The piece turned about an axis through the origin, counter-clockwise as seen from the tip of the axis."""
         cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
         rotation = np.eye(3)
@@ -54,7 +54,7 @@ class Surface:
 
 
 def pick(rng: Generator, areas: Array, n: int) -> NDArray[np.int64]:
-    """Indices (n,) into `areas`, each with probability in proportion to its area."""
+    """Indices (n,) into `areas`, each with probability proportional to its area."""
     ends = np.cumsum(areas)
     return np.searchsorted(ends[:-1], rng.random(n) * ends[-1], side="right")
 

@@ -1,4 +1,4 @@
-"""How good generated images are: by Inception, or by a classifier of pcea."""
+"""Quality of generated images, measured with Inception or with a classifier of pcea."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from pcea.datasets.batches import normalize
 
 
 class GenerationMetrics:
-    """How real and how varied generated images are, beside real ones of the same classes.
+    """How realistic and how varied generated images are, compared with real ones of the same classes.
 
-    By Inception, in its own units, not percent:
+    With Inception, in its own units, not percent:
         fid: Fréchet distance of its 2,048 features; 0 is best.
         inception_score: exp of the mean KL divergence of each image's classes from those of all, over 10 parts.
 
-    By a classifier of pcea, whose numbers compare with those of the same classifier only, and so have other names:
-        frechet_distance: The same distance of the features that its last layer is given.
-        classifier_score: The same score of its classes.
-        class_accuracy: Share of the generated images that it assigns to the class that was asked for.
-        diversity: Mean over classes of the ratio of the features' total variance, of generated images to real ones: 1
-            is as varied as real ones, near 0 are copies of one image (mode collapse). Above 1 is no praise: images
-            asked for as one class look like several, or like noise.
-        real_class_accuracy, real_classifier_score: Those of the real images, which are what can be reached.
+    With a classifier of pcea; these compare only with numbers of the same classifier, hence the other names:
+        frechet_distance: The same distance between the inputs of its last layer.
+        classifier_score: The inception score, from its classes.
+        class_accuracy: Share of the generated images that it assigns to the requested class.
+        diversity: Total variance of the features of generated images over that of real ones, averaged over classes: 1
+            is as varied as real images, near 0 means copies of one image (mode collapse). Above 1 is not good either:
+            images of one requested class look like several classes, or like noise.
+        real_class_accuracy, real_classifier_score: The same for the real images: what can be reached.
 
     Args:
         num_classes: Number of classes.
@@ -49,7 +49,7 @@ class GenerationMetrics:
     def __init__(self, num_classes: int, features: FeatureNetwork | None):
         self._features = features
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Metric `InceptionScore` will save all")  # 10 numbers an image
+            warnings.filterwarnings("ignore", "Metric `InceptionScore` will save all")  # 10 numbers per image
             self._metrics: dict[str, Any] = _inception() if features is None else _classifier(num_classes, features)
 
     def to(self, device: torch.device) -> GenerationMetrics:
@@ -68,7 +68,7 @@ class GenerationMetrics:
     def update(self, real: Tensor, generated: Tensor, label: Tensor) -> None:
         """Count real and generated images (B, 3, H, W), uint8, that have the same classes (B,)."""
         metrics = self._metrics
-        # Of a matrix of covariances in half precision nothing is left.
+        # A covariance matrix does not survive half precision.
         with torch.autocast(real.device.type, enabled=False):
             if self._features is None:
                 metrics["fid"].update(real, real=True)
@@ -83,7 +83,7 @@ class GenerationMetrics:
                 metrics[f"{prefix}classifier_score"].update(logits)
 
     def compute(self) -> dict[str, Tensor]:
-        """What was measured, by its name."""
+        """The measured values by name."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the scores divide the images into parts at random
             values = {name: metric.compute() for name, metric in self._metrics.items()}
@@ -109,7 +109,7 @@ def _inception() -> dict[str, Metric]:
 
 
 def _classifier(num_classes: int, features: FeatureNetwork) -> dict[str, Metric]:
-    given = nn.Identity()  # the metrics are given features and logits for images
+    given = nn.Identity()  # the metrics take features and logits instead of images
     given.num_features = features.num_features  # type: ignore[assignment]
     metrics: dict[str, Metric] = {"frechet_distance": FrechetInceptionDistance(given)}
     for prefix in ("", "real_"):
@@ -120,7 +120,7 @@ def _classifier(num_classes: int, features: FeatureNetwork) -> dict[str, Metric]
 
 
 class FeatureNetwork:
-    """The features and classes that a trained classifier sees in images.
+    """Features and logits of images from a trained classifier.
 
     Args:
         network: The classifier; its last layer is a linear one named `head`.
@@ -135,7 +135,7 @@ class FeatureNetwork:
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], image_size: Sequence[int] = ()):
         head = getattr(network, "head", None)
         if not isinstance(head, nn.Linear):
-            raise ValueError(f"A {type(network).__name__} is no image classifier with a linear layer `head`.")
+            raise ValueError(f"{type(network).__name__} is not an image classifier with a linear layer `head`.")
         self.network, self.mean, self.std, self.image_size = network, mean, std, tuple(image_size)
         self.num_features, self.num_classes = head.in_features, head.out_features
         self._seen = torch.empty(0)

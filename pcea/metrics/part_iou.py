@@ -12,11 +12,10 @@ from torchmetrics import Metric
 class PartIoU(Metric):
     """Mean intersection over union (IoU) of parts: per shape, averaged over shapes and over categories.
 
-    The IoU of a shape is the mean over the parts of its category; a part absent from prediction and truth counts 1.
-    `instance_miou` is the mean over all shapes, `category_miou` the mean over the categories' means. A category
-    without shapes takes no part. Both exist in the two public conventions: a point's part is the best one among those
-    of its category, which is known (PointNet++), or, with `_all_parts`, the best one among the parts of all categories
-    (DGCNN, PCT).
+    The IoU of a shape is the mean over the parts of its category; a part absent from prediction and truth counts as 1.
+    `instance_miou` is the mean over all shapes, `category_miou` the mean over the categories' means. Categories
+    without shapes are left out. Both follow the two published conventions: argmax over the parts of the shape's
+    category, which is known (PointNet++), or, with `_all_parts`, over the parts of all categories (DGCNN, PCT).
 
     Args:
         parts: The classes of each category, by its name.
@@ -36,7 +35,7 @@ class PartIoU(Metric):
         for number, classes in enumerate(parts.values()):
             is_part[number, list(classes)] = True
         self.register_buffer("is_part", is_part, persistent=False)
-        # Sums over shapes, a row a convention.
+        # Sums over shapes, one row per convention.
         self.add_state("total", torch.zeros(2, len(parts), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(len(parts), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -66,14 +65,14 @@ class PartIoU(Metric):
         return result
 
     def by_category(self) -> dict[str, tuple[int, float | None]]:
-        """Number of shapes and mean IoU, argmax over the category's own parts, of each category; None if no shapes."""
+        """Number of shapes and mean IoU (argmax over its own parts; None if no shapes) of each category."""
         means = (self.total[0] / self.count).tolist()
         counts = self.count.tolist()
         return {name: (n, mean if n else None) for name, n, mean in zip(self.names, counts, means)}
 
 
 def _shape_iou(predicted: Tensor, label: Tensor, is_part: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean IoU over its category's parts of each shape, (B,) float64, from classes (B, N) and parts (B, P)."""
+    """Mean IoU of each shape over its category's parts, (B,) float64, from classes (B, N) and parts (B, P)."""
     B, P = is_part.shape
     weight = torch.ones_like(label) if mask is None else mask.long()
 

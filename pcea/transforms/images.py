@@ -1,8 +1,8 @@
 """Random transforms of images that `torchvision.transforms.v2` lacks: batched ones, and the crop of segmentation.
 
-Those of batches are called as `transform(batch, generator=generator)` with normalized images, whose mean colour is 0,
-and return a new `ImageBatch`, as those of `pcea.transforms.points` do for clouds; every image draws its own numbers.
-Those of single images, like torchvision's, draw from torch's global generator.
+Batched transforms are called as `transform(batch, generator=generator)` with normalized images, whose mean colour is 0,
+and return a new `ImageBatch`, as `pcea.transforms.points` does for clouds; every image draws its own numbers.
+Transforms of single images, like torchvision's, draw from torch's global generator.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class ImageTransform(ABC):
 
 
 class RandomShift(ImageTransform):
-    """Move each image by whole pixels; what moves in has the mean colour. The usual crop after padding.
+    """Shift each image by whole pixels and fill the gap with the mean colour: the usual pad and crop.
 
     Args:
-        extent: Largest shift to each side, in pixels.
+        extent: Largest shift in each direction, in pixels.
     """
 
     def __init__(self, *, extent: int = 4):
@@ -39,7 +39,7 @@ class RandomShift(ImageTransform):
         self.extent = extent
 
     def __call__(self, batch: ImageBatch, *, generator: torch.Generator | None = None) -> ImageBatch:
-        """Move images (B, 3, H, W) that have a class each."""
+        """Shift images (B, 3, H, W) with one class each."""
         _require_classes(batch, "RandomShift")
         B, C, H, W = batch.images.shape
         device = batch.images.device
@@ -52,7 +52,7 @@ class RandomShift(ImageTransform):
 
 
 class RandomFlip(ImageTransform):
-    """Mirror a random share of the images left to right, with the labels of their pixels.
+    """Mirror a random share of the images left to right, together with their pixel labels.
 
     Args:
         probability: Share of the images that are mirrored.
@@ -76,9 +76,9 @@ class RandomErase(ImageTransform):
     """Fill a random rectangle of a random share of the images with normal noise.
 
     Args:
-        probability: Share of the images of which a part is erased.
+        probability: Share of the images that get such a rectangle.
         low: Smallest area, as a share of the image.
-        high: Largest area; a rectangle that would be longer than the image is cut off.
+        high: Largest area; a rectangle longer than the image is clipped.
         ratio: Smallest ratio of the sides; the largest is its inverse.
 
     Source:
@@ -94,7 +94,7 @@ class RandomErase(ImageTransform):
         self.probability, self.low, self.high, self.ratio = probability, low, high, ratio
 
     def __call__(self, batch: ImageBatch, *, generator: torch.Generator | None = None) -> ImageBatch:
-        """Erase from images (B, 3, H, W) that have a class each."""
+        """Erase from images (B, 3, H, W) with one class each."""
         _require_classes(batch, "RandomErase")
         images = batch.images
         B, _, H, W = images.shape
@@ -111,14 +111,14 @@ class RandomErase(ImageTransform):
 class RandomScaledCrop(nn.Module):
     """Scale an image and its mask by a random factor and cut out a window of one size; for one image at a time.
 
-    The window is cut out before it is scaled, which costs a fraction of the other order. Where it is larger than the
-    scaled image, the image lies at a random place in it, among `fill` and ignored labels.
+    The window is cut out before it is scaled, which costs a fraction of scaling first. If it is larger than the scaled
+    image, the image lies at a random place in it, padded with `fill` and ignored labels.
 
     Args:
         size: Height and width of the result, in pixels.
         low: Smallest factor.
         high: Largest factor; factors are uniform.
-        fill: Colour of the padding, 0..255; the mean colour of ImageNet, of which normalization makes 0.
+        fill: Colour of the padding, 0..255; by default the mean of ImageNet, which becomes 0 when normalized.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RandomScaledCrop(nn.Module):
         return canvas, ignored
 
     def _side(self, axis: int, length: int, scale: float) -> tuple[slice, int, int]:
-        """Along one axis: the pixels that are taken, how many they become, and where in the result they lie."""
+        """Along one axis: the pixels taken, how many they become, and where they start in the result."""
         wanted = self.size[axis]
         window = max(1, round(wanted / scale))
         if window <= length:
@@ -176,7 +176,7 @@ class RandomScaledCrop(nn.Module):
 
 
 def _inside(place: Tensor, length: Tensor, total: int) -> Tensor:
-    """True inside an interval of each row, (B, total), by its place in 0..1 among those possible, (B, 1)."""
+    """True inside one interval per row, (B, total); `place` in 0..1, (B, 1), picks one of the possible starts."""
     length = length.round().clamp(1, total)
     start = (place * (total - length + 1)).floor()
     pixel = torch.arange(total, device=place.device)
@@ -190,4 +190,4 @@ def _check_probability(probability: float) -> None:
 
 def _require_classes(batch: ImageBatch, name: str) -> None:
     if batch.label.ndim != 1:
-        raise ValueError(f"{name} is for images that have a class each; pixels have labels here. Leave it out.")
+        raise ValueError(f"{name} is for images with one class each, but these have pixel labels. Leave it out.")

@@ -30,7 +30,7 @@ class RandomScale(Transform):
     Args:
         low: Smallest factor.
         high: Largest factor.
-        anisotropic: Whether every axis gets a factor of its own.
+        anisotropic: Whether every axis gets its own factor.
     """
 
     def __init__(self, *, low: float = 2 / 3, high: float = 3 / 2, anisotropic: bool = True):
@@ -136,7 +136,7 @@ class RandomJitter(Transform):
 
 
 class RandomDropPoints(Transform):
-    """Replace a random share of each cloud's real points by its first real point.
+    """Replace a random share of each cloud's real points with its first real point.
 
     Args:
         max_ratio: Each cloud loses a share drawn from 0..max_ratio.
@@ -148,7 +148,7 @@ class RandomDropPoints(Transform):
         self.max_ratio = max_ratio
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
-        """Drop points (B, N, 3) with everything that belongs to them."""
+        """Drop points (B, N, 3) and everything that belongs to them."""
         b, n, _ = batch.points.shape
         ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
         dropped = _uniform(batch.points, (b, n), 0, 1, generator) < ratio
@@ -161,7 +161,7 @@ class RandomDropPoints(Transform):
 
 
 class RandomSubset(Transform):
-    """Keep a random subset of each cloud's real points, in random order; clouds that have fewer stay padded.
+    """Keep a random subset of each cloud's real points, in random order; clouds with fewer stay padded.
 
     Args:
         num_points: Points kept.
@@ -196,7 +196,7 @@ class FarthestSubset(Transform):
         subset = select_points(batch, farthest_point_sample(batch.points, self.num_points, mask=batch.mask))
         if batch.mask is None:
             return subset
-        # A cloud's real points come first; where they are too few, one of them fills up and must not count again.
+        # A cloud's real points come first; if there are too few, one is repeated and must not count again.
         mask = torch.arange(self.num_points, device=batch.mask.device) < batch.mask.sum(1, keepdim=True)
         return subset._replace(mask=None if mask.all() else mask)
 
@@ -213,7 +213,7 @@ def select_points(batch: PointBatch, index: Tensor) -> PointBatch:
 
 def _check_enough(batch: PointBatch, num_points: int) -> None:
     if num_points > batch.points.shape[1]:
-        raise ValueError(f"num_points must be at most N={batch.points.shape[1]} of the clouds, got {num_points}.")
+        raise ValueError(f"num_points must be at most N={batch.points.shape[1]}, the cloud size, got {num_points}.")
 
 
 def _uniform(

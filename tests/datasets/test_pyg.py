@@ -82,7 +82,7 @@ def test_errors():
         ([cloud(), cloud(4)], r"Item 1 holds 4 points, fewer than num_points=5"),
         ([data(pos=torch.rand(7, 3))], r"Item 0 .* must have pos and y"),
         ([data(pos=torch.rand(7, 3), y=torch.zeros(3))], r"Item 0: y must have 1 or 7 entries"),
-        ([triangle], r"Item 0 is a mesh with a label a vertex"),
+        ([triangle], r"Item 0 is a mesh with per-vertex labels"),
         ([data(pos=torch.full((7, 3), torch.nan), y=torch.tensor(0))], r"NaN or infinite"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -210,12 +210,12 @@ def test_shapenet_of_pyg(tmp_path, rng, categories):
 def test_errors_of_labelled_points():
     for items, options, message in [
         ([], {}, r"dataset is empty"),
-        ([labelled(7), cloud(7)], {}, r"Item 1: y must have 7 entries, one a point, got 1"),
+        ([labelled(7), cloud(7)], {}, r"Item 1: y must have 7 entries, one per point, got 1"),
         ([labelled(7, category=2)], {}, r"categories up to 2, but the parts of 0 categories are known. Give parts"),
         (Segmented([labelled(7, (2, 3), category=2)]), {}, r"up to 2, but the parts of 2 categories are known"),
         (Segmented([labelled(7, (2, 3), category=0)]), {}, r"category Mug have label 2; its parts are 5 Mug/0, 6 Mug"),
         ([labelled(7, x=torch.rand(7, 4))], {"with_normals": True}, r"Item 0 has no normals: .* x is \(7, 3\)"),
-        ([labelled(7, x=100 * torch.rand(7, 3))], {"with_normals": True}, r"Item 0: x are not unit normals"),
+        ([labelled(7, x=100 * torch.rand(7, 3))], {"with_normals": True}, r"Item 0: x does not hold unit normals"),
         ([data(pos=torch.full((7, 3), torch.nan), y=torch.zeros(7))], {}, r"NaN or infinite"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -57,7 +57,7 @@ def test_points_are_a_seeded_random_subset(root):
 def test_errors(root):
     with pytest.raises(FileNotFoundError, match=r"No ScanObjectNN pb_t50_rs train split .*pcea download scanobjectnn"):
         ScanObjectNN(root / "missing", "train")
-    with pytest.raises(ValueError, match=r"training_objectdataset.*holds 17 points a cloud; num_points=18"):
+    with pytest.raises(ValueError, match=r"holds 17 points per cloud, so num_points=18 is not in 1\.\.17"):
         ScanObjectNN(root, "train", num_points=18)
     with pytest.raises(ValueError, match="variant must be one of obj_only, obj_bg, pb_t50_rs, got 'hard'"):
         ScanObjectNN(root, "train", variant="hard")

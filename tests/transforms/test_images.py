@@ -99,7 +99,7 @@ def test_a_rectangle_longer_than_the_image_is_cut_off(generator):
 
 @pytest.mark.parametrize("transform", [RandomShift(), RandomErase()], ids=lambda t: type(t).__name__)
 def test_some_are_for_classes_of_images_alone(transform):
-    with pytest.raises(ValueError, match=rf"{type(transform).__name__} is for images that have a class each"):
+    with pytest.raises(ValueError, match=rf"{type(transform).__name__} is for images with one class each"):
         transform(ImageBatch(numbered(), numbered()[:, 0].long()))
 
 
