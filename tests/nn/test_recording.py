@@ -92,10 +92,11 @@ def test_copies_are_others() -> None:
 
 def test_replicas_are_refused() -> None:
     layer = ExternalAttention(5)
-    with record_attention(layer), pytest.raises(RuntimeError, match=r"replicas of DataParallel: call its `\.module`"):
+    with record_attention(layer):
         replica = layer._replicate_for_data_parallel()
         replica.key = layer.key  # as torch.nn.parallel.replicate copies it
-        replica(torch.rand(2, 7, 5))
+        with pytest.raises(RuntimeError, match=r"replicas of DataParallel: call its `\.module`"):
+            replica(torch.rand(2, 7, 5))
 
 
 def test_threads_do_not_mix() -> None:
