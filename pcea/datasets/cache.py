@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.io.atomic import atomic_file, remove_leftovers
 from pcea.io.points import Points, normalize_points
 from pcea.io.readers import read_h5
 
 Arrays = dict[str, np.ndarray]
+# What an HDF5 file takes beside its arrays.
+_H5_OVERHEAD = 1 << 16
 
 
 class Clouds(NamedTuple):
@@ -178,20 +181,26 @@ def write_h5(path: Path, arrays: Arrays) -> None:
     """
     import h5py
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    size = sum(array.nbytes for array in arrays.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
-            for name, array in arrays.items():
-                file[name] = array
-        temporary.replace(path)
+        remove_leftovers(path.parent)
+        with atomic_file(path) as part:
+            _check_space(part, size)
+            with h5py.File(part, "w") as file:
+                for name, array in arrays.items():
+                    file[name] = array
     except (OSError, RuntimeError) as error:  # HDF5 reports a full disk at closing time as RuntimeError
-        size = sum(array.nbytes for array in arrays.values()) / 2**20
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number else str(error).splitlines()[0]
-        raise OSError(f"Could not write the cache {path} ({size:.0f} MiB): {reason}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OSError(f"Could not write the cache {path} ({size / 2**20:.0f} MiB): {reason}.") from error
+
+
+def _check_space(path: Path, size: int) -> None:
+    """Take the space of a file and give it back: on a full disk HDF5 may end the process instead of raising."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + _H5_OVERHEAD)
 
 
 def cache_path(folder: Path, name: str, files: Iterable[Path], *options: object) -> Path:

@@ -1,4 +1,7 @@
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -170,3 +173,36 @@ def test_unreadable_files_are_counted_and_named():
         read_files([Path("bad")], [0], read, description="", skip_unreadable=True)
     with pytest.raises(ValueError, match="this split has no files"):
         read_files([], [], read, description="Reading")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of 2 MiB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a filesystem of its own cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a filesystem takes root on Linux")
+@pytest.mark.parametrize("megabytes", [1, 1.9, 1.99, 2.5, 40])
+def test_a_disk_that_really_is_full(small_disk, megabytes):
+    """HDF5 ended the process with a segmentation fault when it found out at closing time."""
+    code = (
+        "import sys; import numpy as np; from pathlib import Path; from pcea.datasets.cache import write_h5\n"
+        "try: write_h5(Path(sys.argv[1]), {'data': np.zeros(int(float(sys.argv[2]) * 2**20), np.uint8)})\n"
+        "except OSError as error: print(error)"
+    )
+    target = small_disk / ".pcea" / "cache.h5"
+    done = subprocess.run([sys.executable, "-c", code, target, str(megabytes)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert megabytes > 1.5 or not done.stdout
+    assert megabytes < 2 or done.stdout
+    if not done.stdout:
+        assert [path.name for path in target.parent.iterdir()] == ["cache.h5"]
+    else:
+        assert "No space left on device" in done.stdout
+        assert list(target.parent.iterdir()) == []
