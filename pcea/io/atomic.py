@@ -1,4 +1,4 @@
-"""Write a file, or several into a folder, as a whole or not at all."""
+"""Write a file, or several into a folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# What is being written has the number of the process in its name, so that the next one can clean up after a dead one.
+# A file being written has the process ID in its name, so that a later process can clean up after a dead one.
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.part|\.pcea_(\d+)_\w+")
 
 
@@ -18,11 +18,11 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.part|\.pcea_(\d+)_\w+")
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes its place at the end if nothing failed.
 
-    What is at `path` stays there until the new file is complete and on disk, whatever happens in between. The file
-    has the permissions that the umask gives to new files.
+    A file already at `path` stays there until the new one is complete and on disk, whatever happens in between. The
+    file gets the permissions that the umask gives to new files.
 
     Raises:
-        OSError: If it cannot be written, with the name that was asked for.
+        OSError: If it cannot be written; it names `path`, not the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Make a folder, and in it a temporary one; its files move to `folder` at the end if nothing failed.
+    """Make a folder and a temporary one inside it, whose files move to `folder` at the end if nothing failed.
 
     Raises:
         OSError: If the folder cannot be made or written to.
@@ -59,7 +59,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what processes that no longer run left half-written in a folder; what cannot be deleted stays."""
+    """Delete half-written files of dead processes from a folder; what cannot be deleted stays."""
     with suppress(OSError):
         for path in list(folder.iterdir()):
             found = _TEMPORARY.fullmatch(path.name)
@@ -76,7 +76,7 @@ def _is_running(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        pass  # it is somebody else's, or cannot be asked about: leave its files alone
+        pass  # another user's process, or its state is unknown: leave its files alone
     return True
 
 

@@ -1,4 +1,4 @@
-"""Reading of checkpoints, none of which can make us execute anything."""
+"""Read checkpoints without executing anything they contain."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pcea.io.weights import SHIPPED, load_weights, shipped_weights
 
 
 def load_safely(path: str | Path, *, allowed: Sequence[Callable[..., Any] | type] = ()) -> Any:
-    """The content of a file of `torch.save`, on the CPU.
+    """Read a file written by `torch.save`, onto the CPU.
 
     Args:
         path: The file.
-        allowed: Classes that it may hold beside tensors and Python's own.
+        allowed: Classes that it may hold besides tensors and Python's own.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -30,11 +30,11 @@ def load_safely(path: str | Path, *, allowed: Sequence[Callable[..., Any] | type
         raise FileNotFoundError(f"No checkpoint file {path}.")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
-            warnings.simplefilter("ignore")  # remarks on the file's format; one line of ours follows
+            warnings.simplefilter("ignore")  # about the file's format; our own message follows
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # bytes of any other format end in any exception
+    except Exception as error:  # other formats can raise any exception
         raise ValueError(
             f"{path} is not a checkpoint: it is damaged, of another format, or holds pickled code, which is never "
             "executed."
@@ -42,10 +42,10 @@ def load_safely(path: str | Path, *, allowed: Sequence[Callable[..., Any] | type
 
 
 def check_state_dict(content: Any, path: str | Path) -> Mapping[str, Tensor]:
-    """The content of a file as a state dict.
+    """Check that the content of a file is a state dict.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not.
     """
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()
@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(root: Path) -> Path:
-    """The last checkpoint of the newest run under a folder.
+    """Find the last checkpoint of the newest run under a folder.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -87,14 +87,14 @@ def newest_checkpoint(root: Path) -> Path:
 
 
 def read_network(name_or_path: str | Path) -> StoredNetwork:
-    """Read a trained network, whatever holds it.
+    """Read a trained network from any file that holds one.
 
     Args:
         name_or_path: A weights file (.safetensors), a checkpoint of `pcea fit` (.ckpt), the name of weights that come
             with pcea, or the name or file (.yaml) of a configuration: the last checkpoint of its newest run.
 
     Raises:
-        FileNotFoundError: If there is none of them.
+        FileNotFoundError: If it is none of these.
         ValueError: If the file is damaged or holds something else.
     """
     path = find_network(name_or_path)
@@ -102,7 +102,7 @@ def read_network(name_or_path: str | Path) -> StoredNetwork:
 
 
 def find_network(name_or_path: str | Path) -> Path:
-    """The file that is meant; see `read_network`.
+    """Find the file of a trained network; see `read_network`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -121,7 +121,7 @@ def find_network(name_or_path: str | Path) -> Path:
 
 
 def load_checkpoint(path: str | Path) -> StoredNetwork:
-    """The network of a checkpoint of `pcea fit`: the moving average of its weights where the task keeps one.
+    """The network in a checkpoint of `pcea fit`: the moving average of its weights if the task keeps one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -139,7 +139,7 @@ def load_checkpoint(path: str | Path) -> StoredNetwork:
     return StoredNetwork(description._replace(source=source), state)
 
 
-# The tasks of checkpoints from before these held a description.
+# The tasks of checkpoints from before they held a description.
 _TASK_CLASSES = {
     "ClassificationTask": "points",
     "SegmentationTask": "parts",
@@ -151,7 +151,7 @@ _TASK_CLASSES = {
 
 
 def _of_hyper_parameters(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """The description of a checkpoint from before these held one, from what Lightning noted of the configuration."""
+    """Describe a checkpoint from before they held a description, from the configuration that Lightning stored."""
     noted = checkpoint.get("hyper_parameters")
     noted = noted if isinstance(noted, Mapping) else {}
     network = noted.get("generator", noted.get("network"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def config_path(name: str) -> Path:
-    """The YAML of a configuration: a file, or the name of one that comes with pcea.
+    """Find the YAML of a configuration: a file, or the name of one that comes with pcea.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -18,7 +18,7 @@ def config_path(name: str) -> Path:
 
 
 def runs_folder(name: str) -> Path:
-    """Where the runs of a configuration are kept, its `trainer.default_root_dir`."""
+    """The folder of a configuration's runs, its `trainer.default_root_dir`."""
     import yaml
 
     content = yaml.safe_load(config_path(name).read_text(encoding="utf-8"))
@@ -32,5 +32,5 @@ def config_names() -> list[str]:
 
 def _config_folders() -> list[Path]:
     package = Path(__file__).parents[1]
-    # In the wheel the folder lies inside the package, in a checkout beside it.
+    # In a wheel the folder lies inside the package, in a checkout beside it.
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]

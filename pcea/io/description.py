@@ -16,7 +16,7 @@ TASKS: tuple[str, ...] = get_args(TaskKind)
 
 
 class NetworkDescription(NamedTuple):
-    """How a trained network is built and used, in plain values only: nothing here is code or can become some.
+    """How a trained network is built and used, in plain values only: nothing here is code or can become code.
 
     Attributes:
         task: What it does; this alone decides how files are shown to it.
@@ -25,7 +25,7 @@ class NetworkDescription(NamedTuple):
             takes, such as an attention, is `{"class_path": ..., "init_args": {...}}`.
         class_names: Name of each class, without the background.
         num_points: Number of points per cloud in training; 0 if unknown, or for images.
-        has_normals: Whether the network is given normals.
+        has_normals: Whether the network takes normals.
         parts: Classes of each object category, by its name, in the order of the category numbers; empty if there are
             no categories.
         mean: Mean of red, green and blue, in 0..1, that is subtracted from images; () for none.
@@ -54,7 +54,7 @@ class NetworkDescription(NamedTuple):
 
 
 class StoredNetwork(NamedTuple):
-    """The content of a checkpoint or a weights file.
+    """The network stored in a checkpoint or a weights file.
 
     Attributes:
         description: What the network is.
@@ -69,7 +69,7 @@ def parse_description(content: object, where: str) -> NetworkDescription:
     """Check the description that a file holds. Nothing is imported or built.
 
     Args:
-        content: What the file holds in its place; unknown fields are ignored, so that newer files can be read.
+        content: The description as stored; unknown fields are ignored, so that newer files can be read.
         where: The file, for the message.
 
     Raises:
@@ -102,7 +102,7 @@ def parse_description(content: object, where: str) -> NetworkDescription:
 
 
 def _at_present(value: Any) -> Any:
-    """Plain values with the paths of parts where these are now; files name where they were."""
+    """Plain values with the import paths of parts updated: files name where the parts used to be."""
     if isinstance(value, Mapping):
         new = {name: _at_present(inner) for name, inner in value.items()}
         if isinstance(value.get("class_path"), str):
@@ -112,7 +112,7 @@ def _at_present(value: Any) -> Any:
 
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A builder's arguments without those that name other weights, which the trained ones replace; at every depth."""
+    """A builder's arguments without those that name weights to start from, at every depth: the file's replace them."""
     return {
         name: without_weights(value) if isinstance(value, Mapping) else value
         for name, value in arguments.items()
@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: object) -> bool:
-    """None, text, finite numbers, lists and dictionaries of them; a part has a path and arguments alone."""
+    """None, text, finite numbers, lists and dictionaries of them; a part has only a path and arguments."""
     if isinstance(value, Mapping):
         if is_part(value) and not (
             _is_path(value["class_path"])

@@ -1,4 +1,4 @@
-"""Weights files: a network's parameters in half precision with its description (safetensors)."""
+"""Weights files: a network's parameters in half precision and its description (safetensors)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMAT, _OLD_FORMAT = "pcea weights 2", "pcea weights 1"
 
 
 def save_weights(path: str | Path, stored: StoredNetwork) -> None:
-    """Write a weights file: parameters in fp16, statistics of batch norm in fp32."""
+    """Write a weights file: parameters in fp16, batch-norm statistics in fp32."""
     from safetensors.torch import save_file
 
     state = {
@@ -36,7 +36,7 @@ def shipped_weights() -> list[str]:
 
 
 def load_weights(name_or_path: str | Path) -> StoredNetwork:
-    """Read a weights file, or one that comes with pcea by its name, such as `modelnet40_eat_cpu`.
+    """Read a weights file, or, by name, one that comes with pcea, such as `modelnet40_eat_cpu`.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -69,7 +69,7 @@ def load_weights(name_or_path: str | Path) -> StoredNetwork:
 
 
 def _of_first_format(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a file from before files said their task: the builder and what is noted tell."""
+    """Describe a file from before files named their task, from its builder and its other fields."""
     builder = content.get("builder")
     if builder in ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet"):
         task = "objects"

@@ -1,4 +1,4 @@
-"""Build a network from its description. A file's word alone imports nothing outside pcea."""
+"""Build a network from its description. A file alone cannot make pcea import anything outside pcea."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pcea.io.description import NetworkDescription, StoredNetwork, is_part, with
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# Where networks and their parts are defined. Elsewhere in pcea nothing can be named by a file.
+# Where networks and their parts are defined. A file can name nothing elsewhere in pcea.
 _MODULES = ("pcea.models", "pcea.nn")
 
-# What wrong arguments may end in.
+# What wrong arguments may raise.
 _BUILDING_ERRORS = (
     TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError, AssertionError,
 )  # fmt: skip
@@ -30,7 +30,7 @@ _BUILDING_ERRORS = (
 def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] = ()) -> nn.Module:
     """Build the network of a checkpoint or weights file, with its weights, in evaluation mode.
 
-    The builder and the parts among its arguments must be networks and layers of pcea, or lie in a package that the
+    The builder and the parts among its arguments must be networks and layers of pcea, or come from a package that the
     user names. This is checked for all of them, at every depth, before anything is imported; and the sizes of the
     weights are compared with those of the network before memory is taken for it.
 
@@ -54,10 +54,10 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Give a network the weights of a file.
+    """Load the weights of a file into a network.
 
     Raises:
-        ValueError: If they are of another network, or not finite.
+        ValueError: If they belong to another network, or are not finite.
     """
     _check_shapes(network, state, where)
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
@@ -72,7 +72,7 @@ def _call(builder: Callable[..., Any], description: NetworkDescription, where: s
     except _BUILDING_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{where}: {description.builder} cannot be built with the arguments there: {reason}"
+            f"{where}: {description.builder} cannot be built with the arguments in the file: {reason}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{where}: {description.builder} does not build a torch.nn.Module.")
@@ -106,7 +106,7 @@ def builds_networks(function: object) -> bool:
         return False
     hints = typing.get_type_hints(function)
     made = hints.pop("return", None)
-    # Functions that change a network take one; they are not for files to call.
+    # Functions that take a network change it; a file must not call them.
     return _is_module(made) and not any(map(_is_module, hints.values()))
 
 
@@ -115,7 +115,7 @@ def _is_module(hint: object) -> bool:
 
 
 def _part_paths(value: object) -> list[str]:
-    """The import paths of all parts in arguments, at every depth."""
+    """Import paths of all parts in arguments, at every depth."""
     if isinstance(value, Mapping):
         own = [str(value["class_path"])] if is_part(value) else []
         return own + [path for inner in value.values() for path in _part_paths(inner)]
@@ -145,7 +145,7 @@ def _resolve(path: str, where: str) -> Callable[..., Any]:
 
 
 def _arguments(builder: Callable[..., Any], written: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Keyword arguments with their parts built: called, or where the builder takes a function, prepared."""
+    """Keyword arguments with their parts built; a partial where the builder takes a callable."""
     hints = typing.get_type_hints(getattr(builder, "__init__") if isinstance(builder, type) else builder)  # noqa: B009
     return {name: _argument(value, hints.get(name), where) for name, value in written.items()}
 
@@ -173,7 +173,7 @@ def _check_shapes(network: nn.Module, state: Mapping[str, Tensor], where: str) -
 
 
 def difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> str:
-    """How the shapes of a network's weights differ from those of a file, in words."""
+    """Say how the shapes of a network's weights differ from those in a file."""
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     first = differing[0]
     here, there = ours.get(first, "none"), theirs.get(first, "none")
@@ -183,12 +183,12 @@ def difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[i
 def start_from(
     builder: Callable[..., Network], weights: str | Path, *, num_classes: int | None, **sizes: int | None
 ) -> Network:
-    """A network of the size and with the weights of a file; other numbers of classes get a new head.
+    """Build a network with the sizes and weights of a file; another number of classes gets a new head.
 
     Args:
-        builder: The function that asks.
+        builder: The calling function.
         weights: A weights file, a checkpoint, or the name of either; see `read_network`.
-        num_classes: Number of classes; None for that of the file.
+        num_classes: Number of classes; None for the file's.
         **sizes: Other arguments that decide the shape of the head, such as `num_categories`; None for the file's.
 
     Returns:
@@ -197,7 +197,7 @@ def start_from(
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights are of another builder.
+        ValueError: If the weights belong to another builder.
     """
     stored = read_network(weights)
     made_by = stored.description.builder.rpartition(".")[2]
@@ -214,11 +214,11 @@ def start_from(
 
 
 def actual_arguments(written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
-    """The arguments that build a network from nothing, of those that a configuration gives.
+    """The arguments that build a configured network from scratch, without weights to start from.
 
     Args:
-        written: What the configuration says; where it starts from weights, their file decides the sizes.
-        network: What was built by it.
+        written: Arguments in the configuration; if it starts from weights, their file decides the sizes.
+        network: The network built from them.
     """
     arguments = dict(written)
     if arguments.get("weights"):

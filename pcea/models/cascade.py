@@ -13,22 +13,22 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-# Of the three stages: IoU with an object from which a box is one, weights of the regression, weight of the losses.
+# Of each stage: IoU from which a box counts as an object, weights of the regression, weight of the losses.
 _OVERLAPS = (0.5, 0.6, 0.7)
 _REGRESSION_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 _LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
 class CascadeHeads(nn.Module):
-    """Three RoI heads in a row, in the place of torchvision's `RoIHeads`.
+    """Three RoI heads in a row, in place of torchvision's `RoIHeads`.
 
     Every stage moves its boxes by one regression for all classes, and the moved boxes are the proposals of the next.
-    The first stage samples proposals as Faster R-CNN does, objects among them; the others train on all boxes that they
+    The first stage samples proposals as Faster R-CNN does, true boxes included; the others train on all boxes that they
     get. In evaluation the classifiers of all stages judge the proposals of the last, and their mean is the score. Masks
-    are of the boxes of the last stage, if it has a mask head.
+    are made for the boxes of the last stage, if it has a mask head.
 
     Args:
-        first: Heads of a Faster R-CNN, which become the first stage; the others take their sizes.
+        first: Heads of a Faster R-CNN, which become the first stage; the others copy its sizes.
     """
 
     def __init__(self, first: RoIHeads):
@@ -63,13 +63,13 @@ class CascadeHeads(nn.Module):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections in evaluation, losses in training; arguments and results as of torchvision's `RoIHeads`.
+        """Detections in evaluation, losses in training; arguments and results as for torchvision's `RoIHeads`.
 
         Args:
             features: Feature maps by name, (B, C, H, W).
             proposals: Boxes of each image, (N, 4).
             image_shapes: Rows and columns of each image, without padding.
-            targets: Objects of each image; in training.
+            targets: Objects of each image; only in training.
         """
         losses: dict[str, Tensor] = {}
         for i, stage in enumerate(self.stages):
@@ -94,7 +94,7 @@ class CascadeHeads(nn.Module):
     def _moved(
         self, stage: RoIHeads, regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[Tensor]:
-        """Boxes (N, 4) of each image after a stage's regression; in training without those of no area."""
+        """Boxes (N, 4) of each image after a stage's regression; in training without those that have no area."""
         boxes = stage.box_coder.decode(regression, proposals).view(-1, 4).split([len(boxes) for boxes in proposals])
         moved = [clip_boxes_to_image(found, shape) for found, shape in zip(boxes, image_shapes)]
         return [found[remove_small_boxes(found, 1e-2)] for found in moved] if self.training else moved
@@ -110,7 +110,7 @@ class CascadeHeads(nn.Module):
         last = self.stages[-1]
         scores = torch.stack([stage.box_predictor(stage.box_head(pooled))[0].softmax(-1) for stage in self.stages])
         mean = scores.mean(0)  # (all N, P + 1)
-        # torchvision takes logits, and these are: their softmax is the mean.
+        # torchvision takes logits: the softmax of the log is the mean itself.
         found = last.postprocess_detections(mean.log(), regression.repeat(1, mean.shape[1]), proposals, image_shapes)
         detections = [{"boxes": b, "scores": s, "labels": labels} for b, s, labels in zip(*found)]
         if last.has_mask():
@@ -145,7 +145,7 @@ def _mask_loss(
     labels: list[Tensor],
     targets: list[dict[str, Tensor]],
 ) -> Tensor:
-    """Loss of the masks in those proposals that are objects."""
+    """Mask loss of the proposals that are objects."""
     objects = [label > 0 for label in labels]
     boxes = [image[real] for image, real in zip(proposals, objects)]
     matched = [image[real] for image, real in zip(matched, objects)]

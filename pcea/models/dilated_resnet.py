@@ -1,4 +1,4 @@
-"""ResNet whose last stages keep their resolution: the backbone of networks with a class for every pixel.
+"""ResNet whose last stages keep their resolution: the backbone for semantic segmentation.
 
 Source: ResNet (He et al., 2016) with dilation and multi-grid (Chen et al., "Rethinking Atrous Convolution", 2017).
 """
@@ -15,23 +15,23 @@ from pcea.models.resnet import imagenet_weights
 
 
 class DilatedResNet(nn.Module):
-    """Images to feature maps, by torchvision's bottleneck blocks and with the names of its `ResNet`.
+    """Images to feature maps with torchvision's bottleneck blocks and the names of its `ResNet`.
 
     Where a stage would exceed the output stride, its blocks are dilated instead. In the last stage the dilation also
-    doubles from block to block (multi-grid 1, 2, 4); the first block of a stage keeps that of the stage before.
+    doubles from block to block (multi-grid 1, 2, 4); the first block of a stage keeps the dilation of the stage before.
     Without ImageNet weights every block starts as its shortcut alone, its last batch norm at zero: otherwise ResNet-50
-    multiplies what bf16 rounds off a hundredfold, and learns slowly in it.
+    amplifies the rounding errors of bf16 a hundredfold, and learns slowly in it.
 
     Args:
         in_channels: Channels of the image.
         depth: Blocks of the four stages.
         width: Width of the first stage's bottleneck; the output has 32 times as many channels.
-        output_stride: Pixels of the image, along each side, that become one of the feature map: 8 or 16.
+        output_stride: Pixels of the image, along each side, that become one pixel of the feature map: 8 or 16.
         stem: "deep": three 3x3 convolutions, the last twice as wide. "plain": one 7x7 convolution.
         pretrained: Start from torchvision's ImageNet weights, which are downloaded.
 
     Raises:
-        ValueError: If an option is unknown, or there are no ImageNet weights of this network.
+        ValueError: If an option is unknown, or there are no ImageNet weights for this network.
         FileNotFoundError: If the ImageNet weights cannot be downloaded.
     """
 
@@ -101,7 +101,7 @@ def _deep_stem(in_channels: int, width: int) -> nn.Sequential:
 
 
 def _stage(in_channels: int, width: int, stride: int, dilations: Sequence[int]) -> nn.Sequential:
-    from torchvision.models.resnet import Bottleneck  # importing pcea does not wait for torchvision
+    from torchvision.models.resnet import Bottleneck  # importing pcea must not wait for torchvision
 
     out_channels = 4 * width
     shortcut = nn.Sequential(_conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels))

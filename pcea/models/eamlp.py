@@ -29,7 +29,7 @@ def soft_split(image: Tensor, *, kernel_size: int, stride: int) -> Tensor:
     Args:
         image: (B, C, H, W).
         kernel_size: Side K of a patch.
-        stride: Distance of patches. Sides that it divides become side / stride patches.
+        stride: Distance between patches. A side that it divides gives side / stride patches.
 
     Returns:
         Patches, (B, H', W', C K K), channel by channel and each row by row, as `torch.nn.Unfold` orders them.
@@ -39,7 +39,7 @@ def soft_split(image: Tensor, *, kernel_size: int, stride: int) -> Tensor:
 
 
 def _count(length: int, kernel_size: int, stride: int) -> int:
-    """Patches along a side."""
+    """Number of patches along a side."""
     return (length + 2 * _padding(kernel_size, stride) - kernel_size) // stride + 1
 
 
@@ -75,13 +75,13 @@ class ExternalTokenTransformer(nn.Module):
 
 
 class TokensToToken(nn.Module):
-    """The T2T module: soft splits, each of which makes one token of overlapping neighbours, and layers between them.
+    """The T2T module: soft splits, each making one token of overlapping neighbours, and layers between them.
 
     Args:
         in_channels: Channels of the image.
         dim: Width D of the tokens that it returns.
         kernel_sizes: Side of the patches of each soft split.
-        strides: Distance of the patches of each soft split; their product is the side of a token in pixels.
+        strides: Distance between the patches of each soft split; their product is the side of a token in pixels.
         token_dim: Width of the layers between soft splits.
         memory_units: Slots S of their external attention.
         dropout: Dropout in them.
@@ -90,7 +90,7 @@ class TokensToToken(nn.Module):
         ValueError: If there is not one stride for each kernel size, or a stride exceeds its kernel size.
 
     Source:
-        Yuan et al., 2021, section 3.1, with external attention for self-attention.
+        Yuan et al., 2021, section 3.1, with external attention in place of self-attention.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TokensToToken(nn.Module):
             ExternalTokenTransformer(c * k * k, token_dim, memory_units=memory_units, dropout=dropout)
             for c, k in zip(channels[:-1], kernel_sizes)
         )
-        # The last soft split and the linear map after it, which together are a convolution.
+        # The last soft split and the linear map after it together are a convolution.
         k, s = kernel_sizes[-1], strides[-1]
         self.project = nn.Conv2d(channels[-1], dim, k, stride=s, padding=_padding(k, s))
 
@@ -134,7 +134,7 @@ class TokensToToken(nn.Module):
         return self.project(image).flatten(2).transpose(1, 2)
 
     def token_grids(self, image: Tensor) -> dict[str, tuple[int, int]]:
-        """Rows and columns of the tokens after each soft split, the last one's as `project`; for `record_attention`."""
+        """Rows and columns of the tokens after each soft split, the last one as `project`; for `record_attention`."""
         names = [*(f"layers.{i}" for i in range(len(self.layers))), "project"]
         grids, (rows, columns) = {}, image.shape[2:]
         for name, kernel_size, stride in zip(names, self.kernel_sizes, self.strides):
@@ -164,7 +164,7 @@ class TransformerBlock(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        from torchvision.ops import StochasticDepth  # importing pcea does not wait for torchvision
+        from torchvision.ops import StochasticDepth  # importing pcea must not wait for torchvision
 
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention(dim)
@@ -179,7 +179,7 @@ class TransformerBlock(nn.Module):
 
 
 class ImageTransformer(nn.Module):
-    """A class for every image: T2T module, transformer blocks, a linear layer on one token.
+    """Image classifier: T2T module, transformer blocks, a linear layer on one token.
 
     Args:
         attention: Builds the attention of a block from its width: `MultiHeadExternalAttention` gives EAMLP.
@@ -188,23 +188,23 @@ class ImageTransformer(nn.Module):
         dim: Width D of the blocks.
         depth: Number of blocks.
         mlp_ratio: Width of a block's MLP as a multiple of D.
-        kernel_sizes: See `TokensToToken`; (7, 3, 3) and (4, 2, 2) make 14 x 14 tokens of 224 x 224 pixels.
+        kernel_sizes: See `TokensToToken`; (7, 3, 3) and (4, 2, 2) make 14 x 14 tokens from 224 x 224 pixels.
         strides: See `TokensToToken`.
         token_dim: See `TokensToToken`.
         token_memory_units: Slots of the external attention in the T2T module.
         token_dropout: Dropout in the T2T module.
-        norm: Before the MLPs: "layer", or "batch" for EAMLP-BN.
-        drop_path: That of the last block (see `TransformerBlock`); it grows linearly from 0 at the first.
-        pool: What is classified: "class", a token that is added to those of the image, as published; or "mean", the
-            mean of those of the image. External attention brings little of them to the class token at first, so that
-            small networks learn faster from the mean.
-        init: How the linear layers begin: "normal", at a standard deviation of 0.02, as published; or "xavier", uniform
-            by the width (Glorot and Bengio, 2010). At the former, the tokens of a narrow network are far smaller than
-            the position table that is added to them, and it learns slowly.
+        norm: Norm before the MLPs: "layer", or "batch" for EAMLP-BN.
+        drop_path: Probability in the last block (see `TransformerBlock`); it grows linearly from 0 in the first.
+        pool: What is classified: "class", an extra token beside those of the image, as published; or "mean", the mean
+            of the image's tokens. External attention at first brings little of them to the class token, so small
+            networks learn faster from the mean.
+        init: How the linear layers start: "normal", with a standard deviation of 0.02, as published; or "xavier",
+            uniform by the width (Glorot and Bengio, 2010). With the former, the tokens of a narrow network are far
+            smaller than the position table that is added to them, and it learns slowly.
 
     Raises:
-        ValueError: If `norm`, `pool` or `init` is unknown, `drop_path` no probability, or the soft splits do not fit
-            (see `TokensToToken`).
+        ValueError: If `norm`, `pool` or `init` is unknown, `drop_path` is not a probability, or the soft splits do not
+            fit (see `TokensToToken`).
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class ImageTransformer(nn.Module):
             normal(self.class_token)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                # The convolution is a linear map of patches, so it counts as one.
+                # The convolution is a linear map of patches, so it is treated as one.
                 fill = nn.init.xavier_uniform_ if init == "xavier" and module is not self.head else normal
                 fill(module.weight.data.flatten(1))
                 if module.bias is not None:
@@ -276,7 +276,7 @@ class ImageTransformer(nn.Module):
         """Classify images (B, in_channels, H, W) of any size; logits (B, num_classes).
 
         Raises:
-            ValueError: If the images have another shape, or not a single patch.
+            ValueError: If the images have another shape, or are smaller than a patch.
         """
         smallest = self.tokenizer.smallest
         if images.ndim != 4 or images.shape[1] != self.in_channels or min(images.shape[2:]) < smallest:
@@ -300,14 +300,14 @@ class ImageTransformer(nn.Module):
 
     def _position(self, count: int) -> Tensor:
         position: Tensor = self.position  # type: ignore[assignment]
-        # In a graph for images of any size the number of tokens is a symbol, and the table is made there.
+        # In a graph for images of any size the number of tokens is a symbol, so the table is made in the graph.
         if isinstance(count, int) and count <= len(position):
             return position[:count]
         return sinusoid_table(count, position.shape[1], device=position.device).to(position.dtype)
 
 
 def sinusoid_table(count: int, dim: int, *, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines of the position p in turn, at wavelengths from 2 pi to 10,000 times that; (count, dim).
+    """Alternating sines and cosines of the position p, at wavelengths from 2 pi to 10,000 times that; (count, dim).
 
     Channels 2i and 2i + 1 are sin and cos of p / 10000^(2i / dim).
     """

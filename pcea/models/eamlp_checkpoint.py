@@ -36,11 +36,11 @@ _BLOCK = {
 def load_eamlp_checkpoint(model: ImageTransformer, path: str | Path) -> ImageTransformer:
     """Load a checkpoint in the authors' layout; the model then gives their network's outputs, at any image size.
 
-    A checkpoint of their training script holds two sets of weights; the averaged ones are loaded, by which the authors
-    evaluate. The file is read as weights only: code in it is never executed. Nothing is loaded unless everything fits.
+    A checkpoint of their training script holds two sets of weights; the authors evaluate the averaged ones, so these
+    are loaded. The file is read as weights only: its code is never executed. Nothing is loaded unless everything fits.
 
     Args:
-        model: What `eamlp_7(num_classes)`, `eamlp_14` or `eamlp_19` returns.
+        model: The result of `eamlp_7(num_classes)`, `eamlp_14` or `eamlp_19`.
         path: The file, such as `model_best.pth.tar`.
 
     Returns:
@@ -60,7 +60,7 @@ def load_eamlp_checkpoint(model: ImageTransformer, path: str | Path) -> ImageTra
     loaded = {}
     for ours, theirs in names.items():
         if theirs not in weights:
-            raise ValueError(f"{path} does not fit: the model needs {theirs}. Is it of EAMLP, and of this depth?")
+            raise ValueError(f"{path} does not fit: the model needs {theirs}. Is it EAMLP, and of this depth?")
         weight = weights.pop(theirs)
         if ours.endswith(".attention.value"):
             weight = weight.T  # a linear map's (C, S)
@@ -103,7 +103,7 @@ def _is_sinusoid_table(position: Tensor) -> bool:
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    # The namespace holds the options of the authors' training, beside the weights.
+    # The namespace holds the authors' training options, beside the weights.
     content = load_safely(path, allowed=[argparse.Namespace])
     if isinstance(content, Mapping):
         content = content.get("state_dict_ema") or content.get("state_dict") or content

@@ -16,7 +16,7 @@ from pcea.nn.layers import ExternalAttention2d
 
 
 class EANet(nn.Module):
-    """A class for every pixel: dilated ResNet, 3x3 convolution, external attention, 3x3 convolution, 1x1 convolution.
+    """Semantic segmenter: dilated ResNet, 3x3 convolution, external attention, 3x3 convolution, 1x1 convolution.
 
     Args:
         num_classes: Number of classes.
@@ -26,12 +26,12 @@ class EANet(nn.Module):
         output_stride: See `DilatedResNet`: 8 as published, 16 is several times cheaper.
         stem: See `DilatedResNet`: "deep" as published.
         memory_units: Slots S of the external attention.
-        tied: One parameter as key and value memory. False is what the published runs trained: two that start equal.
-        dropout: Share of the feature maps that is dropped before the last convolution in training.
+        tied: One parameter as key and value memory. The published runs trained with False: two that start equal.
+        dropout: Share of the feature maps that are dropped before the last convolution in training.
         pretrained: Start the backbone from torchvision's ImageNet weights, which are downloaded; needs the plain stem.
 
     Raises:
-        ValueError: If an option of the backbone is unknown, or there are no ImageNet weights of it.
+        ValueError: If an option of the backbone is unknown, or there are no ImageNet weights for it.
         FileNotFoundError: If the ImageNet weights cannot be downloaded.
     """
 
@@ -50,7 +50,7 @@ class EANet(nn.Module):
         pretrained: bool = False,
     ):
         super().__init__()
-        from torchvision.ops import Conv2dNormActivation  # importing pcea does not wait for torchvision
+        from torchvision.ops import Conv2dNormActivation  # importing pcea must not wait for torchvision
 
         self.num_classes, self.in_channels = num_classes, in_channels
         self.backbone = DilatedResNet(

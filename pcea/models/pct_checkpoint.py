@@ -54,11 +54,11 @@ def load_pct_checkpoint(
 ) -> PointTransformerClassifier:
     """Load a checkpoint of the PyTorch port of PCT; the model then gives the port's outputs.
 
-    Names with the prefix `module.`, as `DataParallel` writes them, are understood. A file is read as weights only:
+    The prefix `module.` that `DataParallel` writes is accepted. A file is read as weights only:
     code in it is never executed. Nothing is loaded unless everything fits.
 
     Args:
-        model: What `pct_classifier(num_classes)` returns.
+        model: The result of `pct_classifier(num_classes)`.
         path_or_state_dict: The checkpoint file, or its content.
 
     Returns:
@@ -83,7 +83,7 @@ def load_pct_checkpoint(
     expected = {*names.values(), *keys.values()}
     if weights.keys() != expected:
         missing, unexpected = _listed(expected - weights.keys()), _listed(weights.keys() - expected)
-        raise ValueError(f"{source} is no checkpoint of PCT; missing: {missing}; unexpected: {unexpected}.")
+        raise ValueError(f"{source} is not a checkpoint of PCT; missing: {missing}; unexpected: {unexpected}.")
 
     loaded = {}
     for name, theirs in names.items():

@@ -1,15 +1,15 @@
 """Detectors on a ResNet with external attention: Faster, Mask and Cascade R-CNN, RetinaNet.
 
-All are torchvision's, with its names in the state, so that its trained detectors fit where there is no external
-attention. Called with images, each (3, H, W) in 0..1 and of any size, they return in evaluation a dictionary for each:
+All are torchvision's and keep its names in the state, so that its trained detectors fit if there is no external
+attention. Called with images, each (3, H, W) in 0..1 and of any size, in evaluation they return a dictionary for each:
 
 - boxes: (K, 4), x1 y1 x2 y2 in the pixels of the image, by falling score;
 - labels: (K,) int64, 1..P;
 - scores: (K,), 0..1;
-- masks: (K, 1, H, W), probabilities; only of detectors with masks;
+- masks: (K, 1, H, W), probabilities; only from detectors with masks;
 
-in training, called with targets too, their losses by name. Targets are those of `pcea.datasets.batches.ObjectBatch`,
-of which boxes, labels and masks count. An image may be without objects.
+in training, called with targets too, they return their losses by name. Targets are those of
+`pcea.datasets.batches.ObjectBatch`; boxes, labels and masks are used. An image may have no objects.
 
 Source: Guo et al., 2021, who put one external attention before the feature pyramid.
 """
@@ -38,7 +38,7 @@ _LEVELS = ("0", "1", "2", "3")
 
 
 class FasterRCNN(detection.FasterRCNN):
-    """Faster R-CNN with a feature pyramid: boxes by two stages.
+    """Faster R-CNN with a feature pyramid: boxes in two stages.
 
     Args:
         num_classes: Number of classes P, without the background.
@@ -54,10 +54,10 @@ class FasterRCNN(detection.FasterRCNN):
         channels: Channels of the feature pyramid and of the heads on it.
         anchor_sizes: Side of the anchors of each of the five levels, in pixels of the scaled image; three shapes each.
         hidden: Width of the two layers that judge a box.
-        proposals: Boxes that the first stage hands on, in training and in evaluation; also of how many a level the best
-            are chosen.
-        box_batch: Proposals of an image that the second stage is trained on.
-        max_objects: Detections of an image, those of the highest scores.
+        proposals: Boxes that the first stage hands on, in training and in evaluation; also how many of the best it
+            takes from each level.
+        box_batch: Proposals per image that the second stage is trained on.
+        max_objects: Detections per image, those with the highest scores.
         score_threshold: Detections with a lower score are left out.
 
     Attributes:
@@ -139,7 +139,7 @@ class FasterRCNN(detection.FasterRCNN):
 
 
 class MaskRCNN(FasterRCNN):
-    """Mask R-CNN: Faster R-CNN and a mask in each box. Arguments as for `FasterRCNN`.
+    """Mask R-CNN: Faster R-CNN with a mask in each box. Arguments as for `FasterRCNN`.
 
     Source:
         He et al., 2017. 44.4M parameters at 90 classes with frozen norms and without external attention.
@@ -153,10 +153,10 @@ class MaskRCNN(FasterRCNN):
 
 
 class CascadeRCNN(FasterRCNN):
-    """Cascade R-CNN: Faster R-CNN whose second stage is three, each with better boxes and stricter about them.
+    """Cascade R-CNN: Faster R-CNN with three second stages, each with better boxes and a stricter IoU threshold.
 
     Args:
-        mask: Whether a mask is found in each box of the last stage, too.
+        mask: Whether to find a mask in each box of the last stage too.
         options: Arguments as for `FasterRCNN`.
 
     Source:
@@ -174,7 +174,7 @@ class CascadeRCNN(FasterRCNN):
 
 
 class RetinaNet(detection.RetinaNet):
-    """RetinaNet: boxes by one stage, trained with the focal loss.
+    """RetinaNet: boxes in one stage, trained with the focal loss.
 
     Args:
         num_classes: Number of classes P, without the background.
@@ -190,7 +190,7 @@ class RetinaNet(detection.RetinaNet):
         channels: Channels of the feature pyramid and of the heads on it.
         anchor_sizes: Side of the smallest anchors of each of the five levels, in pixels of the scaled image; three
             sizes, a third of an octave apart, and three shapes each.
-        max_objects: Detections of an image, those of the highest scores.
+        max_objects: Detections per image, those with the highest scores.
         score_threshold: Detections with a lower score are left out.
 
     Attributes:
@@ -260,15 +260,15 @@ class RetinaNet(detection.RetinaNet):
     def postprocess_detections(
         self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Boxes, scores and labels by torchvision, the background not among them."""
+        """Boxes, scores and labels from torchvision, without the background."""
         logits = [F.pad(level[..., 1:], (1, 0), value=-torch.inf) for level in head_outputs["cls_logits"]]
         return super().postprocess_detections({**head_outputs, "cls_logits": logits}, anchors, image_shapes)
 
 
 class _Pyramid(nn.Module):
-    """Some levels of a ResNet, and the feature pyramid on them, in fp32 also under autocast.
+    """Some levels of a ResNet and the feature pyramid on them, in fp32 even under autocast.
 
-    torchvision makes its anchors in the type of these maps, and bf16 has no odd numbers of pixels above 256.
+    torchvision makes its anchors in the dtype of these maps, and bf16 has no odd numbers above 256.
     """
 
     def __init__(self, body: ResNet, *, channels: int, levels: Sequence[str], extra: ExtraFPNBlock):
@@ -284,7 +284,7 @@ class _Pyramid(nn.Module):
 
 
 def _exact(output: Any) -> Any:
-    """Tensors in lists and dictionaries, in fp32 at least."""
+    """Tensors in lists and dictionaries, converted to at least fp32."""
     if isinstance(output, Tensor):
         return output.to(torch.promote_types(output.dtype, torch.float32))
     if isinstance(output, dict):
@@ -293,7 +293,7 @@ def _exact(output: Any) -> Any:
 
 
 def _exactly(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
-    """Hook of the last layers: boxes are made of their output, in its type."""
+    """Hook of the last layers: boxes are made from their output, in its dtype."""
     return _exact(output)
 
 
@@ -310,13 +310,13 @@ def _add_masks(heads: RoIHeads, channels: int, num_classes: int) -> None:
 
 
 class _AsItIs(GeneralizedRCNNTransform):
-    """Normalizes images, and makes a batch of them, without scaling them."""
+    """Normalizes images and batches them, without scaling."""
 
     def __init__(self, like: GeneralizedRCNNTransform):
         super().__init__(like.min_size, like.max_size, like.image_mean, like.image_std)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """As torchvision's, but as it is."""
+        """Return image and target unchanged."""
         return image, target
 
 
@@ -337,7 +337,7 @@ def _check_options(num_classes: int, image_size: Sequence[int] | None, anchor_si
 def _checked_targets(
     network: FasterRCNN | RetinaNet, images: list[Tensor], targets: list[dict[str, Tensor]] | None
 ) -> list[dict[str, Tensor]] | None:
-    """Check images and targets; the targets, if they are needed."""
+    """Check images and targets; returns the targets if they are needed."""
     for image in images:
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             raise ValueError(f"images must each be float (3, H, W), got {image.dtype} {tuple(image.shape)}.")

@@ -14,23 +14,23 @@ from pcea.nn.layers import ExternalAttention2d
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet without its classifier, and one EANet block at the end of the last stage.
+    """torchvision's ResNet without its classifier, with one EANet block at the end of the last stage.
 
-    The block starts as the identity, its batch norm at zero, so that a pretrained network starts as it was. Without
-    the block the same seed gives the same other weights. Without ImageNet weights every residual block starts as its
-    shortcut too.
+    The block starts as the identity, its batch norm at zero, so that a pretrained network starts unchanged. The same
+    seed gives the other weights the same values with and without the block. Without ImageNet weights every residual
+    block starts as its shortcut too.
 
     Args:
         depth: Layers: 18, 34, 50 or 101.
-        external_attention: Whether the EANet block is there. Its memories are two parameters, as in `EANet`.
-        attention_width: Channels inside the block, those of the last stage by default. The paper does not say whether
-            its block narrows the 2,048 channels of ResNet-50.
+        external_attention: Whether to add the EANet block. Its memories are two parameters, as in `EANet`.
+        attention_width: Channels inside the block; by default as many as in the last stage. The paper does not say
+            whether its block narrows the 2,048 channels of ResNet-50.
         memory_units: Slots S of the external attention.
-        norm: "batch", or "frozen": batch norm that keeps its weights and statistics, for pretrained networks in batches
-            of few images. That of the EANet block, which nothing has trained, is never frozen.
+        norm: "batch", or "frozen": batch norm that keeps its weights and statistics, for pretrained networks and
+            small batches. The norm of the EANet block, which is not pretrained, is never frozen.
         pretrained: Start from torchvision's ImageNet weights, which are downloaded.
-        trainable_stages: How many of stem and four stages are trained, counted from the last; the EANet block always
-            is.
+        trainable_stages: How many of the stem and four stages are trained, counted from the last; the EANet block
+            always is.
 
     Attributes:
         channels: Channels of the four outputs.
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
         trainable_stages: int = 5,
     ):
         super().__init__()
-        from torchvision import models, ops  # importing pcea does not wait for torchvision
+        from torchvision import models, ops  # importing pcea must not wait for torchvision
 
         if depth not in (18, 34, 50, 101):
             raise ValueError(f"depth must be 18, 34, 50 or 101, got {depth}.")
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
 
 
 def imagenet_weights(weights: Any) -> Mapping[str, Tensor]:
-    """Download the state of a torchvision network, unless it is there.
+    """Load the state of a torchvision network, downloading it if needed.
 
     Args:
         weights: An entry of a torchvision enumeration of weights.

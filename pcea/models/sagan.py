@@ -1,4 +1,4 @@
-"""SAGAN: class-conditional generation of images, with the attention passed in.
+"""SAGAN: class-conditional image generation, with the attention passed in.
 
 Source: "Self-Attention Generative Adversarial Networks" (Zhang et al., 2019) with external attention (Guo et al., 2021,
 section 4.4); widths and places of the attention as in StudioGAN (Kang et al., 2023).
@@ -23,7 +23,7 @@ _SIDE = 4
 
 
 class Generator(nn.Module):
-    """Images of given classes from noise: a linear layer and one block for each doubling of the 4 x 4 feature map.
+    """Makes images of given classes from noise: a linear layer and one block per doubling of the 4 x 4 feature map.
 
     At 32 pixels all blocks have 4 `width` channels; from 64 pixels on each has half as many as the one before, the last
     one `width`. The attention stands where the feature map is half as large as the image: after block 2 at 32 pixels,
@@ -35,10 +35,10 @@ class Generator(nn.Module):
         num_classes: Number of classes.
         image_size: Height and width of the images, 16, 32, 64, ...
         width: 64 as published; half of it makes every layer half as wide.
-        latent_dim: Numbers of noise that one image is made of.
+        latent_dim: Length of the noise vector of an image.
 
     Raises:
-        ValueError: If the size of the images is none of those.
+        ValueError: If `image_size` is not one of these.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Generator(nn.Module):
         """Make images.
 
         Args:
-            latent: Noise of the standard normal distribution, (B, latent_dim).
+            latent: Standard normal noise, (B, latent_dim).
             label: Class of each image, (B,).
 
         Returns:
@@ -91,7 +91,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """How real an image of its class looks: blocks that halve the feature map, and a projection on the class.
+    """Judges how real an image of a class looks: blocks that halve the feature map, and a projection on the class.
 
     At 32 pixels two blocks halve and two follow, all with 2 `width` channels; from 64 pixels on a block halves until
     4 x 4 are left and one follows, with `width` channels in the first and twice as many in each next one. The attention
@@ -104,7 +104,7 @@ class Discriminator(nn.Module):
         width: 64 as published; half of it makes every layer half as wide.
 
     Raises:
-        ValueError: If the size of the images is none of those.
+        ValueError: If `image_size` is not one of these.
 
     Source:
         The projection: "cGANs with Projection Discriminator" (Miyato and Koyama, 2018).
@@ -143,7 +143,7 @@ class Discriminator(nn.Module):
             label: Class of each image, (B,).
 
         Returns:
-            Scores, (B,), larger for what looks real; of no scale.
+            Scores, (B,), larger for images that look real; without a scale.
 
         Raises:
             ValueError: If the images have another shape.
@@ -187,14 +187,14 @@ class ScaledAttention(nn.Module):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm with scale and shift of the image's class.
+    """Batch norm with a scale and shift per class.
 
     Args:
         channels: Channels C.
         num_classes: Number of classes.
 
     Source:
-        Dumoulin et al., 2017, with the scale learned as its difference from 1.
+        Dumoulin et al., 2017, with the scale learned as a difference from 1.
     """
 
     def __init__(self, channels: int, num_classes: int):
@@ -204,7 +204,7 @@ class ConditionalBatchNorm(nn.Module):
         self.shift = nn.Embedding(num_classes, channels)
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """Map a feature map (B, C, H, W) of classes (B,) to (B, C, H, W)."""
+        """Map a feature map (B, C, H, W) and classes (B,) to (B, C, H, W)."""
         x = self.norm(image)
         scale, shift = (embed(label)[:, :, None, None].to(x.dtype) for embed in (self.scale, self.shift))
         return torch.addcmul(shift, x, 1 + scale)
@@ -228,10 +228,10 @@ class GeneratorBlock(nn.Module):
         self.skip = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) of classes (B,) to (B, out_channels, 2 H, 2 W)."""
+        """Map (B, in_channels, H, W) and classes (B,) to (B, out_channels, 2 H, 2 W)."""
         x = self.conv1(_double(F.relu(self.norm1(image, label))))
         x = self.conv2(F.relu(self.norm2(x, label)))
-        return x + _double(self.skip(image))  # published the other way round: the same at four times the work
+        return x + _double(self.skip(image))  # published in the other order: the same result at four times the work
 
 
 class DiscriminatorBlock(nn.Module):
@@ -241,7 +241,7 @@ class DiscriminatorBlock(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the result.
         halve: Whether the result has half the sides.
-        first: The input is an image, so that no ReLU may come first.
+        first: The input is an image, so no ReLU may come first.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, halve: bool, first: bool):
@@ -273,7 +273,7 @@ def _doublings(image_size: int) -> int:
 
 
 def _initialize(network: nn.Module) -> None:
-    """Begin with orthogonal weights, and divide every matrix, those of an attention too, by its spectral norm."""
+    """Initialize orthogonally, and divide every matrix, including the attention's, by its spectral norm."""
     for module in [*network.modules()]:
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             nn.init.orthogonal_(module.weight)
@@ -288,7 +288,7 @@ def _initialize(network: nn.Module) -> None:
 def _normalized_weights(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Divide all weights by their spectral norms, once for the `with` block and in fp32.
 
-    Else a memory that is tied would be two, one power iteration apart, and autocast would iterate in half precision.
+    Otherwise a tied memory would become two, one power iteration apart, and autocast would iterate in half precision.
     """
     with parametrize.cached():
         with torch.autocast(device.type, enabled=False):

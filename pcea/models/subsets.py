@@ -1,4 +1,4 @@
-"""Label every point of a cloud by a network that was trained for fewer."""
+"""Label every point of a cloud with a network that was trained on fewer points."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def classify_in_subsets(
 ) -> Tensor:
     """Probabilities of every point of a cloud, which the network sees in random subsets of one size.
 
-    A network that embeds neighbours knows the density that it was trained for. So a cloud of more points is dealt out
-    into ceil(N / num_points) subsets; the last one is filled up with points of the first, whose results are averaged.
+    A network that embeds neighbours depends on the density that it was trained on. So a larger cloud is dealt out into
+    ceil(N / num_points) subsets; the last one is filled up with points of the first, whose results are averaged.
 
     Args:
         network: Maps points (B, N, 3) and features, with `category=` (B,), to logits (B, N, P).
