@@ -12,7 +12,7 @@ import torch
 from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_files, read_h5_clouds
 from pcea.datasets.points import PointDataset
 from pcea.io.points import Points, as_points, load_points
-from pcea.io.readers import read_table
+from pcea.io.tables import read_table
 
 Split = Literal["train", "test"]
 Layout = Literal["h5", "normals", "off"]

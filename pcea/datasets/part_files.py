@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.cache import Arrays, summarize
+from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, read_numpy
+from pcea.io.hdf5 import read_h5
 from pcea.io.ply import read_ply
 from pcea.io.points import as_points, normalize_points
-from pcea.io.readers import NORMAL_NAMES, POINT_NAMES, as_table, read_h5, read_numpy, read_table
+from pcea.io.tables import TABLES, read_columns
 
-LABEL_NAMES = ("label", "part_label", "part", "pid", "seg")
+# Names of a label's column or array, in lower case; the first that is there counts.
+LABEL_NAMES = (
+    "label", "part_label", "part", "pid", "seg", "labels", "segment", "segmentation", "class", "classification",
+    "scalar_label", "semantic_label", "semantic",
+)  # fmt: skip
 # What `read_part_files` returns, besides `normal`.
 ARRAYS = ("data", "label", "sizes", "category", "skipped")
 
@@ -37,9 +43,10 @@ class PartCloud(NamedTuple):
 def read_part_file(path: Path, *, with_normals: bool = False) -> PartCloud:
     """Read a file of labelled points, in its own units and order.
 
-    Text (.txt .csv .xyz .pts) and .npy have rows x y z label or x y z nx ny nz label; .npz and .h5 an array `points` or
-    `data` (N, 3), one of `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with one of `LABEL_NAMES`
-    as a property, and perhaps nx ny nz.
+    Text (.txt .csv .xyz .pts ...) and .npy have rows x y z label or x y z nx ny nz label, in any order and with other
+    columns if a header names x, y, z and one of `LABEL_NAMES`; .npz and .h5 an array `points` or `data` (N, 3), one of
+    `LABEL_NAMES` (N,), and perhaps `normals` or `normal`; .ply vertices with one of `LABEL_NAMES` as a property, and
+    perhaps nx ny nz.
 
     Args:
         path: The file.
@@ -173,8 +180,13 @@ def _to_classes(label: Tensor, classes: Sequence[int], first: int | None, path: 
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    content = read_numpy(path)
-    return content if isinstance(content, np.ndarray) else _join(content, path)
+    content = read_numpy(path, names=(*POINT_NAMES, *NORMAL_NAMES, *LABEL_NAMES))
+    if not isinstance(content, np.ndarray):
+        return _join(content, path)
+    if content.dtype.names:
+        records = content.reshape(-1)
+        return _join_columns({name: records[name] for name in content.dtype.names}, path)
+    return content[0] if content.ndim == 3 and len(content) == 1 else content
 
 
 def _read_h5(path: Path) -> np.ndarray:
@@ -182,7 +194,19 @@ def _read_h5(path: Path) -> np.ndarray:
 
 
 def _read_ply(path: Path) -> np.ndarray:
-    arrays = read_ply(path).columns
+    return _join_columns(read_ply(path).columns, path)
+
+
+def _read_text(path: Path) -> np.ndarray:
+    table = read_columns(path, labels=LABEL_NAMES)
+    if table.names and "label" not in table.names:
+        raise ValueError(f"{path} has no labels: its header names none of {', '.join(LABEL_NAMES)}.")
+    return table.rows
+
+
+def _join_columns(columns: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    """Join x y z, perhaps nx ny nz, and a label, in columns of any case, to rows."""
+    arrays = {name.lower(): column for name, column in columns.items()}
     for name, axes in (("points", ("x", "y", "z")), ("normals", ("nx", "ny", "nz"))):
         if {*axes} <= {*arrays}:
             arrays[name] = np.stack([arrays[axis] for axis in axes], axis=1)
@@ -195,13 +219,15 @@ def _join(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     label = next((arrays[name].reshape(-1) for name in LABEL_NAMES if name in arrays), None)
     if label is None:
         raise ValueError(f"{path} has no labels: it has none of {', '.join(LABEL_NAMES)}.")
+    if label.dtype.kind not in "fiub":
+        raise ValueError(f"{path}: labels must be numbers, got {label.dtype}.")
     if rows.ndim != 2 or rows.shape[1] not in (3, 6) or len(label) != len(rows):
         raise ValueError(f"{path}: points must be (N, 3) with N labels, got {rows.shape} and {label.shape}.")
     return np.hstack([rows, label[:, None]])
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    **dict.fromkeys((".txt", ".csv", ".xyz", ".pts"), read_table),
+    **dict.fromkeys(TABLES, _read_text),
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     ".h5": _read_h5,

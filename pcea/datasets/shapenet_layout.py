@@ -12,7 +12,7 @@ from pcea.datasets.cache import Arrays, cache_path, cached
 from pcea.datasets.part_files import ARRAYS, PartCloud, as_labels, read_part_file, read_part_files
 from pcea.datasets.parts import PartClasses
 from pcea.io.points import as_points
-from pcea.io.readers import read_table
+from pcea.io.tables import read_table
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 SPLIT_LISTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}

@@ -27,7 +27,9 @@ def as_mesh(path: Path, vertices: np.ndarray, polygons: np.ndarray | Sequence[Se
     Raises:
         ValueError: If a polygon names a vertex that is not there.
     """
-    if isinstance(polygons, np.ndarray) or len({*map(len, polygons)}) == 1:
+    if not len(polygons):
+        faces = np.empty((0, 3), dtype=np.int64)
+    elif isinstance(polygons, np.ndarray) or len({*map(len, polygons)}) == 1:
         corners = np.asarray(polygons, dtype=np.int64)
         fan = np.array([(0, i, i + 1) for i in range(1, corners.shape[1] - 1)], dtype=np.int64).reshape(-1, 3)
         faces = corners[:, fan].reshape(-1, 3)

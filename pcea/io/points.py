@@ -46,7 +46,9 @@ class Normalization(NamedTuple):
 
     @classmethod
     def of(cls, points: Tensor) -> Normalization:
-        """The normalization of points (..., N, 3), in their dtype."""
+        """The normalization of points (..., N, 3), in their dtype; in float64 where squares would leave float32."""
+        if points.dtype == torch.float32 and points.numel() and not 1e-10 < points.abs().max() < 1e15:
+            points = points.double()
         origin = points[..., :1, :]
         points = points - origin
         offset = points.mean(-2, keepdim=True)
@@ -175,7 +177,10 @@ def as_points(table: np.ndarray, *, path: Path, normals: Literal["none", "file",
 def _find_normals(table: np.ndarray, path: Path, normals: Literal["file", "required"]) -> Tensor | None:
     columns = torch.from_numpy(table[:, 3:6].astype(np.float32))
     # Colours in 0..1 are about as long, but differ in it.
-    if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().median()) < 0.1:
+    if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().nanmedian()) < 0.1:
+        bad = int((~columns.isfinite()).any(1).sum())
+        if bad:
+            raise ValueError(f"{path}: {bad} of {len(columns)} normals are NaN or infinite. Remove or repair them.")
         return torch.nn.functional.normalize(columns, dim=1)
     if normals == "file":
         return None
@@ -213,8 +218,14 @@ def normalize_points(points: Tensor) -> Tensor:
     Returns:
         Coordinates in the unit sphere, as networks take them, (..., N, 3), float32. All zeros where all points of a
         cloud are equal.
+
+    Raises:
+        ValueError: If a coordinate is NaN or infinite.
     """
-    return Normalization.of(points).apply(points).float()
+    normalized = Normalization.of(points).apply(points).float()
+    if not normalized.isfinite().all():
+        raise ValueError("Points with NaN or infinite coordinates cannot be normalized.")
+    return normalized
 
 
 def orient(points: Tensor, up: str) -> Tensor:

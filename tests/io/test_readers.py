@@ -8,7 +8,11 @@ from examples import PLY_HOUSE as HOUSE_FACES
 from examples import make_ply as make
 from trimesh.transformations import translation_matrix
 
-from pcea.io.readers import Mesh, import_open3d, read_file, read_h5, read_numpy, read_table
+from pcea.io.arrays import read_numpy
+from pcea.io.hdf5 import read_h5
+from pcea.io.meshes import Mesh
+from pcea.io.readers import import_open3d, read_file
+from pcea.io.tables import read_table
 
 HOUSE = "6 2 0\n0 0 0\n1 0 0\n1 1 0\n0.5 2 0\n0 1 0  # left\n\n3 0 0\n5 0 1 2 3 4\n3 1 5 2\n"
 # UTM coordinates in centimetres, which float32 would round to 3 cm and 50 cm.
@@ -60,14 +64,6 @@ def save(path, table):
     else:
         np.savetxt(path, table, delimiter="," if path.suffix == ".csv" else " ")
     return path
-
-
-@pytest.fixture
-def needs_open3d():
-    try:
-        import_open3d()
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("header", ["OFF\n", "OFF", "OFF # made by hand\n", "COFF\n", "NOFF\n"])
@@ -128,9 +124,9 @@ def test_every_node_of_a_scene_is_where_its_transforms_put_it(tmp_path, extensio
     assert sorted(part.volume for part in parts) == pytest.approx([1, 8])  # both look outwards
 
 
-def test_a_scene_of_points_has_no_faces(tmp_path):
+def test_a_scene_of_points_is_a_cloud(tmp_path):
     trimesh.Scene([trimesh.PointCloud(cloud())]).export(tmp_path / "a.glb")
-    assert len(read_file(tmp_path / "a.glb").faces) == 0
+    np.testing.assert_allclose(read_file(tmp_path / "a.glb"), cloud(), rtol=1e-6)
 
 
 def test_textures_are_left_alone(tmp_path, monkeypatch):
@@ -155,7 +151,6 @@ def test_cloud_formats(tmp_path, extension):
         np.testing.assert_allclose(read_file(save(tmp_path / f"a.{extension}", table)), table, rtol=1e-15)
 
 
-@pytest.mark.usefixtures("needs_open3d")
 def test_pcd(tmp_path):
     for columns in (3, 6):
         table = cloud(7, columns)
@@ -163,9 +158,7 @@ def test_pcd(tmp_path):
 
 
 @pytest.mark.parametrize("extension", ["npy", "npz", "h5", "ply", "txt", "csv", "xyz", "pts", "las", "pcd"])
-def test_coordinates_far_from_the_origin_keep_their_digits(tmp_path, extension, request):
-    if extension == "pcd":
-        request.getfixturevalue("needs_open3d")
+def test_coordinates_far_from_the_origin_keep_their_digits(tmp_path, extension):
     table = read_file(save(tmp_path / f"a.{extension}", UTM))
     np.testing.assert_allclose(table, UTM, rtol=0, atol=1e-8)
 
@@ -184,7 +177,6 @@ def test_a_header_or_count_line_is_skipped(tmp_path, header):
 def test_a_column_has_no_header(tmp_path):
     path = write(tmp_path / "a.seg", "3\n1\n2\n")
     np.testing.assert_array_equal(read_table(path, is_column=True), [[3], [1], [2]])
-    np.testing.assert_array_equal(read_table(path), [[1], [2]])  # here the first line counts the others
     with pytest.raises(ValueError, match=r"a.seg is not a table of numbers: could not convert string 'label'"):
         read_table(write(path, "label\n1\n2\n"), is_column=True)
 
@@ -253,7 +245,7 @@ def test_a_damaged_npz(tmp_path, place):
 
 def test_bad_arrays(tmp_path):
     np.save(tmp_path / "b.npy", np.array([{"not": "numbers"}]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"b.npy is not a NumPy file .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"b.npy is not a NumPy file .*Python objects, which are never loaded"):
         read_file(tmp_path / "b.npy")
     np.savez(tmp_path / "c.npz", left=np.zeros((4, 3)), right=np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"c.npz has no points: none of the arrays points, pos, xyz, data is there"):
@@ -279,58 +271,6 @@ def test_h5_arrays_are_asked_for_by_name(tmp_path):
     assert {name: array.tolist() for name, array in arrays.items()} == {"label": [0, 1]}
     with pytest.raises(FileNotFoundError, match=r"No file .*missing.h5"):
         read_h5(tmp_path / "missing.h5")
-
-
-@pytest.mark.usefixtures("needs_open3d")
-@pytest.mark.parametrize("write_ascii", [True, False])
-def test_a_truncated_pcd(tmp_path, write_ascii, capfd):
-    open3d = import_open3d()
-    points = open3d.utility.Vector3dVector(cloud(50))
-    path = tmp_path / "a.pcd"
-    open3d.io.write_point_cloud(str(path), open3d.geometry.PointCloud(points), write_ascii=write_ascii)
-    assert read_file(path).shape == (50, 3)
-    path.write_bytes(path.read_bytes()[:-200])
-    if write_ascii:
-        with pytest.raises(ValueError, match=r"a.pcd ends before its 50 points"):
-            read_file(path)
-    else:
-        assert read_file(path).size == 0
-    path.write_text("hello")
-    assert read_file(path).size == 0
-    assert capfd.readouterr() == ("", "")  # Open3D does not add its own words
-
-
-def test_a_truncated_las(tmp_path):
-    path = save(tmp_path / "a.las", cloud())
-    whole = path.read_bytes()
-    for cut in (1, 34, 300):  # part of a point, one point, and all of them
-        path.write_bytes(whole[:-cut])
-        with pytest.raises(ValueError, match=r"a.las (ends before its 7 points|could not be read as .las)"):
-            read_file(path)
-    path.write_text("hello")
-    with pytest.raises(ValueError, match=r"a.las could not be read as .las \(LaspyException: Invalid file signature"):
-        read_file(path)
-
-
-def test_laz(tmp_path):
-    laspy = pytest.importorskip("laspy")
-    path = save(tmp_path / "a.las", cloud())
-    if laspy.LazBackend.detect_available():
-        laspy.read(path).write(tmp_path / "a.laz")
-        np.testing.assert_allclose(read_file(tmp_path / "a.laz"), cloud(), atol=0.006)
-        return
-    compressed = bytearray(path.read_bytes())
-    compressed[104] |= 128  # the bit that says so
-    (tmp_path / "a.laz").write_bytes(compressed)
-    with pytest.raises(ImportError, match=r"a.laz is compressed, .*: pip install 'laspy\[lazrs\]'\.$"):
-        read_file(tmp_path / "a.laz")
-
-
-@pytest.mark.parametrize("extension", ["las", "laz"])
-def test_las_without_laspy(tmp_path, monkeypatch, extension):
-    monkeypatch.setitem(sys.modules, "laspy", None)
-    with pytest.raises(ImportError, match=rf"^.*a.{extension} needs laspy: pip install laspy, .*\.$"):
-        read_file(write(tmp_path / f"a.{extension}", "LASF"))
 
 
 def test_open3d_without_its_system_libraries_says_which_to_install(monkeypatch):

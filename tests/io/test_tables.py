@@ -1,0 +1,140 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from pcea.io.tables import read_columns, read_table, read_text_cloud
+
+POINTS = np.array([[0.25, 1.5, -2.0], [1.75, 0.5, 3.25], [-0.5, 2.25, 1.0]])
+NORMALS = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
+COUNT = np.arange(3)[:, None]
+
+
+def text(header, rows, *, delimiter=",", end="\n", mark="."):
+    return header + "".join(delimiter.join(f"{v}".replace(".", mark) for v in row) + end for row in rows)
+
+
+def join(*parts):
+    return np.hstack(parts)
+
+
+FILES = {
+    # Columns by name.
+    "names": text("x,y,z\n", POINTS),
+    "pandas": text(",x,y,z\n", join(COUNT, POINTS)),
+    "pandas of an array": text(",0,1,2\n", join(COUNT, POINTS)),
+    "pandas of an array without its index": text("0,1,2\n", POINTS),
+    "id": text("id,X,Y,Z\n", join(COUNT, POINTS)),
+    "row names of R": text('"x" "y" "z"\n', join(COUNT, POINTS), delimiter=" "),
+    "lidar": text("timestamp,x,y,z,intensity\n", join(COUNT + 1.7e9, POINTS, COUNT)),
+    "paraview": text('"Intensity","Points:0","Points:1","Points:2"\n', join(COUNT, POINTS)),
+    "colours first": text("R G B X Y Z\n", join(COUNT, COUNT, COUNT, POINTS), delimiter=" "),
+    "another order": text("z;y;x\n", POINTS[:, ::-1], delimiter=";"),
+    "CloudCompare": text("//X Y Z Intensity\n3\n", join(POINTS, COUNT), delimiter=" "),
+    "CloudCompare's other": text("Coord. X;Coord. Y;Coord. Z;\n", POINTS, delimiter=";", end=";\n"),
+    "units": text("X [m],Y (m),Z_m\n", POINTS),
+    "map": text("Id,Easting,Northing,Elevation\n", join(COUNT, POINTS)),
+    "x before pos_x": text("pos_x,pos_y,pos_z,x,y,z\n", join(POINTS + 9, POINTS)),
+    "words in other columns": "x,y,z,kind\n" + "".join(f'{x},{y},"{z}",a car\n' for x, y, z in POINTS),
+    "dates": "time;x;y;z\n" + "".join(f"2024-01-02 03:04;{x};{y};{z}\n" for x, y, z in POINTS),
+    "missing values in other columns": "x,y,z,i\n" + "".join(f"{x},{y},{z},\n" for x, y, z in POINTS),
+    # Delimiters and decimal marks.
+    "semicolons": text("", POINTS, delimiter=";"),
+    "semicolons and decimal commas": text("x;y;z\n", POINTS, delimiter=";", mark=","),
+    "blanks and decimal commas": text("", POINTS, delimiter=" ", mark=","),
+    "tabs and decimal commas": text("x\ty\tz\n", POINTS, delimiter="\t", mark=","),
+    "tabs": text("x\ty\tz\n", POINTS, delimiter="\t"),
+    "several blanks": text("   ", POINTS, delimiter="    ", end="  \n   "),
+    "commas with blanks": text("x , y , z\n", POINTS, delimiter=" , "),
+    "trailing commas": text("", POINTS, end=",\n"),
+    "bars": text("x|y|z\n", POINTS, delimiter="|"),
+    "commas, then blanks": "".join(f"{x},{y},{z} 255 0 0\n" for x, y, z in POINTS),
+    # Lines that are no rows.
+    "several header lines": text("Scan of a chair\n2024\n\nx y z\n", POINTS, delimiter=" "),
+    "blank lines": text("\n\n", POINTS, delimiter=" ", end="\n\n"),
+    "a remark": text("# made on Monday by the scanner\n", POINTS, delimiter=" "),
+    "remarks between": text("", POINTS, delimiter=" ", end="  // seen\n// a row\n"),
+    "number of rows": text("3\n", POINTS, delimiter=" "),
+    "two scans": text("2\n", POINTS[:2], delimiter=" ") + text("1\n", POINTS[2:], delimiter=" "),
+    "many columns": text("", join(POINTS, np.tile(COUNT, 20)), delimiter=" "),
+    "Windows": text("x,y,z\r\n", POINTS, end="\r\n"),
+    "Macintosh": text("", POINTS, end="\r"),
+}
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_points_come_out_whatever_the_table_looks_like(tmp_path, content, encoding):
+    (tmp_path / "a.txt").write_bytes(content.encode(encoding))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.txt")[:, :3], POINTS)
+
+
+def test_names_in_cp1252(tmp_path):
+    (tmp_path / "a.csv").write_bytes(text("Größe,x,y,z\n", join(COUNT, POINTS)).encode("cp1252"))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), POINTS)
+
+
+@pytest.mark.parametrize("names", ["nx,ny,nz", "Normals:0,Normals:1,Normals:2", "normal_x,normal_y,normal_z"])
+def test_normals_and_labels_by_name(tmp_path, names):
+    (tmp_path / "a.csv").write_text(text(f"Class,{names},x,y,z\n", join(COUNT, NORMALS, POINTS)))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), join(POINTS, NORMALS))
+    table = read_columns(tmp_path / "a.csv", labels=("label", "class"))
+    assert table.names == ("x", "y", "z", "nx", "ny", "nz", "label")
+    np.testing.assert_array_equal(table.rows, join(POINTS, NORMALS, COUNT))
+
+
+def test_colours_are_no_normals_if_the_header_says_so(tmp_path):
+    (tmp_path / "a.csv").write_text(text("x,y,z,r,g,b\n", join(POINTS, NORMALS)))
+    assert read_text_cloud(tmp_path / "a.csv").shape == (3, 3)
+
+
+@pytest.mark.parametrize("header", ["a,b,c\n", "latitude,longitude,height\n", "x,y\n", "# a b c\n"])
+def test_a_header_that_is_not_understood_gives_a_warning(tmp_path, header):
+    (tmp_path / "a.csv").write_text(text(header, POINTS))
+    with pytest.warns(UserWarning, match=r"a.csv: the header '.*' names no columns x, y and z, so the first three"):
+        np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), POINTS)
+
+
+def test_read_table_keeps_all_columns_in_order(tmp_path):
+    (tmp_path / "a.txt").write_text(text("z y x\n", POINTS, delimiter=" "))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_table(tmp_path / "a.txt"), POINTS)
+        np.testing.assert_array_equal(read_table(tmp_path / "a.txt", max_rows=2), POINTS[:2])
+    (tmp_path / "a.txt").write_text(text("", POINTS, end="\n\n"))
+    np.testing.assert_array_equal(read_table(tmp_path / "a.txt", max_rows=2), POINTS[:2])
+
+
+def test_a_column_has_no_header(tmp_path):
+    (tmp_path / "a.seg").write_text("3\n1\n2\n")
+    np.testing.assert_array_equal(read_table(tmp_path / "a.seg", is_column=True), [[3], [1], [2]])
+    (tmp_path / "a.seg").write_text("label\n1\n2\n")
+    with pytest.raises(ValueError, match=r"a.seg is not a table of numbers: could not convert string 'label'"):
+        read_table(tmp_path / "a.seg", is_column=True)
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "x y z\n", "# x y z\n", "// nothing\n"])
+def test_no_rows(tmp_path, content):
+    (tmp_path / "a.txt").write_text(content)
+    assert read_text_cloud(tmp_path / "a.txt").shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello\nworld of points\n", "'world of points' is not a row of numbers"),
+        (b"1 2 3 chair\n", "'1 2 3 chair' is not a row of numbers"),
+        (b"1 2 3\n1 2\n", "the number of columns changed from 3 to 2 at row 2"),
+        (b"x,y,z\n1,2,3\n1,,3\n", "could not convert string '' to float64 at row 1, column 2"),
+        (b"4\n1 2 3\n1 2 3\n", "it ends before its 4 rows"),
+        (b"1\n1 2 3\n3\n1 2 3\n", "it ends before the 3 rows of its last scan"),
+        (b"\x89PNG\r\n\xff", "is not a row of numbers"),
+        (b"1 2 3\n\0\0\0", "it is binary"),
+        (b"\xff\xfe1 2", "truncated data"),
+    ],
+)
+def test_other_text(tmp_path, content, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a.txt is not a table of numbers: .*{message}") as caught:
+        read_text_cloud(tmp_path / "a.txt")
+    assert "\n" not in str(caught.value)
