@@ -1,34 +1,86 @@
-"""`pcea export`: a trained network as a small file."""
+"""`pcea export`: a trained network as a weights file or a graph."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from pcea.commands.record import commit
 from pcea.io.atomic import atomic_file
 from pcea.io.checkpoints import read_network
+from pcea.io.description import NetworkDescription
 from pcea.io.weights import save_weights
 from pcea.models.build import build_network
 
 
 def export(weights: str, *, output: Path, trust: list[str] | None = None) -> None:
-    """Turn a checkpoint into a small weights file, for `--weights` and for `weights=` in Python.
+    """Turn a trained network into a small weights file, or into a graph that runs without pcea.
 
     Args:
-        weights: A checkpoint, a configuration's name (its newest run), a weights file, or the name of weights that come
-            with pcea.
-        output: The file to write: weights in half precision with what is needed to use them (.safetensors).
+        weights: A checkpoint, the name of a configuration (its newest run), a weights file, or the name of weights that
+            come with pcea.
+        output: The file to write. .safetensors: weights in half precision with what is needed to use them, for
+            `--weights` and for `weights=` in Python. .onnx: a graph for onnxruntime, with free batch size and number of
+            points, or height and width. .pt2: the same for torch.export.load. Class names and preprocessing are in the
+            metadata of both.
         trust: A package beside pcea that the weights may import their network from; repeat it for several. Importing
             runs its code.
     """
-    if output.suffix != ".safetensors":
-        raise ValueError(f"--output must end in .safetensors, got {output}.")
+    if output.suffix not in (".safetensors", ".onnx", ".pt2"):
+        raise ValueError(f"--output must end in .safetensors, .onnx or .pt2, got {output}.")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"No folder {output.parent} to write {output.name} into.")
     stored = read_network(weights)
-    build_network(stored, str(weights), packages=trust or ())  # refuses what could not be loaded
+    network = build_network(stored, str(weights), packages=trust or ())  # refuses what could not be loaded
     source = {"commit": commit(), **stored.description.source}
-    stored = stored._replace(description=stored.description._replace(source=source))
+    description = stored.description._replace(source=source)
     with atomic_file(output) as part:
-        save_weights(part, stored)
+        if output.suffix == ".safetensors":
+            save_weights(part, stored._replace(description=description))
+        else:
+            _write_graph(part, output.suffix, network, description)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+def _write_graph(path: Path, suffix: str, network: nn.Module, description: NetworkDescription) -> None:
+    from pcea.models.capture import export_onnx, export_program
+
+    metadata = _metadata(description)
+    try:
+        if suffix == ".onnx":
+            export_onnx(network, path, metadata=metadata)
+        else:
+            with path.open("wb") as file:
+                torch.export.save(export_program(network), file, extra_files={"metadata.json": json.dumps(metadata)})
+    except TypeError as error:
+        raise ValueError(f"A network for {description.task} cannot be captured as a graph: {error}") from error
+
+
+def _metadata(description: NetworkDescription) -> dict[str, str]:
+    """What whoever runs the graph must know, as text: JSON in each value but the task's."""
+    if description.task in ("points", "parts"):
+        preprocessing: dict[str, Any] = {
+            "up": "y",
+            "center": "subtract the mean of the points",
+            "scale": "divide by the distance of the farthest point",
+            "num_points": description.num_points,
+            "features": "unit normals" if description.has_normals else "none",
+        }
+    else:
+        preprocessing = {
+            "channels": "red, green, blue in 0..1",
+            "mean": description.mean,
+            "std": description.std,
+            "image_size": description.image_size,
+        }
+    return {
+        "task": description.task,
+        "class_names": json.dumps(description.class_names),
+        "parts": json.dumps({name: list(classes) for name, classes in description.parts.items()}),
+        "preprocessing": json.dumps(preprocessing),
+        "source": json.dumps(dict(description.source)),
+    }

@@ -52,8 +52,8 @@ def example_inputs(network: nn.Module) -> dict[str, Tensor]:
 def export_program(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> ExportedProgram:
     """Capture a network by torch.export; save it with `torch.export.save(program, "network.pt2")`.
 
-    Farthest point sampling and kNN stay single operations, so that `import pcea.ops` must precede
-    `torch.export.load`. `export_onnx` gives a graph that needs nothing of pcea.
+    Farthest point sampling and kNN stay single operations, so that `import pcea.ops.neighbors, pcea.ops.sampling` must
+    precede `torch.export.load`. `export_onnx` gives a graph that needs nothing of pcea.
 
     Args:
         network: A network in evaluation.

@@ -1,0 +1,73 @@
+"""Weights files and graphs of trained networks; what hostile files try is in tests/models/test_build.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from examples import PARTS, assert_one_line, run, trained_on_parts
+
+from pcea.datasets.shapes import Shapes
+from pcea.inference.networks import load
+from pcea.io.description import StoredNetwork
+from pcea.io.weights import save_weights
+
+EXAMPLE = Path(__file__).parents[2] / "scripts" / "examples" / "run_onnx.py"
+
+
+def export(capsys, weights, output):
+    code, printed, errors = run(capsys, "export", weights, "--output", output)
+    assert code == 0, errors
+    assert printed.startswith(f"{output}: ")
+
+
+def test_weights_files_come_from_any_weights(capsys, tmp_path):
+    export(capsys, "modelnet40_eat_cpu", tmp_path / "copy.safetensors")
+    shipped, copy = load("modelnet40_eat_cpu"), load(tmp_path / "copy.safetensors")
+    points = torch.rand(300, 3)
+    assert shipped.predict(points) == copy.predict(points)
+    assert copy.description.source["epoch"] == 70
+
+
+@pytest.mark.slow
+def test_a_graph_runs_without_pcea(capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    export(capsys, "modelnet40_eat_cpu", tmp_path / "model.onnx")
+    points = Shapes("test", num_shapes=1, num_points=900).points[0].numpy()  # an airplane
+    np.save(tmp_path / "cloud.npy", points)
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['pcea'] = None; "
+        f"sys.argv[1:] = ['model.onnx', 'cloud.npy']; exec(open({str(EXAMPLE)!r}).read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == load("modelnet40_eat_cpu").predict(points).class_names[0]
+
+
+@pytest.mark.slow
+def test_a_program_keeps_its_metadata(capsys, tmp_path):
+    trained = trained_on_parts()
+    save_weights(tmp_path / "parts.safetensors", StoredNetwork(trained.description, trained.network.state_dict()))
+    export(capsys, tmp_path / "parts.safetensors", tmp_path / "parts.pt2")
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "parts.pt2", extra_files=extra)
+    metadata = json.loads(extra["metadata.json"])
+    assert json.loads(metadata["class_names"]) == list(trained.class_names)
+    assert json.loads(metadata["parts"]) == {name: list(classes) for name, classes in PARTS.items()}
+    assert json.loads(metadata["preprocessing"])["num_points"] == 64
+    network = load(tmp_path / "parts.safetensors").network
+    points, category = torch.rand(3, 90, 3), torch.tensor([0, 1, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            program.module()(points=points, category=category), network(points, category=category), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_bad_input(capsys, tmp_path):
+    assert_one_line(run(capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / "x.txt"), "must end in", "x.txt")
+    assert_one_line(run(capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / "no" / "x.onnx"), "No folder")
+    assert_one_line(run(capsys, "export", "nothing", "--output", tmp_path / "x.onnx"), "No trained network 'nothing'")
+    assert list(tmp_path.iterdir()) == []
