@@ -13,7 +13,7 @@ from pcea.io.checkpoints import read_network
 from pcea.models.build import build_network
 
 DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
-# Imported when they are needed: networks of clouds do not wait for code of images.
+# Imported when they are needed: point-cloud networks do not wait for image code.
 _PREDICTORS = {
     "points": ("pcea.inference.points", "PointPredictor"),
     "parts": ("pcea.inference.parts", "PartPredictor"),
@@ -34,7 +34,7 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
         weights: A weights file (.safetensors), a checkpoint of `pcea fit` (.ckpt), the name of weights that come with
             pcea, or the name of a configuration: the last checkpoint of its newest run.
         device: `auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
-        trust: Packages beside pcea that the file may import its network from. Importing runs their code.
+        trust: Packages besides pcea that the file may import its network from. Importing runs their code.
 
     Returns:
         A `Predictor` for the network's task.
@@ -47,7 +47,7 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
     stored = read_network(weights)
     task = stored.description.task
     if task not in _PREDICTORS:
-        raise ValueError(f"{weights} makes images and is shown none: load it by pcea.tasks.load_generator.")
+        raise ValueError(f"{weights} makes images and takes none: load it with pcea.tasks.load_generator.")
     chosen = find_device(device)
     network = build_network(stored, str(weights), packages=trust)
     module, name = _PREDICTORS[task]
@@ -56,7 +56,7 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
 
 
 def find_device(name: str) -> torch.device:
-    """The device that is meant.
+    """Resolve the name of a device.
 
     Raises:
         ValueError: If there is no such device on this machine.

@@ -1,4 +1,4 @@
-"""Callbacks for training, besides those of Lightning."""
+"""Training callbacks that Lightning does not have."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from pcea.visualization.views import view_slots
 
 
 class LogClouds(L.Callback):
-    """Show a few clouds in TensorBoard, in 3D, coloured by what the network makes of them.
+    """Show a few clouds in TensorBoard, in 3D, coloured by the network's output.
 
     They are validation clouds, or training clouds if there is no validation split; never test clouds. A segmenter's
-    clouds are coloured by the predicted parts, and once by the true ones. A classifier's points are coloured by their
+    clouds are coloured by the predicted parts, and once by the true parts. A classifier's points are coloured by their
     strongest slot in the last attention layer; a slot may change its colour from epoch to epoch.
 
     Switch it on with `--trainer.callbacks+=pcea.tasks.callbacks.LogClouds`.
 
     Args:
-        every_n_epochs: Epochs between two pictures.
+        every_n_epochs: Epochs between two drawings.
         num_clouds: Number of clouds, evenly spaced over the split.
     """
 
@@ -45,7 +45,7 @@ class LogClouds(L.Callback):
         """Choose the clouds.
 
         Raises:
-            ValueError: If the data module is not one of point clouds.
+            ValueError: If the data module does not hold point clouds.
         """
         data = data_of(trainer)
         if not isinstance(data, PointDataModule):
@@ -67,7 +67,7 @@ class LogClouds(L.Callback):
             return
         with evaluating(pl_module), torch.inference_mode():
             if isinstance(pl_module, PointSegmentationTask):
-                # A generator of its own: training must draw the same numbers with and without pictures.
+                # Its own generator: training must draw the same numbers with and without this callback.
                 probabilities = pl_module.probabilities(self._batch, torch.Generator().manual_seed(0))
                 self._log(trainer, "predicted", _part_colors(pl_module, self._batch, probabilities))
             else:
@@ -100,7 +100,7 @@ def _slot_colors(task: Any, batch: PointBatch) -> Iterator[Tensor]:
 
 
 def _part_colors(task: PointSegmentationTask, batch: PointBatch, parts_of_points: Tensor) -> Iterator[Tensor]:
-    """Colours of labels (B, N), or of the most probable part of the own category, from (B, N, num_classes)."""
+    """Colours of labels (B, N), or of the most probable part of each cloud's category, from (B, N, num_classes)."""
     categories = list(task.parts.values()) or [tuple(range(len(task.class_names)))]
     for i in range(len(batch.points)):
         parts = list(categories[0 if batch.category is None else int(batch.category[i])])

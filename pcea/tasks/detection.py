@@ -20,19 +20,19 @@ from pcea.tasks.base import SchedulerCallable, Task
 
 
 class DetectionTask(Task):
-    """Train and test a detector, measured as COCO does: average precision of boxes, and of masks if it draws them.
+    """Train and test a detector with COCO's measure: average precision of boxes, and of masks if it predicts them.
 
-    Of the detections in an image, the 100 of the highest scores count.
+    Only the 100 detections with the highest scores in an image count.
 
-    Logged are the losses of the detector and their sum, which is minimized; for validation and test `box_ap` (mean over
-    IoU thresholds 0.5, 0.55, ..., 0.95 and classes), `box_ap50` (at 0.5 alone), and `mask_ap`, `mask_ap50`.
+    It logs the losses of the detector and their sum, which is minimized; for validation and test `box_ap` (mean over
+    IoU thresholds 0.5, 0.55, ..., 0.95 and classes), `box_ap50` (at 0.5 only), and `mask_ap`, `mask_ap50`.
 
     Args:
-        network: Called with images (3, H, W) in 0..1 it returns detections, in training with targets losses, as
-            torchvision's detectors do; has the attributes `num_classes`, without the background, and `has_masks`.
+        network: Called with images (3, H, W) in 0..1 it returns detections, in training with targets its losses, like
+            torchvision's detectors; has the attributes `num_classes`, without the background, and `has_masks`.
         optimizer: Builds the optimizer from the parameters.
-        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
-        results: Write the detections of the test to this file, as COCO's servers and tools take them.
+        scheduler: Builds the schedule from the optimizer and the total number of steps.
+        results: Write the detections of the test to this file, in the format of COCO's servers and tools.
     """
 
     kind = "objects"
@@ -61,7 +61,7 @@ class DetectionTask(Task):
         self._found: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
-        """Take class names from the data, and refuse data without the masks that the network learns from.
+        """Take class names from the data, and refuse data without masks if the network needs them.
 
         Raises:
             ValueError: If they do not fit, or results are to be written by several devices.
@@ -69,11 +69,11 @@ class DetectionTask(Task):
         super().setup(stage)
         if self.has_masks and self.data is not None and not self.data.has_masks:
             raise ValueError(
-                f"A {type(self.network).__name__} learns masks, and the data has boxes alone: take a detector of boxes."
+                f"A {type(self.network).__name__} learns masks, but the data has only boxes: use a box detector."
             )
         self.category_ids = () if self.data is None else self.data.category_ids
         if stage == "test" and self.results and self.trainer.world_size > 1:
-            raise ValueError("Writing results takes one device: set trainer.devices to 1.")
+            raise ValueError("Results can be written by one device only: set trainer.devices to 1.")
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Detections in images (3, H, W) uint8."""
@@ -94,7 +94,7 @@ class DetectionTask(Task):
         self._count(batch)
 
     def test_step(self, batch: ObjectBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """Count one batch, and keep what is written."""
+        """Count one batch, and keep its detections to be written."""
         detections = self._count(batch)
         if self.results:
             for image, found, target in zip(batch.images, detections, batch.targets):
@@ -102,7 +102,7 @@ class DetectionTask(Task):
                 self._found += coco_annotations(prediction, int(target["image_id"]), self.category_ids)
 
     def predict_step(self, batch: ObjectBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002
-        """Detections of each image, as torchvision's detectors give them."""
+        """Detections of each image, as torchvision's detectors return them."""
         return self(batch.images)
 
     def on_validation_epoch_end(self) -> None:
@@ -134,17 +134,17 @@ class DetectionTask(Task):
         return description and description._replace(category_ids=self.category_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what prediction needs beside the weights."""
+        """Save what prediction needs besides the weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["category_ids"] = list(self.category_ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what prediction needs, and refuse another architecture."""
+        """Restore what prediction needs, and refuse another architecture."""
         super().on_load_checkpoint(checkpoint)
         self.category_ids = tuple(checkpoint.get("category_ids", ()))
 
     def _count(self, batch: ObjectBatch) -> list[dict[str, Tensor]]:
-        """Count the detections in a batch; they are returned."""
+        """Count the detections in a batch and return them."""
         detections = self(batch.images)
         answers = [{name: value.float().cpu() for name, value in found.items()} for found in detections]
         truths = [{name: value.cpu() for name, value in target.items()} for target in batch.targets]
@@ -174,7 +174,7 @@ class DetectionTask(Task):
         return number, {label: ap for label, ap in zip(labels.tolist(), precision.tolist()) if label in number}
 
     def _gather(self) -> None:
-        """Bring what all devices counted to each of them."""
+        """Share what each device counted with all of them."""
         if self.trainer.world_size == 1:
             return
         states: list[Any] = [None] * self.trainer.world_size

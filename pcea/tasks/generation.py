@@ -1,6 +1,6 @@
-"""Generation of images by two networks that are trained against each other.
+"""Image generation with two networks trained against each other.
 
-Images of a trained generator:
+Images from a trained generator:
 
     from torchvision.utils import save_image
     from pcea.tasks.generation import generate, load_generator
@@ -33,7 +33,7 @@ from pcea.models.sagan import Discriminator, Generator
 from pcea.tasks.base import Task, evaluating
 
 _LARGEST_GRID = 20
-"""Classes in a picture of samples."""
+"""Classes shown in a picture of samples."""
 
 
 class GenerationTask(Task):
@@ -43,8 +43,8 @@ class GenerationTask(Task):
     `discriminator_steps`-th is also one of the generator. Lightning counts both, so that `trainer.max_steps` of S steps
     are S / (discriminator_steps + 1) of the generator.
 
-    Validation and test generate an image for each of the split, of the same class, and log what `GenerationMetrics`
-    measures: `fid` and `inception_score`, or by a classifier of pcea other measures with other names.
+    Validation and test generate one image for each image of the split, of the same class, and log what
+    `GenerationMetrics` measures: `fid` and `inception_score`, or with a classifier of pcea the measures named there.
 
     Args:
         generator: Makes images.
@@ -52,12 +52,12 @@ class GenerationTask(Task):
         generator_optimizer: Builds the optimizer from the generator's parameters.
         discriminator_optimizer: Builds the optimizer from the discriminator's parameters.
         discriminator_steps: Steps of the discriminator for each of the generator.
-        ema_decay: Also keep a moving average of the generator's weights, which samples and measures are then made
-            with. After step t of the generator its decay is at most (1 + t) / (10 + t), so that it forgets the start.
-        sample_every: Steps of the generator between two pictures of samples, one row a class (20 at most) and always of
-            the same noise, in the folder `samples` of the run and in TensorBoard; 0 makes none.
+        ema_decay: Also keep a moving average of the generator's weights, and use it for samples and measures. After
+            step t of the generator its decay is at most (1 + t) / (10 + t), so that it forgets the start.
+        sample_every: Steps of the generator between two pictures of samples, one row per class (20 at most), always
+            from the same noise, in the folder `samples` of the run and in TensorBoard; 0 makes none.
         samples_per_class: Images in a row.
-        feature_network: Checkpoint or weights file of an image classifier of pcea to measure by. None measures by
+        feature_network: Checkpoint or weights file of an image classifier of pcea to measure with. None measures with
             Inception, whose weights torch-fidelity downloads.
 
     Raises:
@@ -85,7 +85,7 @@ class GenerationTask(Task):
     ):
         super().__init__(generator, generator_optimizer)
         if "_instantiator" not in self.hparams:
-            # Not from YAML: Lightning would warn of networks, which cannot be pickled with normalized weights.
+            # Not from YAML: Lightning would warn about networks, which cannot be pickled with normalized weights.
             self.hparams.clear()
             self.save_hyperparameters(ignore=["generator", "discriminator"])
         for name in ("num_classes", "image_size"):
@@ -110,10 +110,10 @@ class GenerationTask(Task):
         self._metrics: GenerationMetrics | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse data that the networks do not fit, and load what is measured by.
+        """Refuse data that does not fit the networks, and load the network to measure with.
 
         Raises:
-            ValueError: If they do not fit, or the weights to measure by are not there.
+            ValueError: If they do not fit, or the weights to measure with are missing.
         """
         data = self.data
         names = () if data is None else data.class_names
@@ -140,21 +140,21 @@ class GenerationTask(Task):
 
     @property
     def generator(self) -> Generator:
-        """The generator that is trained."""
+        """The generator in training."""
         assert isinstance(self.network, Generator)
         return self.network
 
     @property
     def averaged_generator(self) -> Generator:
-        """The moving average of the generator where there is one, else the generator."""
+        """The moving average of the generator if there is one, else the generator."""
         return self.generator if self.average is None else self.average
 
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in -1..1 of noise (B, latent_dim) and classes (B,)."""
+        """Images (B, 3, H, W) in -1..1 from noise (B, latent_dim) and classes (B,)."""
         return self.averaged_generator(latent, label)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> None:  # noqa: ARG002
-        """One step of the discriminator, and after every so many one of the generator."""
+        """One step of the discriminator, and after every `discriminator_steps` one of the generator."""
         optimizers: Any = self.optimizers()
         generator_optimizer, discriminator_optimizer = optimizers
         B = len(batch.label)
@@ -215,7 +215,7 @@ class GenerationTask(Task):
         self._log_metrics("test")
 
     def _generate(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images of random classes, and these classes."""
+        """Generate images of random classes; returns both."""
         generator = self.generator
         latent = torch.randn(count, generator.latent_dim, device=self.device)
         label = torch.randint(generator.num_classes, (count,), device=self.device)
@@ -227,7 +227,7 @@ class GenerationTask(Task):
             return
         decay = min(self.ema_decay, (1 + step) / (10 + step))
         for (name, average), value in zip(self.average.state_dict().items(), self.generator.state_dict().values()):
-            # Singular vectors must keep length 1: theirs are those of the latest weights.
+            # Singular vectors must keep length 1: copy those of the latest weights.
             if average.is_floating_point() and not name.endswith(("._u", "._v")):
                 average.lerp_(value, 1 - decay)
             else:
@@ -281,18 +281,18 @@ def generator_loss(generated: Tensor) -> Tensor:
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in -1..1 as 0..255, uint8."""
+    """Convert images in -1..1 to 0..255, uint8."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
 def generate(generator: Generator, label: Tensor | Sequence[int], *, seed: int = 0, batch_size: int = 64) -> Tensor:
-    """Images of given classes.
+    """Generate images of given classes.
 
     Args:
-        generator: The network, which is left in the mode that it is in.
+        generator: The network; its mode does not change.
         label: Class of each image, (B,).
-        seed: Decides the noise of all images, whatever the device and `batch_size`.
+        seed: Decides the noise of all images, on any device and for any `batch_size`.
         batch_size: Images made at once.
 
     Returns:
@@ -317,14 +317,14 @@ def generate(generator: Generator, label: Tensor | Sequence[int], *, seed: int =
 
 
 def load_generator(weights: str | Path) -> Generator:
-    """A trained generator, or the moving average of it where there is one, in evaluation mode.
+    """Load a trained generator, or its moving average if there is one, in evaluation mode.
 
     Args:
         weights: A checkpoint of `pcea fit`, a weights file, or a configuration's name (its newest run).
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If they are not those of a generator.
+        ValueError: If they do not belong to a generator.
     """
     stored = read_network(weights)
     if stored.description.task != "generation":
@@ -335,16 +335,16 @@ def load_generator(weights: str | Path) -> Generator:
 
 
 def load_features(weights: str, num_classes: int, class_names: Sequence[str] = ()) -> FeatureNetwork:
-    """The classifier of a checkpoint or a weights file.
+    """Load the classifier in a checkpoint or a weights file.
 
     Args:
         weights: The file.
-        num_classes: Number of classes that it must have.
-        class_names: Their names, which must be its own; () checks none.
+        num_classes: Number of classes it must have.
+        class_names: Class names it must have; () skips the check.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else, or a classifier of other classes.
+        ValueError: If it holds something else, or a classifier for other classes.
     """
     trained = load(weights, device="cpu")
     about = trained.description

@@ -1,4 +1,4 @@
-"""Classification of images."""
+"""Image classification."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pcea.tasks.base import ImageTask, SchedulerCallable
 
 
 class ImageClassificationTask(ImageTask):
-    """Train and test a classifier of images.
+    """Train and test an image classifier.
 
-    A moving average of the weights is Lightning's callback `EMAWeightAveraging`; validation, checkpoints and the test
-    then use the average.
+    For a moving average of the weights, add Lightning's callback `EMAWeightAveraging`; validation, checkpoints and the
+    test then use the average.
 
     Args:
         network: Maps images (B, 3, H, W) to logits (B, num_classes); has the attribute `num_classes`.
         optimizer: Builds the optimizer from the parameters.
-        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        scheduler: Builds the schedule from the optimizer and the total number of steps.
         label_smoothing: As in PyTorch: the share spread over all classes.
-        mixup: Parameter of the Beta distribution by which two images are blended, 0 for never.
+        mixup: Parameter of the Beta distribution with which two images are blended; 0 for never.
         cutmix: The same for the area of the rectangle that one image takes from another. With both, a batch is either
             blended or cut, at random.
     """
@@ -62,7 +62,7 @@ class ImageClassificationTask(ImageTask):
         return self.network(images)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Cross-entropy of one batch, of which images may be mixed."""
+        """Cross-entropy of one batch, whose images may be mixed."""
         images, target = self._mix(batch)
         logits = self(images).float()
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)

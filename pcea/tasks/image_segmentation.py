@@ -1,4 +1,4 @@
-"""Semantic segmentation of images: a class a pixel."""
+"""Semantic segmentation of images: one class per pixel."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pcea.tasks.base import ImageTask, SchedulerCallable
 
 
 class ImageSegmentationTask(ImageTask):
-    """Train and test a segmenter of images.
+    """Train and test a semantic segmenter.
 
-    Pixels with the label 255 count nowhere. Images are measured at full size, all of a split together: the mean IoU is
-    the mean over the classes of the IoU over all pixels, where a class absent from prediction and truth takes no part.
+    Pixels with the label 255 are ignored. Images are measured at full size, all of a split together: the mean IoU is
+    the mean over classes of the IoU over all pixels, without classes absent from both prediction and truth.
 
     Args:
         network: Maps images (B, 3, H, W) to logits (B, num_classes, H, W); has the attribute `num_classes`.
         optimizer: Builds the optimizer from the parameters.
-        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        scheduler: Builds the schedule from the optimizer and the total number of steps.
         class_weights: Weight of each class in the loss; None weighs all alike.
         label_smoothing: As in PyTorch: the share spread over all classes.
         scales: Test passes, each of the image scaled by one factor, whose probabilities are averaged. (1.0,) is the
-            protocol to compare by; the paper's tests on VOC are with 0.5, 0.75, ..., 1.75.
-        flip: Whether the mirrored image is also tested, at each scale.
+            protocol to compare by; the paper tests VOC with 0.5, 0.75, ..., 1.75.
+        flip: Whether to test the mirrored image too, at each scale.
     """
 
     kind = "masks"
@@ -50,11 +50,11 @@ class ImageSegmentationTask(ImageTask):
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
         if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) < 0):
             raise ValueError(
-                f"class_weights must be a number for each of {num_classes} classes, none negative, got "
+                f"class_weights must be {num_classes} numbers, one per class and none negative, got "
                 f"{list(class_weights)}."
             )
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive and at least one, got {list(scales)}.")
+            raise ValueError(f"scales must be one or more positive numbers, got {list(scales)}.")
         self.label_smoothing, self.scales, self.flip = label_smoothing, tuple(scales), flip
         self.votes = len(self.scales) * (2 if flip else 1)
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -81,7 +81,7 @@ class ImageSegmentationTask(ImageTask):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        # Not PyTorch's mean, which is NaN where all pixels of a batch are ignored.
+        # Not PyTorch's mean, which is NaN if all pixels of a batch are ignored.
         weight = torch.where(counted, self.class_weights[label.where(counted, 0)], 0)
         loss = total / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
         log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label))
@@ -141,7 +141,7 @@ class ImageSegmentationTask(ImageTask):
 
 
 def class_iou(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class, (P,) float64, from pixels by true and predicted class, (P, P).
+    """Intersection over union of each class, (P,) float64, from pixel counts by true and predicted class, (P, P).
 
     NaN for a class absent from both.
     """

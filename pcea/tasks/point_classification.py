@@ -1,4 +1,4 @@
-"""Classification of point clouds."""
+"""Point-cloud classification."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pcea.transforms.points import RandomScale
 
 
 class PointClassificationTask(Task):
-    """Train and test a classifier of point clouds.
+    """Train and test a point-cloud classifier.
 
     Args:
         network: Maps points (B, N, 3) and normals to logits (B, num_classes); has the attribute `num_classes`.
         optimizer: Builds the optimizer from the parameters.
-        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        scheduler: Builds the schedule from the optimizer and the total number of steps.
         label_smoothing: As in PyTorch: the share spread over all classes.
         votes: Test passes whose probabilities are averaged: the cloud as it is, then copies scaled by a random factor
-            in [0.8, 1.25]. 1 is no voting, the protocol to compare by.
+            in [0.8, 1.25]. 1 means no voting, the protocol to compare by.
     """
 
     kind = "points"

@@ -1,4 +1,4 @@
-"""Segmentation of point clouds: parts of objects, or classes of a scene's points."""
+"""Point-cloud segmentation: parts of objects, or classes of the points in a scene."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from pcea.transforms.points import RandomScale
 
 
 class PointSegmentationTask(Task):
-    """Train and test a segmenter of point clouds.
+    """Train and test a point-cloud segmenter.
 
-    Objects with categories are measured by `PartIoU`, whose two conventions are both reported; scenes by mean IoU and
-    overall accuracy over all their points. Every point of a cloud is measured: where a cloud has more points than the
-    data's `num_points`, the network sees it in random subsets of that size.
+    Objects with categories are measured with `PartIoU`, in both of its conventions; scenes with mean IoU and overall
+    accuracy over all their points. Every point of a cloud is measured: if a cloud has more points than the data's
+    `num_points`, the network sees it in random subsets of that size.
 
     Args:
         network: Maps points (B, N, 3), normals and category to logits (B, N, num_classes); has the attributes
             `num_classes` and `num_categories`.
         optimizer: Builds the optimizer from the parameters.
-        scheduler: Builds the schedule from the optimizer and the number of steps of the whole training.
+        scheduler: Builds the schedule from the optimizer and the total number of steps.
         label_smoothing: As in PyTorch: the share spread over all classes.
         scales: Test passes, each of the cloud scaled by one factor, whose probabilities are averaged. (1.0,) is the
             protocol to compare by; PCT's paper tests with 0.7, 0.8, ..., 1.4.
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
-            random factor in [0.8, 1.25], each in subsets of their own. 1 is no voting.
+            random factor in [0.8, 1.25], each in its own subsets. 1 means no voting.
     """
 
     kind = "parts"
@@ -56,7 +56,7 @@ class PointSegmentationTask(Task):
         if votes < 1:
             raise ValueError(f"votes must be at least 1, got {votes}.")
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive and at least one, got {list(scales)}.")
+            raise ValueError(f"scales must be one or more positive numbers, got {list(scales)}.")
         self.votes, self.scales, self.label_smoothing = votes * len(scales), tuple(scales), label_smoothing
         self._votes_per_scale = votes
         self.parts: dict[str, tuple[int, ...]] = {}
@@ -65,7 +65,7 @@ class PointSegmentationTask(Task):
 
     @property
     def convention(self) -> str:
-        """How the mean IoU of the record is to be read."""
+        """How to read the mean IoU of the record."""
         if not self.parts:
             return "miou: mean over the classes of the IoU over all points"
         return (
@@ -93,7 +93,7 @@ class PointSegmentationTask(Task):
             self.part_iou = PartIoU(parts, num_classes)
         else:
             metrics["miou"] = MulticlassJaccardIndex(num_classes)
-        # A metric added to a finished collection would be updated by the first batch alone.
+        # A metric added to a finished collection would only be updated by the first batch.
         self.point_metrics = MetricCollection(metrics)
 
     @property
@@ -120,7 +120,7 @@ class PointSegmentationTask(Task):
     def test_step(self, batch: PointBatch, batch_idx: int) -> None:
         """Count one batch, averaged over scales and votes."""
         self.num_test_points = self.num_points or batch.points.shape[1]
-        # Two generators, so that the device of the batch does not decide the subsets.
+        # Two generators, so that the subsets do not depend on the device of the batch.
         subsets = torch.Generator().manual_seed(batch_idx)
         generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
         random_scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
@@ -148,12 +148,12 @@ class PointSegmentationTask(Task):
         return description and description._replace(parts=self.parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what prediction needs beside the weights."""
+        """Save what prediction needs besides the weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["parts"] = {name: list(classes) for name, classes in self.parts.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what prediction needs, and refuse another architecture."""
+        """Restore what prediction needs, and refuse another architecture."""
         super().on_load_checkpoint(checkpoint)
         self.parts = {name: tuple(classes) for name, classes in checkpoint.get("parts", {}).items()}
 

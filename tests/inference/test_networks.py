@@ -81,7 +81,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch):
 
 def test_generators_are_loaded_elsewhere(tmp_path):
     save_weights(tmp_path / "g", StoredNetwork(NetworkDescription("generation", "pcea.models.Generator"), {}))
-    with pytest.raises(ValueError, match="makes images and is shown none"):
+    with pytest.raises(ValueError, match="makes images and takes none"):
         load(tmp_path / "g")
 
 

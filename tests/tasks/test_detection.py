@@ -191,7 +191,7 @@ def test_results_are_written_as_coco_takes_them(trainer, tmp_path):
 
 
 def test_errors(trainer):
-    with pytest.raises(ValueError, match="A Given learns masks, and the data has boxes alone"):
+    with pytest.raises(ValueError, match="A Given learns masks, but the data has only boxes"):
         trainer.fit(DetectionTask(Given(has_masks=True), SGD), datamodule=Data(TARGETS))
     with pytest.raises(ValueError, match=r"The data has 2 classes, but the network has num_classes=5"):
         trainer.fit(DetectionTask(Given(num_classes=5), SGD), datamodule=Data(TARGETS))

@@ -386,7 +386,7 @@ def test_no_inception(monkeypatch, error, kind, message):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (trained(nn.Identity()), "w.ckpt: A Identity is no image classifier with a linear layer `head`"),
+        (trained(nn.Identity()), "w.ckpt: Identity is not an image classifier with a linear layer `head`"),
         (
             MaskPredictor(Given(), NetworkDescription("masks", "own.Net")),
             "w.ckpt holds a MeanColor, not a classifier of images",
@@ -517,4 +517,4 @@ class TestCommandLine:
         with pytest.raises(SystemExit):
             main(["predict", "--weights", str(last), str(folder / "cifar10" / "test" / "class0" / "0.png")])
         errors = capsys.readouterr().err.splitlines()
-        assert "makes images and is shown none: load it by pcea.tasks.load_generator" in errors[-1]
+        assert "makes images and takes none: load it with pcea.tasks.load_generator" in errors[-1]

@@ -204,11 +204,11 @@ def test_prediction_gives_the_class_of_each_pixel(trainer):
     [
         (
             {"class_weights": [1.0]},
-            r"class_weights must be a number for each of 2 classes, none negative, got \[1\.0\]",
+            r"class_weights must be 2 numbers, one per class and none negative, got \[1\.0\]",
         ),
         ({"class_weights": [1.0, -1.0]}, r"none negative, got \[1\.0, -1\.0\]"),
-        ({"scales": ()}, r"scales must be positive and at least one, got \[\]"),
-        ({"scales": (1.0, 0.0)}, r"scales must be positive and at least one, got \[1\.0, 0\.0\]"),
+        ({"scales": ()}, r"scales must be one or more positive numbers, got \[\]"),
+        ({"scales": (1.0, 0.0)}, r"scales must be one or more positive numbers, got \[1\.0, 0\.0\]"),
     ],
 )
 def test_wrong_options(options, message):
