@@ -1,4 +1,4 @@
-"""Trained networks, and what they say of files."""
+"""Trained networks, applied to files."""
 
 import lazy_loader
 

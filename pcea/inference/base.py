@@ -1,4 +1,4 @@
-"""What all trained networks share, whatever they do: one object that is shown files and says something of them."""
+"""The base class of all predictors: a trained network that is applied to files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Predictor:
     """A trained network in evaluation mode, ready to be shown files. `pcea.load` makes one.
 
-    There is one subclass for each task. What it does is decided by the task alone, never by the network's class: a
-    network of your own is used like those of pcea.
+    There is one subclass per task. The task alone decides how a network is used, never the network's class: your own
+    networks are used like those of pcea.
 
     Args:
         network: The network.
-        description: How it was built, and what is to be known to use it.
+        description: How it was built, and what is needed to use it.
 
     Attributes:
         class_names: Name of each class, without the background.
@@ -35,9 +35,9 @@ class Predictor:
     purpose: ClassVar[str]
     """What the network does, for messages: "This network ..."."""
     sees_images: ClassVar[bool] = False
-    """Whether it is shown images, or meshes and clouds."""
+    """True if it takes images, False if it takes meshes and clouds."""
     endings: ClassVar[tuple[str, ...]] = ()
-    """What `write` adds to the name of each input; () where the results of all files are one table."""
+    """What `write` adds to the name of each input; () if the results of all files go into one table."""
 
     def __init__(self, network: nn.Module, description: NetworkDescription):
         self.network, self.description = network.eval(), description
@@ -46,7 +46,7 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Predictor:
@@ -55,13 +55,13 @@ class Predictor:
         return self
 
     predict: Callable[..., Any]
-    """What the network says of a file, or of what is in memory. Each task has arguments of its own.
+    """Apply the network to a file or to data in memory. Each task has its own arguments.
 
     Raises FileNotFoundError if there is no such file, ValueError if it cannot be read or the network cannot take it."""
     check: Callable[..., None]
-    """Refuse arguments of `predict` that fit no file, before any is read, with a ValueError."""
+    """Raise a ValueError for arguments of `predict` that are invalid whatever the file, before any is read."""
     subject: Callable[..., Subject]
-    """The file with what the network attends to and predicts in it, to be drawn."""
+    """What the network attends to and predicts in a file, ready to be drawn."""
 
     def write(self, folder: Path, stem: str, prediction: Any) -> None:
         """Write the result of one input into a folder, as `stem` + each of `endings`."""
@@ -69,10 +69,10 @@ class Predictor:
 
     @contextmanager
     def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:
-        """Where the results of many files go, each as soon as it is there, whole or not at all.
+        """Write the results of many files, each as soon as it is ready, whole or not at all.
 
         Args:
-            output: A folder, which is made; or where results are a table, a CSV file.
+            output: A folder, created if missing; or a CSV file if the results are a table.
             files: All inputs.
 
         Yields:
@@ -106,18 +106,18 @@ class Predictor:
 
         Args:
             source: As for `predict`.
-            mode: What is shown: `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, as far as the network
-                has them; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
+            mode: What to show: `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the network
+                has it; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
             layer: Attention layer, counted from 0; None for the last.
             slot: For mode "slot"; None for the one that is strongest at most points.
             query: For mode "query", the index of a point; None for the point farthest from the middle.
             size: Side of the picture in pixels, without the legend.
             azimuth: Degrees around the upward axis from which a cloud is seen; None for 35.
             elevation: Degrees above the horizon; None for 20.
-            **options: Those of `subject`.
+            **options: Further arguments of `subject`.
 
         Returns:
-            Red, green and blue, (H, W, 3) uint8.
+            RGB colours, (H, W, 3) uint8.
         """
         from pcea.visualization.camera import AZIMUTH, ELEVATION
         from pcea.visualization.sheets import draw_sheet
@@ -136,7 +136,7 @@ def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequenc
     """Refuse an output folder in which results would overwrite one another or an input.
 
     Raises:
-        ValueError: If they would, or `folder` is a file or has the name of a CSV file.
+        ValueError: If they would, or `folder` is a file or is named like a CSV file.
     """
     if folder.is_file() or folder.suffix.lower() == ".csv":
         raise ValueError(

@@ -35,14 +35,14 @@ class ImageSubject(Subject):
     Args:
         source: The image.
         image: Its colours, (3, H, W) uint8.
-        layers: What was recorded of the network.
-        window: What the network sees of it.
+        layers: Attention recorded from the network.
+        window: The part of it that the network sees.
         size: Longest side of what is drawn, in pixels.
-        title: Stands above it; None for the name of the file.
+        title: Follows the file name above the drawing.
         head: Which attention head is shown; None averages over all.
 
     Raises:
-        ValueError: If the network has no attention, or not this head.
+        ValueError: If the network has no attention, or no such head.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ImageSubject(Subject):
         return (*super().modes, "prediction")
 
     def farthest_point(self) -> int:
-        """The pixel in the middle of what the network sees, which is the query unless one is named."""
+        """The pixel in the middle of what the network sees: the default query."""
         top, left, height, width = self._window
         return self._find_pixel(left + width // 2, top + height // 2)
 
@@ -135,7 +135,7 @@ class MaskSubject(ImageSubject):
         super().__init__(source, image, layers, window=predictor.window(image), size=size, head=head)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
-        """The class of every pixel, with those that occur in the legend, largest first."""
+        """The class of every pixel; the legend names those that occur, largest first."""
         from pcea.inference.masks import to_masks
 
         prediction = to_masks(self._logits, self.shown, self._class_names)
@@ -153,7 +153,7 @@ class ObjectSubject(ImageSubject):
             self._prediction = named_errors(source, predictor.predict, image)
         transform = getattr(predictor.network, "transform", None)
         if transform is not None:
-            # What a detector of torchvision's kind really saw: scaled, and filled up below and to the right.
+            # What a torchvision-style detector really saw: the image scaled, and padded below and to the right.
             seen, _ = transform([image.float() / 255])
             share = tuple(own / whole for own, whole in zip(seen.image_sizes[0], seen.tensors.shape[2:]))
             layers = {name: _without_filling(attention, share) for name, attention in layers.items()}
@@ -179,11 +179,11 @@ def named_errors(source: ImageSource, function: Callable[[Tensor], Result], imag
 
 
 def _without_filling(attention: AttentionMap, share: tuple[float, ...]) -> AttentionMap:
-    """Attention of as many tokens that cover the picture alone, of those that also cover what it was filled up with.
+    """Resample attention over a padded image to as many tokens that cover the image alone.
 
     Args:
-        attention: That of a grid of tokens without others.
-        share: The picture's part of all rows and of all columns.
+        attention: Attention of a grid of tokens and of no others.
+        share: The image's share of all rows and of all columns.
     """
     if attention.grid is None:
         return attention

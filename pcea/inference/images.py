@@ -1,4 +1,4 @@
-"""One class per image, and what the networks of images share: reading files and cutting what they are shown."""
+"""Image classification, and what all image networks share: reading files and cropping them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ImageSource = str | Path | Tensor | np.ndarray
 
 
 class ImagePredictor(ClassPredictor):
-    """Names the class of images."""
+    """Classifies images."""
 
     sees_images: ClassVar[bool] = True
     purpose: ClassVar[str] = "names the class of an image"
@@ -41,17 +41,17 @@ class ImagePredictor(ClassPredictor):
         return self._rank(self.logits(load_image(source)), top)
 
     def check(self, *, top: int = 3, **_: Any) -> None:
-        """Refuse options that fit no file."""
+        """Raise a ValueError for invalid options."""
         check_top(top)
 
     def logits(self, image: Tensor) -> Tensor:
-        """What the network says of colours (3, H, W) uint8: logits (P,) on the CPU."""
+        """Logits (P,), on the CPU, of an image (3, H, W) uint8."""
         shown = self.window(image).cut(image)
         prepared = prepare(shown, self.description.image_size or shown.shape[1:], self)
         return self.network(prepared)[0].float().cpu()
 
     def window(self, image: Tensor) -> Window:
-        """What the network is shown of an image (3, H, W): the middle, in the shape of its training images."""
+        """The part of an image (3, H, W) that the network sees: the middle, shaped like its training images."""
         H, W = image.shape[1:]
         if not self.description.image_size:
             return Window(0, 0, H, W)
@@ -61,14 +61,14 @@ class ImagePredictor(ClassPredictor):
         return Window((H - height) // 2, (W - width) // 2, height, width)
 
     def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
-        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        """What the network attends to in an image; the arguments are those of `pcea visualize`."""
         from pcea.inference.image_subject import ClassSubject
 
         return ClassSubject(source, self, size=size, head=head)
 
 
 class Window(NamedTuple):
-    """The part of a picture that a network is shown, in pixels."""
+    """The part of an image that a network sees, in pixels."""
 
     top: int
     left: int
@@ -76,17 +76,17 @@ class Window(NamedTuple):
     width: int
 
     def cut(self, picture: Tensor) -> Tensor:
-        """That part of a picture (3, H, W)."""
+        """Cut this part out of an image (3, H, W)."""
         return picture[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def is_image(file: Path) -> bool:
-    """Whether a file has the name of an image."""
+    """Whether a file is named like an image."""
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def load_image(source: ImageSource) -> Tensor:
-    """Colours (3, H, W) uint8 of a file, or of what is in memory.
+    """Load colours, (3, H, W) uint8, from a file or from memory.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -104,7 +104,7 @@ def load_image(source: ImageSource) -> Tensor:
 
 
 def prepare(image: Tensor, size: Any, predictor: Any) -> Tensor:
-    """What a network is given: colours (3, H, W) uint8 scaled to (h, w) and normalized, (1, 3, h, w), on its device."""
+    """A network's input: colours (3, H, W) uint8 scaled to (h, w) and normalized, (1, 3, h, w), on its device."""
     images = image[None].to(predictor.device).float()
     if tuple(size) != tuple(image.shape[1:]):
         images = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)

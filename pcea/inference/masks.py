@@ -15,7 +15,7 @@ from pcea.visualization.colors import palette
 from pcea.visualization.images import blend, to_greyscale
 
 LONGEST_SIDE = 1024
-"""Pixels along the longer side of the image that a network is shown, unless told otherwise."""
+"""Default longest side, in pixels, of the image that a network sees."""
 
 
 class MaskPrediction(NamedTuple):
@@ -26,7 +26,7 @@ class MaskPrediction(NamedTuple):
         label: Class of each pixel, (H, W) int64; a position in `class_names`.
         confidence: Probability of that class, (H, W), in 0..1.
         class_names: Names of all classes of the network.
-        shown: Height and width at which the network saw the picture.
+        shown: Height and width at which the network saw the image.
     """
 
     picture: Tensor
@@ -44,7 +44,7 @@ class MaskPrediction(NamedTuple):
 
     @property
     def shares(self) -> dict[int, float]:
-        """The share of the pixels that each class which occurs has, in 0..1, largest first."""
+        """Share of the pixels of each class that occurs, in 0..1, largest first."""
         counts = self.label.flatten().bincount(minlength=len(self.class_names)) / self.label.numel()
         return {int(c): float(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
 
@@ -62,8 +62,8 @@ class MaskPredictor(Predictor):
 
         Args:
             source: A file; or colours, a tensor (3, H, W) or an array (H, W, 3), uint8.
-            longest_side: A larger image is shown to the network scaled down to this many pixels along its longer side;
-                the probabilities are brought back to its own size.
+            longest_side: A larger image is scaled down to this many pixels along its longer side for the network; the
+                probabilities are scaled back to its own size.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -74,12 +74,12 @@ class MaskPredictor(Predictor):
         return to_masks(self.logits(image, longest_side=longest_side), image, self.class_names)
 
     def check(self, *, longest_side: int = LONGEST_SIDE, **_: Any) -> None:
-        """Refuse options that fit no file."""
+        """Raise a ValueError for invalid options."""
         if longest_side < 1:
             raise ValueError(f"longest_side must be at least 1, got {longest_side}.")
 
     def logits(self, image: Tensor, *, longest_side: int = LONGEST_SIDE) -> Tensor:
-        """What the network says of colours (3, H, W) uint8: logits (P, h, w) on the CPU, at the size it was shown."""
+        """Logits (P, h, w), on the CPU, of an image (3, H, W) uint8, at the size that the network saw."""
         size = tuple(image.shape[1:])
         if max(size) > longest_side:
             size = tuple(max(1, round(length * longest_side / max(size))) for length in size)
@@ -88,7 +88,7 @@ class MaskPredictor(Predictor):
         return self.network(images)[0].float().cpu()
 
     def window(self, image: Tensor) -> Window:
-        """What the network is shown of an image (3, H, W): all of it."""
+        """The part of an image (3, H, W) that the network sees: all of it."""
         return Window(0, 0, *image.shape[1:])
 
     def write(self, folder: Path, stem: str, prediction: MaskPrediction) -> None:
@@ -96,21 +96,21 @@ class MaskPredictor(Predictor):
         write_masks(folder, stem, prediction)
 
     def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
-        """The image with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        """What the network attends to in an image; the arguments are those of `pcea visualize`."""
         from pcea.inference.image_subject import MaskSubject
 
         return MaskSubject(source, self, size=size, head=head)
 
 
 def to_masks(logits: Tensor, picture: Tensor, class_names: tuple[str, ...]) -> MaskPrediction:
-    """The class of every pixel of a picture (3, H, W), by logits (P, h, w) at another size."""
+    """Label every pixel of an image (3, H, W) from logits (P, h, w) at another size."""
     probabilities = logits.float().softmax(0)
     shown, size = (logits.shape[1], logits.shape[2]), tuple(picture.shape[1:])
     if shown == size:
         confidence, label = probabilities.max(0)
         return MaskPrediction(picture, label, confidence, class_names, shown)
     confidence, label = torch.zeros(size), torch.zeros(size, dtype=torch.int64)
-    # One class at a time: the probabilities of all of them in the size of a photograph take gigabytes.
+    # One class at a time: at the size of a photograph, the probabilities of all classes take gigabytes.
     for number, probability in enumerate(probabilities):
         larger = F.interpolate(probability[None, None], size, mode="bilinear")[0, 0]
         better = larger > confidence
@@ -122,10 +122,10 @@ def write_masks(folder: Path, stem: str, prediction: MaskPrediction) -> None:
     """Write `<stem>.png` and `<stem>_overlay.jpg`.
 
     Args:
-        folder: Where; it must be there.
+        folder: An existing folder.
         stem: Name of the files.
-        prediction: What. The .png holds the number of each pixel's class and shows it in the colours of `palette`; the
-            .jpg shows these colours over the picture in grey.
+        prediction: The result. The .png holds the number of each pixel's class and shows it in the colours of
+            `palette`; the .jpg shows these colours over the image in grey.
     """
     from PIL import Image
 

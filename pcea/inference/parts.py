@@ -31,7 +31,7 @@ class PartPrediction(NamedTuple):
         confidence: Probability of that class among those of the category, (N,), in 0..1.
         part_names: Names of all classes of the network.
         category: The category, or "" if the network has none.
-        parts: The classes of the category; all if there is none.
+        parts: The classes of the category; all classes if there is no category.
     """
 
     points: Tensor
@@ -50,12 +50,12 @@ class PartPrediction(NamedTuple):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the points that each part of the category has, by its short name, in 0..1."""
+        """Share of the points in each part of the category, by its short name, in 0..1."""
         counts = self.part_label.bincount(minlength=len(self.part_names)) / len(self.part_label)
         return {self.short_name(part): float(counts[part]) for part in self.parts}
 
     def short_name(self, part: int) -> str:
-        """Name of a class without that of its category."""
+        """Name of a class without the name of its category."""
         return self.part_names[part].removeprefix(f"{self.category}/")
 
 
@@ -80,13 +80,13 @@ class PartPredictor(Predictor):
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
-            category: What it shows, such as Chair; a network of several categories must be told.
+            category: What it shows, such as Chair; required if the network has several categories.
             up: Its upward axis: x, y, z, -x, -y or -z.
             num_points: Points sampled on a mesh. All points of a cloud are labelled.
             points_per_pass: Points that the network sees at once; larger clouds go through in random subsets. None for
                 as many as it was trained for; 0 for all points in one pass, which is worse where a cloud is much
-                denser than those of the training.
-            seed: Decides which points are sampled, and the subsets.
+                denser than in training.
+            seed: Decides the sampled points and the subsets.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -106,7 +106,7 @@ class PartPredictor(Predictor):
         points_per_pass: int | None = None,
         **_: Any,
     ) -> None:
-        """Refuse options that fit no file."""
+        """Raise a ValueError for invalid options."""
         find_category(self.description.parts, category)
         check_axis(up)
         if num_points < 1:
@@ -134,7 +134,7 @@ class PartPredictor(Predictor):
             generator=torch.Generator().manual_seed(seed),
         ).cpu()[:, list(parts)]
         best = probabilities.max(1)
-        # Where all of them are 0 in fp32, the first part gets the point, with confidence 0.
+        # If all of them are 0 in fp32, the point gets the first part, with confidence 0.
         total = probabilities.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
         part_label = torch.tensor(parts)[best.indices]
         return PartPrediction(
@@ -142,7 +142,7 @@ class PartPredictor(Predictor):
         )
 
     def category_number(self, category: str | None) -> Tensor | None:
-        """The number of a category, (1,), if the network wants to be told."""
+        """Number of a category, (1,); None if the network does not take one."""
         if category is None or not getattr(self.network, "num_categories", 0):
             return None
         return torch.tensor([list(self.description.parts).index(category)], device=self.device)
@@ -161,7 +161,7 @@ class PartPredictor(Predictor):
         points_per_pass: int | None = None,
         seed: int = 0,
     ) -> PartSubject:
-        """The cloud with what the network attends to in it, and its parts; arguments as for `pcea visualize`."""
+        """What the network attends to in a cloud, and its parts; arguments as for `pcea visualize`."""
         from pcea.inference.point_subject import PartSubject
 
         category = find_category(self.description.parts, category)
@@ -172,10 +172,10 @@ class PartPredictor(Predictor):
 
 
 def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str | None:
-    """The category that is meant: the one named, the only one, or None where there are none.
+    """Resolve the category: the one named, the only one, or None if the network has none.
 
     Raises:
-        ValueError: If there are several and none is named, or the name is of none.
+        ValueError: If there are several and none is named, or the name is unknown.
     """
     if not parts:
         if name is not None:
@@ -193,9 +193,9 @@ def write_parts(folder: Path, stem: str, prediction: PartPrediction) -> None:
     """Write `<stem>.npz` and `<stem>.ply`.
 
     Args:
-        folder: Where; it must be there.
+        folder: An existing folder.
         stem: Name of the files.
-        prediction: What. The .npz holds its fields except `parts`; the .ply x y z, nx ny nz if there are normals,
+        prediction: The result. The .npz holds its fields except `parts`; the .ply x y z, nx ny nz if there are normals,
             red green blue by part, part_label and confidence, and in its comments the name and colour of each part.
     """
     arrays: dict[str, Any] = {

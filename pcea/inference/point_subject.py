@@ -35,7 +35,7 @@ class PointSubject(Subject):
         up: The file's upward axis.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
-        seed: Decides which.
+        seed: Decides the subset.
 
     Raises:
         ValueError: If the network cannot take the cloud, or has no attention.
@@ -60,7 +60,7 @@ class PointSubject(Subject):
         chosen = torch.arange(len(points))
         if shown is not None and shown < len(points):
             chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:shown]
-        # What the network is shown: (1, n, 3), and normals (1, n, 3) if it takes them.
+        # What the network sees: points (1, n, 3), and normals (1, n, 3) if it takes them.
         given = normals[chosen][None].to(predictor.device) if about.has_normals and normals is not None else None
         self._shown = points[chosen][None].to(predictor.device), given
         try:
@@ -69,13 +69,13 @@ class PointSubject(Subject):
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         for layer, attention in layers.items():
-            # A network that does not locate its tokens has one for each point that it was shown.
+            # A network that does not locate its tokens has one token per point that it saw.
             if attention.points is None and attention.weights.shape[-2] == len(chosen):
                 layers[layer] = attention._replace(points=points[chosen][None])
         super().__init__(points, layers, name=name, normals=normals)
 
     def _run(self) -> str:
-        """Show the network the cloud; the title."""
+        """Show the network the cloud and return the title."""
         self._probabilities = self.predictor.network(*self._shown)[0].float().softmax(0).cpu()
         best = int(self._probabilities.argmax())
         name = self.predictor.class_names[best]
@@ -83,12 +83,12 @@ class PointSubject(Subject):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """What `view` can show; `critical` where the network says which centres decide its pooled channels."""
+        """What `view` can show; `critical` if the network says which centres decide its pooled channels."""
         critical = ("critical",) if hasattr(self.predictor.network, "pooled_centers") else ()
         return (*super().modes, *critical, "prediction")
 
     def _view_result(self, mode: str) -> View:
-        """What the network makes of the whole cloud."""
+        """The probabilities of the cloud's classes, or what each point decides."""
         if mode == "critical":
             return view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
         best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
@@ -104,7 +104,7 @@ class PointSubject(Subject):
         return interpolate_tokens(counts[:, None], centers[0].cpu(), self.points, k=1)[:, 0]
 
     def find_query(self, text: str) -> int:
-        """The index of the point that is meant: a number, or x,y,z in the file's coordinates for the nearest point.
+        """Index of the query point, given as a number, or as x,y,z in the file's coordinates for the nearest point.
 
         Raises:
             ValueError: If it is neither.

@@ -1,4 +1,4 @@
-"""One class per mesh or cloud."""
+"""Classification of meshes and clouds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CloudSource = str | Path | Points | Tensor | np.ndarray
 
 
 class PointPredictor(ClassPredictor):
-    """Names the class of meshes and clouds."""
+    """Classifies meshes and clouds."""
 
     purpose: ClassVar[str] = "names the class of a mesh or cloud"
 
@@ -53,12 +53,12 @@ class PointPredictor(ClassPredictor):
         return self._rank(self.network(points, normals)[0], top)
 
     def check(self, *, up: str = "y", top: int = 3, **_: Any) -> None:
-        """Refuse options that fit no file."""
+        """Raise a ValueError for invalid options."""
         check_axis(up)
         check_top(top)
 
     def _show(self, source: CloudSource, *, up: str, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What the network is shown: points (1, n, 3), and normals (1, n, 3) if it takes them."""
+        """What the network sees: points (1, n, 3), and normals (1, n, 3) if it takes them."""
         cloud = load_cloud(
             source,
             self.description.num_points or None,
@@ -79,7 +79,7 @@ class PointPredictor(ClassPredictor):
         points_per_pass: int | None = None,
         seed: int = 0,
     ) -> PointSubject:
-        """The cloud with what the network attends to in it; the arguments are those of `pcea visualize`."""
+        """What the network attends to in a cloud; the arguments are those of `pcea visualize`."""
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
@@ -87,7 +87,7 @@ class PointPredictor(ClassPredictor):
 
 
 def name_of(source: CloudSource) -> str:
-    """The name of a file, for messages; "The array" for what is in memory."""
+    """The name of a file, for messages; "The array" for data in memory."""
     return str(source) if isinstance(source, str | Path) else "The array"
 
 
@@ -100,15 +100,15 @@ def load_cloud(
     seed: int = 0,
     with_normals: bool = False,
 ) -> Points:
-    """A mesh or cloud from a file or from memory, in its own unit and orientation.
+    """Load a mesh or cloud from a file or from memory, in its own unit and orientation.
 
     Args:
         source: See `CloudSource`.
         num_points: How many points to keep; None keeps all points of a cloud and samples `mesh_points` of a mesh.
         mesh_points: How many points to sample on a mesh if `num_points` is None.
-        min_points: A cloud of fewer than `num_points` is kept whole if it has this many.
+        min_points: A cloud of fewer than `num_points` is kept whole if it has at least this many.
         seed: Decides the sample.
-        with_normals: Whether normals are needed. Where there are none they are estimated, with a warning.
+        with_normals: Whether normals are needed. Missing ones are estimated, with a warning.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -137,7 +137,7 @@ def load_cloud(
 
 
 def points_shown(trained_for: int, points_per_pass: int | None) -> int | None:
-    """How many points a network is shown at once; None for all.
+    """How many points a network sees at once; None for all.
 
     Args:
         trained_for: The number of points that it was trained for; 0 if unknown.

@@ -1,4 +1,4 @@
-"""Attention that is recorded to be drawn."""
+"""Recording attention in order to draw it."""
 
 from __future__ import annotations
 
