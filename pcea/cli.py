@@ -18,7 +18,7 @@ from pcea.io.configs import config_names, config_path
 USAGE = """\
 usage: pcea COMMAND [OPTIONS]
 
-  fit        Train. `pcea fit` alone trains EAT on procedural shapes; `pcea fit --config modelnet40_eat` the real thing.
+  fit        Train. `pcea fit` alone trains EAT on procedural shapes; add `--config modelnet40_eat` for the real thing.
   validate   Measure a trained network on the validation split.
   test       Measure a trained network on the test split, print a table and write a JSON record.
   predict    Name the class of meshes, clouds or images, or of their points or pixels, or find objects in images.
@@ -40,7 +40,7 @@ DEFAULT_CONFIG = "shapes_eat"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends in one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        # File names are in any script, or in none: what a console cannot show is escaped, not lost.
+        # File names can be in any script, or undecodable: what a console cannot show is escaped, not lost.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in commands:
         print(_message(f"no command {command!r}; there are {', '.join(commands)}."), file=sys.stderr)
         sys.exit(2)
-    # One line each, as errors are; where in the code they come from does not help at a command line.
+    # One line each, like errors; their place in the code does not help at a command line.
     warnings.formatwarning = lambda message, *_, **__: f"pcea: warning: {message}\n"
     try:
         commands[command](rest)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         if os.environ.get("PCEA_TRACEBACK"):
             raise
-        # Whoever reads the output has enough, as in `pcea predict ... | head`: end as a program ended by SIGPIPE does.
+        # The reader closed the output, as in `pcea predict ... | head`: exit like a program killed by SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (ValueError, OSError, ImportError, ArgumentError) as error:
@@ -91,7 +91,7 @@ def _message(text: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The message on one line, without what jsonargparse says of the types that it tried and the value it was given."""
+    """The message on one line, without jsonargparse's remarks on the types it tried and the value it got."""
     text = str(error).partition("Given value")[0]
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if not line.strip().startswith(noise)]
@@ -99,7 +99,7 @@ def _one_line(error: Exception) -> str:
 
 
 def resolve_configs(options: Sequence[str]) -> list[str]:
-    """Replace the name after each `--config` (or `-c`) by the path of its YAML."""
+    """Replace the name after each `--config` (or `-c`) with the path of its YAML."""
     resolved = list(options)
     for i, option in enumerate(resolved):
         if option.startswith("--config="):
@@ -154,7 +154,7 @@ def _configs(options: list[str]) -> None:
 
 
 def _path(text: str) -> Path:
-    """A file's name as it is: of the type Path itself, jsonargparse would read it as YAML, which not every name is."""
+    """A file name as it is: for the type Path, jsonargparse would parse it as YAML, which not every name is."""
     return Path(text)
 
 
@@ -169,11 +169,10 @@ def _call(
 
     Args:
         function: The function. Arguments without a default are positional, those of type bool are switched on by their
-            option alone, and
-            lists of text grow with each.
+            bare option, and each repetition of an option adds to a list of text.
         options: The options.
         files: Whether its first argument is a list of paths, `files`.
-        groups: Options that are listed under a title of their own in the help, by this title.
+        groups: Options that have their own section in the help, by its title.
     """
     import inspect
     import typing
@@ -188,7 +187,7 @@ def _call(
     hints = typing.get_type_hints(function)
     parameters = dict(inspect.signature(function).parameters)
     if files:
-        # Left to itself, jsonargparse reads a list from the file that is given.
+        # By default, jsonargparse would read a list from the given file.
         parser.add_argument("files", nargs="+", type=_path, metavar="FILE", help=helps.pop("files"))
         del parameters["files"]
     titled = {title: parser.add_argument_group(f"for {title}") for title in groups}

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, and the best one stays the best when training is resumed."""
+"""Safe checkpoints: written whole or not at all, and the best one stays the best when training is resumed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pcea.io.atomic import atomic_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside the file that they replace, which stays until the new one is complete and on disk.
+    """Write checkpoints beside the file that they replace, which stays until the new one is complete and on disk.
 
-    Lightning's own writes into the system's temporary folder and moves: between two filesystems that is a copy, which
-    can be interrupted, and a small temporary folder ends training.
+    Lightning writes into the system's temporary folder and then moves the file: between two filesystems that is a
+    copy, which can be interrupted, and a small temporary folder ends training.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -31,9 +31,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint of the best epoch, which a resumed run takes along.
+    """Lightning's checkpoint of the best epoch, carried over by a resumed run.
 
-    A resumed run writes into a folder of its own, where Lightning's begins anew, and the first epoch is the best one.
+    A resumed run writes into its own folder, where Lightning's starts over and takes the first epoch for the best one.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

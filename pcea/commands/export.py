@@ -27,7 +27,7 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None) -> Non
             `--weights` and for `weights=` in Python. .onnx: a graph for onnxruntime, with free batch size and number of
             points, or height and width. .pt2: the same for torch.export.load. Class names and preprocessing are in the
             metadata of both.
-        trust: A package beside pcea that the weights may import their network from; repeat it for several. Importing
+        trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
     """
     if output.suffix not in (".safetensors", ".onnx", ".pt2"):

@@ -36,21 +36,21 @@ from pcea.tasks.point_segmentation import PointSegmentationTask  # noqa: F401
 
 
 class PceaCLI(LightningCLI):
-    """LightningCLI with the defaults of pcea; each of them can be set in YAML."""
+    """LightningCLI with the defaults of pcea; each can be changed in YAML."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, each with the arguments that are not for the user."""
+        """The commands, each with the arguments hidden from the user."""
         own = {"model", "dataloaders", "datamodule", "weights_only", "verbose"}
         measuring = own | {"ckpt_path"}  # `--weights` takes its place
         return {"fit": own | {"train_dataloaders", "val_dataloaders"}, "validate": measuring, "test": measuring}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Leave it to the command line to print what is wrong with the arguments."""
+        """Raise errors in the arguments, which the command line then prints."""
         return super().init_parser(exit_on_error=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the checkpoint of the best epoch by validation, for where there is a monitor."""
+        """Add the checkpoint of the best epoch by validation, used if there is a monitor."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.mode": "max", "checkpoint.filename": "best"})
 
@@ -62,12 +62,12 @@ class PceaCLI(LightningCLI):
                 type=str | None,
                 default=None,
                 help="A checkpoint, a weights file, the name of weights that come with pcea, or a configuration's name "
-                "(its newest run). By default the newest run of the configuration that is given.",
+                "(its newest run). By default the newest run of the given configuration.",
             )
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Find and read the weights; the configuration, not their file, decides the model and its votes."""
+        """Find and read the weights; the configuration, not the weights file, decides the model and its votes."""
         config = self.config[self.config.subcommand]
         self.weights: Path | None
         if self.config.subcommand != "fit":
@@ -82,7 +82,7 @@ class PceaCLI(LightningCLI):
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Log training to TensorBoard and CSV, in one numbered folder a run."""
+        """Log training to TensorBoard and CSV, in one numbered folder per run."""
         config = self.config[self.subcommand].trainer
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
@@ -98,11 +98,11 @@ class PceaCLI(LightningCLI):
             callbacks, self.save_config_callback = [], None
         else:
             best = [c for c in callbacks if not isinstance(c, ModelCheckpoint) or c.monitor]
-            # A callback of its own: `save_last` of the one above writes only when an epoch is the best one.
+            # A separate callback: `save_last` of the one above writes only after a best epoch.
             self.last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
             callbacks = [*best, self.last]
         if config.get("enable_progress_bar") is not False:
-            # A line an epoch stays. In a file, where lines cannot be drawn over, only that one is written.
+            # One line per epoch stays. In a file, where lines cannot be overwritten, only that line is written.
             refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate, leave=True)]
         plugins = config.get("plugins") or []
@@ -188,7 +188,7 @@ class PceaCLI(LightningCLI):
 
 def run(command: str, options: Sequence[str]) -> None:
     """Run `fit`, `validate` or `test` with command-line options."""
-    # What a parameter without a type is given stays a dictionary: no class is made of it.
+    # The value of a parameter without a type stays a dictionary: no class is instantiated from it.
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
     # Clouds are tensors in memory and a batch is one index operation: worker processes would only copy them.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -198,7 +198,7 @@ def run(command: str, options: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
-    # The averaged weights are those that a checkpoint holds as its own.
+    # A checkpoint holds the averaged weights as its own.
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading a checkpoint outside.*")
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
@@ -222,7 +222,7 @@ def run(command: str, options: Sequence[str]) -> None:
 
 
 def without_option(options: Sequence[str], name: str) -> list[str]:
-    """Command-line options without one of them and its value, however the two are written."""
+    """Remove an option and its value from command-line options, in either spelling."""
     kept = list(options)
     while name in kept:
         at = kept.index(name)
@@ -231,14 +231,14 @@ def without_option(options: Sequence[str], name: str) -> list[str]:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-    """Print metrics in percent, where they are shares, a line each."""
+    """Print one metric per line, in percent if it is a share."""
     print()
     for name, value in sorted(metrics.items(), reverse=True):
         print(f"{name.replace('_', ' '):24}{value:6.2f}{'' if name in NO_SHARES else ' %'}")
 
 
 def print_categories(record: Record) -> None:
-    """Print the mean IoU of each category, or the IoU of each class, in percent, a line each."""
+    """Print the mean IoU of each category, or the IoU of each class, in percent, one per line."""
     if record.categories:
         name, counted, measured = category_headings(record)
         print(f"\n{name:24}{measured:>13}{counted:>14}")

@@ -1,4 +1,4 @@
-"""`pcea predict`: what a trained network says of files, printed as it comes."""
+"""`pcea predict`: apply a trained network to files and print each result as it comes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {
     "pixels of images": ("longest_side",),
     "objects in images": ("threshold",),
 }
-"""Options for networks of one kind only, by what they are for; the others are for all."""
+"""Options for one kind of network only, by kind; all others are for every network."""
 
 
 def predict(
@@ -39,7 +39,7 @@ def predict(
     longest_side: int | None = None,
     threshold: float | None = None,
 ) -> None:
-    """Print what a trained network says of each file: its class, its parts, the classes of its pixels, or its objects.
+    """Print what a trained network finds in each file: its class, its parts, the classes of its pixels, or its objects.
 
     A file that cannot be read does not stop the others: it is named at the end, and the exit code is 1.
 
@@ -49,21 +49,21 @@ def predict(
         weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
             newest run).
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-        trust: A package beside pcea that the weights may import their network from; repeat it for several. Importing
+        trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
         output: Also write the results. Classes go to this CSV file. Others go into this folder: for parts a coloured
             NAME.ply and a NAME.npz with the label and confidence of every point; for pixels a NAME.png of class numbers
-            and a NAME_overlay.jpg to look at; for objects a NAME_objects.jpg each, and objects.json in COCO's format.
+            and a NAME_overlay.jpg to look at; for objects a NAME_objects.jpg each, and one objects.json in COCO format.
         up: The files' upward axis, y by default: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
         seed: Decides which points are sampled, 0 by default.
-        category: What all the files show, such as Chair. A network of several categories must be told.
+        category: What all the files show, such as Chair. Required if the network has several categories.
         num_points: Points sampled on each mesh, 10000 by default. Clouds are labelled whole.
         points_per_pass: Points that the network sees at once, by default as many as it was trained for; larger clouds
-            go through in random subsets. 0 shows all at once, which is worse where a cloud is much denser than in
+            go through in random subsets. 0 shows all at once, which is worse if a cloud is much denser than in
             training.
         top: How many classes are shown for each file, 3 by default.
-        longest_side: A larger image is shown to the network scaled down to this many pixels along its longer side,
-            1024 by default. The result has the size of the image.
+        longest_side: A larger image is scaled down to this many pixels along its longer side for the network, 1024
+            by default. The result has the size of the image.
         threshold: Objects with a lower score, in 0..1, are left out; 0.5 by default.
     """
     files = check_files(files)
@@ -125,7 +125,7 @@ def applicable(predictor: Predictor, method: Callable[..., Any], **options: Any)
 
     Args:
         predictor: The network.
-        method: What they are for: a method of it, whose arguments tell which options it takes.
+        method: The method of it that takes the options it has as arguments.
         **options: All options.
 
     Raises:

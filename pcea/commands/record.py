@@ -76,7 +76,7 @@ def category_headings(record: Record) -> tuple[str, str, str]:
 
 
 def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Turn metrics of a trainer (`test/overall_accuracy`: 0.912) into those of a record (`overall_accuracy`: 91.2)."""
+    """Turn trainer metrics (`test/overall_accuracy`: 0.912) into record metrics (`overall_accuracy`: 91.2)."""
     named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
     return {name: round(value if name in NO_SHARES else 100 * value, 2) for name, value in named.items()}
 
@@ -84,8 +84,8 @@ def to_percent(metrics: Mapping[str, Any]) -> dict[str, float]:
 def commit() -> str:
     """Short hash of the checkout that tracks this file, with `-dirty` if files were changed; else pcea's version.
 
-    Git looks for a repository in all parent folders. One that does not track this file belongs to somebody else, who
-    has pcea in a `.venv` there.
+    Git looks for a repository in all parent folders. One that does not track this file belongs to a user who has
+    pcea in a `.venv` there.
     """
     file = Path(__file__)
     git = partial(subprocess.run, cwd=file.parent, capture_output=True, text=True, check=True)

@@ -28,7 +28,7 @@ OPTIONS = {
     "parts of meshes and clouds": ("category",),
     "images": ("head",),
 }  # fmt: skip
-"""Options for networks of one kind only, by what they are for; the others are for all."""
+"""Options for one kind of network only, by kind; all others are for every network."""
 
 
 def visualize(
@@ -62,19 +62,19 @@ def visualize(
         weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
             newest run).
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
-        trust: A package beside pcea that the weights may import their network from; repeat it for several. Importing
+        trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
         output: A picture (.png), or the coloured points in the file's coordinates (.ply).
         mode: What is shown. slots: the strongest memory slot of each point. slot: the weights for one slot. query: how
             alike the attention of each point is to that of the query point. critical: how many channels of the pooled
             feature the nearest centre decides. prediction: the class, or how sure the network is of each point's part.
-            parts: the part of each point. By default query or slot where one of these options is given, else slots.
-            Images have slots, slot, query and prediction (their class, that of each pixel, or the objects).
+            parts: the part of each point. By default query or slot if that option is given, else slots.
+            Images have slots, slot, query and prediction (the class, the class of each pixel, or the objects).
         layer: Attention layer, counted from 0; by default the last one.
-        slot: Memory slot, counted from 0; by default the one that is strongest at most points.
+        slot: Memory slot, counted from 0; by default the one that is strongest at the most points.
         query: Number of a point, counted from 0, or x,y,z in the file's coordinates for the point nearest to it; by
             default the point farthest from the middle. For images a pixel x,y, by default the one in the middle. With
-            an equals sign where it begins with a minus, --query=-1,0,2.
+            an equals sign if it begins with a minus, --query=-1,0,2.
         grid: One file gives a sheet of all layers and modes, several files a sheet of all files.
         size: Side of each view in pixels, of an image the longer one; by default 800, and 300 in a grid.
         up: The files' upward axis, y by default: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
@@ -83,8 +83,8 @@ def visualize(
         points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By
             default as many as it was trained for; 0 for all.
         animate: Write a turntable, .gif.
-        azimuth: Degrees around the upward axis from which it is seen.
-        elevation: Degrees above the horizon.
+        azimuth: Viewing direction, in degrees around the upward axis.
+        elevation: Viewing direction, in degrees above the horizon.
         category: What the files show, such as Chair.
         head: Attention head, counted from 0; by default the mean over all.
     """
@@ -156,7 +156,7 @@ def visualize(
 
 
 def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -> list[Any]:
-    """What the network makes of each file; all are needed before the first is drawn, as they share their colours."""
+    """The network's output for each file; all are needed before the first is drawn, as they share colours."""
     subjects, unreadable = [], []
     for file in files:
         try:
@@ -169,7 +169,7 @@ def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -
 
 
 def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
-    """Refuse what could not be written, before anything is computed."""
+    """Refuse outputs that could not be written, before anything is computed."""
     if output is not None and output.suffix.lower() not in (".png", ".ply"):
         raise ValueError(f"--output must end in .png or .ply, got {output}.")
     if animate is not None and animate.suffix.lower() != ".gif":
@@ -206,7 +206,7 @@ def _all_views(subject: Subject, *, slot: int | None, query: int | None) -> tupl
 
 
 def _write_cloud(path: Path, cloud: Points, view: View, mode: str) -> None:
-    """Write the points in the file's order and coordinates, with the colours of a view and what they stand for."""
+    """Write the points in the file's order and coordinates, with the colours of a view and their legend."""
     columns = dict(zip("xyz", cloud.points.numpy().T))
     if cloud.normals is not None:
         columns |= dict(zip(("nx", "ny", "nz"), cloud.normals.numpy().T))
