@@ -94,7 +94,7 @@ def predict(
             if write is not None:
                 write(file, prediction)
         if len(unreadable) == len(files):
-            raise ValueError(summarize(unreadable, len(files)))
+            raise ValueError(unreadable[0] if len(files) == 1 else summarize(unreadable, len(files)))
     if output is not None:
         written = [str(output / f"<name>{ending}") for ending in predictor.endings] or [str(output)]
         print(f"Written: {', '.join(written)}")

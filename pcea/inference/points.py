@@ -62,7 +62,7 @@ class PointPredictor(ClassPredictor):
         cloud = load_cloud(
             source,
             self.description.num_points or None,
-            min_points=int(getattr(self.network, "min_points", 1)),
+            min_points=1,  # the network itself says how many it needs
             seed=seed,
             with_normals=self.description.has_normals,
         )
