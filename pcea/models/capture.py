@@ -16,14 +16,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 Result = TypeVar("Result")
 
-# Names of the axes that stay free, by the argument's name; a mask is per point.
+# Names of the axes that stay free, by the argument's name.
 _POINTS = {0: "batch", 1: "points"}
+_PIXELS = {0: "batch", 2: "height", 3: "width"}
 _FREE_AXES = {
     "points": _POINTS,
     "features": _POINTS,
     "mask": _POINTS,
     "tokens": {0: "batch", 1: "tokens"},
-    "images": {0: "batch", 2: "height", 3: "width"},
+    "image": _PIXELS,
+    "images": _PIXELS,
 }
 
 

@@ -14,7 +14,15 @@ from pcea.models.eamlp import ImageTransformer
 from pcea.models.eanet import EANet
 from pcea.models.point_segmenter import eat_part_segmenter, pct_part_segmenter
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
-from pcea.nn.attention import MultiHeadExternalAttention, OffsetAttention
+from pcea.nn.attention import (
+    ExternalAttention,
+    MultiHeadExternalAttention,
+    OffsetAttention,
+    ResidualAttention,
+    SelfAttention,
+)
+from pcea.nn.layers import ExternalAttention2d, LinearNormAct
+from pcea.nn.linear import Linear
 
 POINTS = {"dim": 16, "num_neighbors": 5, "out_channels": 24, "widths": (20, 12)}
 
@@ -90,6 +98,52 @@ def test_onnx_equals_the_network_for_any_size(name: str, tmp_path: Path) -> None
         expected = network(**inputs)
         torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
         assert expected.std() > 1e-2
+
+
+def random_tokens(B: int, N: int) -> dict[str, Tensor]:
+    return {"tokens": torch.randn(B, N, 8)}
+
+
+def masked_tokens(B: int, N: int) -> dict[str, Tensor]:
+    return {"tokens": torch.randn(B, N, 8), "mask": torch.arange(N) < N - torch.arange(B).unsqueeze(1)}
+
+
+def random_image(B: int, N: int) -> dict[str, Tensor]:
+    return {"image": torch.randn(B, 8, N, N + 3)}
+
+
+heads = partial(MultiHeadExternalAttention, num_heads=2, memory_units=3)
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], dict[str, Tensor]]]] = {
+    "ExternalAttention": (partial(ExternalAttention, 8, memory_units=3, value_bias=True), masked_tokens),
+    "MultiHeadExternalAttention": (partial(heads, 8), masked_tokens),
+    "SelfAttention": (partial(SelfAttention, 8, num_heads=2, project=True), masked_tokens),
+    "SelfAttention, double": (partial(SelfAttention, 8, normalization="double"), masked_tokens),
+    "OffsetAttention": (partial(OffsetAttention, 8), masked_tokens),
+    "ResidualAttention": (partial(ResidualAttention, 8, attention=heads), masked_tokens),
+    "LinearNormAct": (partial(LinearNormAct, 8, 5), masked_tokens),
+    "Linear": (partial(Linear, 8, 5), random_tokens),
+    "ExternalAttention2d": (partial(ExternalAttention2d, 8, memory_units=3), random_image),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_onnx_equals_the_layer_for_any_size(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    build, inputs_for = LAYERS[name]
+    layer = build()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    layer(**inputs_for(4, 11))  # running statistics of some data
+    layer.eval()
+    export_onnx(layer, tmp_path / "l.onnx", inputs_for(2, 7), output_name="out")
+    session = onnxruntime.InferenceSession(tmp_path / "l.onnx")
+    for size in ((3, 13), (1, 5), (2, 17)):
+        inputs = inputs_for(*size)
+        (out,) = session.run(None, {key: tensor.numpy() for key, tensor in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(out), layer(**inputs), atol=1e-4, rtol=1e-4)
 
 
 def test_a_saved_program_needs_the_ops_alone(tmp_path: Path) -> None:
