@@ -66,7 +66,7 @@ def visualize(
             runs its code.
         output: A picture (.png), or the coloured points in the file's coordinates (.ply).
         mode: What is shown. slots: the strongest memory slot of each point. slot: the weights for one slot. query: how
-            alike the attention of each point is to that of the query point. critical: how many channels of the pooled
+            alike the attention of each point and of the query point is. critical: how many channels of the pooled
             feature the nearest centre decides. prediction: the class, or how sure the network is of each point's part.
             parts: the part of each point. By default query or slot if that option is given, else slots.
             Images have slots, slot, query and prediction (the class, the class of each pixel, or the objects).

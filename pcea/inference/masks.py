@@ -22,7 +22,7 @@ class MaskPrediction(NamedTuple):
     """The class of every pixel of one image. `print` shows what the command prints.
 
     Attributes:
-        picture: Its colours, (3, H, W) uint8.
+        picture: The image, (3, H, W) uint8.
         label: Class of each pixel, (H, W) int64; a position in `class_names`.
         confidence: Probability of that class, (H, W), in 0..1.
         class_names: Names of all classes of the network.

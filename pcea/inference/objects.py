@@ -30,7 +30,7 @@ class ObjectPrediction(NamedTuple):
     """The K objects found in one image, highest scores first. `print` shows what the command prints.
 
     Attributes:
-        picture: Its colours, (3, H, W) uint8.
+        picture: The image, (3, H, W) uint8.
         boxes: Their places, x1 y1 x2 y2 in pixels, (K, 4).
         label: Class of each, (K,) int64; a position in `class_names`.
         scores: How sure the network is, (K,), in 0..1.

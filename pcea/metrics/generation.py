@@ -23,7 +23,8 @@ class GenerationMetrics:
 
     With Inception, in its own units, not percent:
         fid: Fréchet distance of its 2,048 features; 0 is best.
-        inception_score: exp of the mean KL divergence of each image's classes from those of all, over 10 parts.
+        inception_score: exp of the mean KL divergence of each image's class distribution from the overall one; mean of
+            10 parts.
 
     With a classifier of pcea; these compare only with numbers of the same classifier, hence the other names:
         frechet_distance: The same distance between the inputs of its last layer.

@@ -32,7 +32,7 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
 
     The builder and the parts among its arguments must be networks and layers of pcea, or come from a package that the
     user names. This is checked for all of them, at every depth, before anything is imported; and the sizes of the
-    weights are compared with those of the network before memory is taken for it.
+    weights are compared with the network's before memory is allocated for it.
 
     Args:
         stored: Description and weights.

@@ -351,7 +351,7 @@ def _checked_targets(
     for i, target in enumerate(targets):
         missing = {"boxes", "labels", *(("masks",) if network.has_masks else ())} - target.keys()
         if missing:
-            raise ValueError(f"targets of {name} need {', '.join(sorted(missing))}, those of image {i} have none.")
+            raise ValueError(f"targets of {name} need {', '.join(sorted(missing))}, but image {i} has none.")
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
             shapes = f"{tuple(boxes.shape)} and {tuple(labels.shape)}"

@@ -98,7 +98,7 @@ class GenerationTask(Task):
                 f"{discriminator_steps}, {samples_per_class} and {sample_every}."
             )
         if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(f"ema_decay must be in 0..1, below 1, got {ema_decay}.")
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {ema_decay}.")
         self.automatic_optimization = False
         self.discriminator = discriminator
         self.average = None if ema_decay is None else copy.deepcopy(generator).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules with a warm-up, with the number of steps second, as `Task` passes it."""
+"""Learning-rate schedules with a warm-up. The number of steps comes second, as `Task` passes it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class Poly(LambdaLR):
-    """The rate falls as (1 - progress) ** power, from the optimizer's own after a linear warm-up.
+    """The rate falls as (1 - progress) ** power from the optimizer's rate, after a linear warm-up.
 
     Args:
         optimizer: The optimizer.
-        total_steps: Optimizer steps of the whole training.
-        power: 1 falls in a straight line.
-        warmup: Share of the steps that rise.
+        total_steps: Total number of optimizer steps.
+        power: 1 gives a straight line.
+        warmup: Share of the steps over which the rate rises.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, *, power: float = 0.9, warmup: float = 0.0):
@@ -31,14 +31,14 @@ class Poly(LambdaLR):
 
 
 class Steps(LambdaLR):
-    """The rate falls by a factor at given moments, from the optimizer's own after a linear warm-up.
+    """The rate falls by a factor at given steps from the optimizer's rate, after a linear warm-up.
 
     Args:
         optimizer: The optimizer.
-        total_steps: Optimizer steps of the whole training.
-        milestones: When it falls, as shares of the steps: 2/3 and 11/12 are epochs 8 and 11 of 12.
+        total_steps: Total number of optimizer steps.
+        milestones: When it falls, as shares of the steps: 2/3 and 11/12 mean epochs 8 and 11 of 12.
         gamma: The factor.
-        warmup: Share of the steps that rise.
+        warmup: Share of the steps over which the rate rises.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Steps(LambdaLR):
 
 
 class WarmupCosine(LambdaLR):
-    """The rate falls as half a cosine, from the optimizer's own after a linear warm-up, and stays at the lowest.
+    """The rate falls as half a cosine from the optimizer's rate, after a linear warm-up, then stays at the lowest.
 
     Args:
         optimizer: The optimizer.
-        total_steps: Optimizer steps of the whole training.
-        warmup: Share of the steps that rise.
-        cooldown: Share of the steps that stay at the lowest rate, at the end.
-        lowest: The lowest rate, as a share of the optimizer's own.
+        total_steps: Total number of optimizer steps.
+        warmup: Share of the steps over which the rate rises.
+        cooldown: Share of the steps at the end that stay at the lowest rate.
+        lowest: The lowest rate, as a share of the optimizer's.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class WarmupCosine(LambdaLR):
     ):
         rise = _warmup_steps(total_steps, warmup)
         if not 0 <= cooldown < 1 - warmup:
-            raise ValueError(f"cooldown must be in 0..1 - warmup, below it, got {cooldown}.")
+            raise ValueError(f"cooldown must be at least 0 and below 1 - warmup, got {cooldown}.")
         fall = max(1, total_steps - rise - round(cooldown * total_steps))
 
         def factor(step: int) -> float:
@@ -97,5 +97,5 @@ class WarmupCosine(LambdaLR):
 
 def _warmup_steps(total_steps: int, warmup: float) -> int:
     if not 0 <= warmup < 1:
-        raise ValueError(f"warmup must be in 0..1, below 1, got {warmup}.")
+        raise ValueError(f"warmup must be at least 0 and below 1, got {warmup}.")
     return round(warmup * total_steps)

@@ -144,7 +144,7 @@ class RandomDropPoints(Transform):
 
     def __init__(self, *, max_ratio: float = 0.875):
         if not 0 <= max_ratio < 1:
-            raise ValueError(f"max_ratio must be in 0..1, below 1, got {max_ratio}.")
+            raise ValueError(f"max_ratio must be at least 0 and below 1, got {max_ratio}.")
         self.max_ratio = max_ratio
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:

@@ -355,7 +355,7 @@ SQUARE = {"boxes": torch.tensor([[1.0, 2, 3, 4]]), "labels": torch.tensor([1])}
 
 @pytest.mark.parametrize("name", ["mask", "cascade_mask"])
 def test_detectors_of_masks_need_masks(name: str) -> None:
-    with pytest.raises(ValueError, match=r"targets of .*RCNN need masks, those of image 0 have none"):
+    with pytest.raises(ValueError, match=r"targets of .*RCNN need masks, but image 0 has none"):
         DETECTORS[name]()([torch.rand(3, 64, 64)], [SQUARE])
 
 
@@ -368,7 +368,7 @@ def test_detectors_of_masks_need_masks(name: str) -> None:
         (torch.zeros(3, 64, 64, dtype=torch.uint8), [SQUARE], r"must each be float .* got torch.uint8"),
         (torch.rand(3, 64, 64), None, "in training needs targets beside images"),
         (torch.rand(3, 64, 64), [SQUARE, SQUARE], "one for each of 1 images, got 2"),
-        (torch.rand(3, 64, 64), [{"boxes": SQUARE["boxes"]}], "need labels, those of image 0 have none"),
+        (torch.rand(3, 64, 64), [{"boxes": SQUARE["boxes"]}], "need labels, but image 0 has none"),
         (torch.rand(3, 64, 64), [SQUARE | {"boxes": torch.ones(4)}], r"boxes must be \(K, 4\) .*got \(4,\) and \(1,\)"),
         (torch.rand(3, 64, 64), [SQUARE | {"labels": torch.tensor([1, 1])}], r"got \(1, 4\) and \(2,\) for image 0"),
         (torch.rand(3, 64, 64), [SQUARE | {"boxes": torch.tensor([[1.0, 2, 1, 4]])}], "x1 < x2 and y1 < y2"),

@@ -290,7 +290,7 @@ def test_select_points_by_hand():
         (lambda: RandomRotate(degrees=181), "degrees must be in 0..180, got 181"),
         (lambda: RandomOrientation(probability=1.5), "probability must be in 0..1, got 1.5"),
         (lambda: RandomJitter(std=-1), "must not be negative, got std=-1"),
-        (lambda: RandomDropPoints(max_ratio=1.0), "max_ratio must be in 0..1, below 1, got 1.0"),
+        (lambda: RandomDropPoints(max_ratio=1.0), "max_ratio must be at least 0 and below 1, got 1.0"),
     ],
 )
 def test_nonsense_is_refused(make, message):
