@@ -12,7 +12,7 @@ from pcea.datasets.coco import CocoObjects
 from pcea.datasets.mask_folder import has_mask_splits
 from pcea.datasets.object_folder import read_object_folder
 from pcea.datasets.objects import ObjectDataset, TransformedObjects
-from pcea.datasets.splits import Split, check_test_fraction, divide
+from pcea.datasets.splits import Split, check_test_fraction, divide, warn_of_missing_classes
 from pcea.datasets.voc_objects import VocObjects
 
 
@@ -69,6 +69,7 @@ class CocoDataModule(ObjectDataModule):
         val_annotations: The JSON file of their objects.
         masks: Whether to read masks.
         keep_empty: Whether to train on images without objects, too.
+        skip_unreadable: Leave out damaged annotations, with a warning that counts them.
         **options: Those of `ObjectDataModule`.
     """
 
@@ -84,12 +85,13 @@ class CocoDataModule(ObjectDataModule):
         val_annotations: str | None = None,
         masks: bool = False,
         keep_empty: bool = True,
+        skip_unreadable: bool = False,
         **options: Any,
     ):
         super().__init__(root, **options)
         if (val_images is None) != (val_annotations is None):
             raise ValueError(f"val_images and val_annotations go together, got {val_images} and {val_annotations}.")
-        self.masks, self.keep_empty = masks, keep_empty
+        self.masks, self.keep_empty, self.skip_unreadable = masks, keep_empty, skip_unreadable
         self.paths = {
             "train": (train_annotations, train_images),
             "val": (val_annotations, val_images),
@@ -101,12 +103,16 @@ class CocoDataModule(ObjectDataModule):
         annotations, folder = self.paths[split]
         assert annotations is not None
         assert folder is not None
-        return CocoObjects(
+        images = CocoObjects(
             Path(self.root, annotations),
             Path(self.root, folder),
             masks=self.masks,
             keep_empty=self.keep_empty or split != "train",
+            skip_unreadable=self.skip_unreadable,
         )
+        if split == "train":
+            warn_of_missing_classes(images.label, images.class_names, what="object", where=images.path)
+        return images
 
     def load_val(self) -> CocoObjects | None:
         """Read the JSON file of the validation split, if there is one."""
@@ -160,7 +166,10 @@ class VocObjectDataModule(ObjectDataModule):
 
     def load(self, split: Literal["train", "test"]) -> VocObjects:
         """Read the XML files of one split."""
-        return self._read(self.train_split if split == "train" else self.test_split)
+        images = self._read(self.train_split if split == "train" else self.test_split)
+        if split == "train":
+            warn_of_missing_classes(images.label, images.class_names, what="object", where=self.root)
+        return images
 
     def load_val(self) -> VocObjects | None:
         """Read the XML files of the official validation split, unless it is trained or tested on."""

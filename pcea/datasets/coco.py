@@ -27,19 +27,32 @@ class CocoObjects(ObjectDataset):
         folder: Folder of the images, to which its `file_name`s are relative.
         masks: Whether to read masks: polygons, or run lengths, compressed or not. They may overlap.
         keep_empty: Whether images without any object, crowds aside, belong to the set.
+        skip_unreadable: Leave out damaged annotations, with a warning that counts them and names the first, instead of
+            raising.
 
     Raises:
         FileNotFoundError: If the file, the folder or an image is missing.
-        ValueError: If the file is not JSON, lacks something or contradicts itself.
+        ValueError: If the file is not JSON, lacks something or contradicts itself, has two categories of one name, or
+            an annotation is damaged. The message names the annotation by its id.
     """
 
-    def __init__(self, annotations: str | Path, folder: str | Path, *, masks: bool = False, keep_empty: bool = True):
+    def __init__(
+        self,
+        annotations: str | Path,
+        folder: str | Path,
+        *,
+        masks: bool = False,
+        keep_empty: bool = True,
+        skip_unreadable: bool = False,
+    ):
         path = self.path = Path(annotations)
         content = _read_json(path)
         self.category_ids, self.class_names = _categories(content["categories"], path)
         self.has_masks = masks
         images = _images(content["images"], path)
-        found = _objects(content["annotations"], images, self.category_ids, path, masks=masks)
+        found = _objects(
+            content["annotations"], images, self.category_ids, path, masks=masks, skip_unreadable=skip_unreadable
+        )
         if not keep_empty:
             images = {number: image for number, image in images.items() if (found[number].iscrowd == 0).any()}
             if not images:
@@ -65,12 +78,20 @@ class CocoObjects(ObjectDataset):
             "image_id": torch.tensor(listed.id),
         }
         if self.has_masks:
-            try:
-                masks = [_decode(json.loads(text), H, W) for text in objects.segmentations]
-            except ValueError as error:
-                raise ValueError(f"{self.path}: a mask of {listed.name} is damaged: {error}.") from error
+            masks = [self._mask(text, name, H, W) for text, name in zip(objects.segmentations, objects.names)]
             target["masks"] = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, H, W, dtype=torch.uint8)
         return image, target
+
+    @property
+    def label(self) -> Tensor:
+        """Number of the class, from 0, of every object that is trained on (no crowds), int64."""
+        return torch.cat([objects.labels[objects.iscrowd == 0] for objects in self.objects]) - 1
+
+    def _mask(self, text: bytes, name: str, height: int, width: int) -> np.ndarray:
+        try:
+            return _decode(json.loads(text), height, width)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.path}: the mask of {name} is damaged: {error}.") from error
 
 
 class _Image(NamedTuple):
@@ -88,6 +109,7 @@ class _Objects(NamedTuple):
     iscrowd: Tensor
     area: Tensor
     segmentations: list[bytes]
+    names: list[str]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
@@ -113,11 +135,17 @@ def _categories(rows: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[str
     names: dict[int, str] = {}
     for row in rows:
         try:
-            number, name = _whole(row["id"]), str(row["name"])
+            number, name = _whole(row["id"]), _text(row["name"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: a category needs id and name, got {_short(row)}.") from error
         if number in names:
             raise ValueError(f"{path} has two categories with id {number}.")
+        if name in names.values():
+            twin = next(other for other, known in names.items() if known == name)
+            raise ValueError(
+                f"{path} has two categories with the name {name!r}, ids {twin} and {number}. Classes are told apart by "
+                "name: rename one, or remove it."
+            )
         names[number] = name
     return tuple(sorted(names)), tuple(names[number] for number in sorted(names))
 
@@ -126,9 +154,11 @@ def _images(rows: list[Any], path: Path) -> dict[int, _Image]:
     images: dict[int, _Image] = {}
     for row in rows:
         try:
-            image = _Image(_whole(row["id"]), str(row["file_name"]), _whole(row["height"]), _whole(row["width"]))
+            image = _Image(_whole(row["id"]), _text(row["file_name"]), _whole(row["height"]), _whole(row["width"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: an image needs id, file_name, height and width, got {_short(row)}.") from error
+        if min(image.height, image.width) < 1:
+            raise ValueError(f"{path}: the height and width of an image must be positive, got {_short(row)}.")
         if image.id in images:
             raise ValueError(f"{path} has two images with id {image.id}.")
         images[image.id] = image
@@ -136,43 +166,84 @@ def _images(rows: list[Any], path: Path) -> dict[int, _Image]:
 
 
 def _objects(
-    rows: list[Any], images: dict[int, _Image], category_ids: tuple[int, ...], path: Path, *, masks: bool
+    rows: list[Any],
+    images: dict[int, _Image],
+    category_ids: tuple[int, ...],
+    path: Path,
+    *,
+    masks: bool,
+    skip_unreadable: bool,
 ) -> dict[int, _Objects]:
     """The objects of each image."""
     labels = {number: label for label, number in enumerate(category_ids, start=1)}
-    by_image: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in rows:
+    by_image: dict[int, list[_Row]] = defaultdict(list)
+    damaged: list[str] = []
+    for place, row in enumerate(rows):
+        name = f"annotation {row['id']}" if isinstance(row, dict) and "id" in row else f"annotation at place {place}"
         try:
-            image_id, category = _whole(row["image_id"]), _whole(row["category_id"])
-            x, y, width, height = map(float, row["bbox"])
-            area, is_crowd = float(row.get("area", width * height)), bool(row.get("iscrowd", 0))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: an annotation needs image_id, category_id and bbox, which is [x, y, width, height]; got "
-                f"{_short(row)}."
-            ) from error
-        name = f"annotation {row.get('id', 'without id')}"
-        if image_id not in images:
-            raise ValueError(f"{path}: {name} is of image {image_id}, which the file does not list.")
-        if category not in labels:
-            raise ValueError(f"{path}: {name} is of category {category}, which the file does not list.")
-        if not np.isfinite([x, y, width, height, area]).all():
-            raise ValueError(f"{path}: {name} has a bbox or area that is not a number: {_short(row)}.")
-        text = b""
-        if masks:
-            _check_segmentation(row.get("segmentation"), images[image_id], path, name)
-            text = json.dumps(row["segmentation"]).encode()
-        by_image[image_id].append(([x, y, x + width, y + height], labels[category], is_crowd, area, text, name))
+            found = _read_annotation(row, name, images, labels, masks=masks)
+        except ValueError as error:
+            if not skip_unreadable:
+                raise ValueError(f"{path}: {name} {error}.") from error
+            damaged.append(f"{name}, which {error}")
+        else:
+            by_image[found.image_id].append(found)
+    if damaged:
+        warnings.warn(
+            f"{path}: {len(damaged)} of {len(rows)} annotations are damaged and left out; the first is {damaged[0]}.",
+            stacklevel=2,
+        )
     left_out: list[str] = []
-    found = {number: _collect(by_image[number], image, left_out) for number, image in images.items()}
+    collected = {number: _collect(by_image[number], image, left_out) for number, image in images.items()}
     if left_out:
         warnings.warn(boxes_without_area(path, len(left_out), len(rows), left_out[0]), stacklevel=2)
-    return found
+    return collected
 
 
-def _collect(rows: list[tuple[Any, ...]], image: _Image, left_out: list[str]) -> _Objects:
+class _Row(NamedTuple):
+    """One annotation; `box` is x1 y1 x2 y2."""
+
+    image_id: int
+    box: list[float]
+    label: int
+    is_crowd: bool
+    area: float
+    segmentation: bytes
+    name: str
+
+
+def _read_annotation(row: Any, name: str, images: dict[int, _Image], labels: dict[int, int], *, masks: bool) -> _Row:
+    """Check one annotation and convert it.
+
+    Raises:
+        ValueError: What is wrong with it, to follow its name.
+    """
+    try:
+        image_id, category = _whole(row["image_id"]), _whole(row["category_id"])
+        x, y, width, height = map(float, row["bbox"])
+        area = width * height if row.get("area") is None else float(row["area"])
+        is_crowd = _flag(row.get("iscrowd"))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "needs image_id, category_id and bbox, and numbers for area and iscrowd if it has them; bbox is "
+            f"[x, y, width, height]; got {_short(row)}"
+        ) from error
+    if image_id not in images:
+        raise ValueError(f"is of image {image_id}, which the file does not list")
+    if category not in labels:
+        raise ValueError(f"is of category {category}, which the file does not list")
+    if not np.isfinite([x, y, width, height, area]).all():
+        raise ValueError(f"has a bbox or area that is not a number: {_short(row)}")
+    text = b""
+    if masks:
+        _check_segmentation(row.get("segmentation"), images[image_id])
+        text = json.dumps(row["segmentation"]).encode()
+    return _Row(image_id, [x, y, x + width, y + height], labels[category], is_crowd, area, text, name)
+
+
+def _collect(rows: list[_Row], image: _Image, left_out: list[str]) -> _Objects:
     """The objects of one image as tensors; the names of those without area are added to `left_out`."""
-    boxes, labels, is_crowd, area, texts, names = zip(*rows) if rows else ([],) * 6
+    _, boxes, labels, is_crowd, area, texts, names = zip(*rows) if rows else ([],) * 7
     clipped = clip_boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), image.height, image.width)
     kept = box_area(clipped) > 0
     left_out += [name for name, is_kept in zip(names, kept) if not is_kept]
@@ -182,31 +253,68 @@ def _collect(rows: list[tuple[Any, ...]], image: _Image, left_out: list[str]) ->
         torch.tensor(is_crowd, dtype=torch.int64)[kept],
         torch.tensor(area, dtype=torch.float32)[kept],
         [text for text, is_kept in zip(texts, kept) if is_kept],
+        [name for name, is_kept in zip(names, kept) if is_kept],
     )
 
 
-def _check_segmentation(segmentation: Any, image: _Image, path: Path, name: str) -> None:
+def _check_segmentation(segmentation: Any, image: _Image) -> None:
     """Refuse segmentations that pycocotools would misread or crash on."""
     H, W = image.height, image.width
     if isinstance(segmentation, list):
-        if segmentation and all(isinstance(polygon, list) and _is_polygon(polygon) for polygon in segmentation):
+        # Its memory grows with the length of the outline.
+        farthest = 10 * max(H, W) + 1000
+        if segmentation and all(isinstance(p, list) and _is_polygon(p, farthest) for p in segmentation):
             return
-        rule = "polygons, [[x1, y1, x2, y2, x3, y3, ...], ...]"
+        rule = f"polygons, [[x1, y1, x2, y2, x3, y3, ...], ...], near its image of {H} x {W} pixels"
         if not segmentation:
             rule += "; set masks to false to read only boxes"
     elif isinstance(segmentation, dict):
         counts = segmentation.get("counts")
-        right = isinstance(counts, str) or (isinstance(counts, list) and sum(counts) == H * W)
-        if segmentation.get("size") == [H, W] and right:
+        runs = _uncompressed(counts) if isinstance(counts, str) else counts
+        if (
+            segmentation.get("size") == [H, W]
+            and isinstance(runs, list)
+            and all(type(run) is int and run >= 0 for run in runs)
+            and sum(runs) == H * W
+        ):
             return
         rule = f"run lengths of {H} x {W} pixels"
+        if isinstance(runs, list) and all(type(run) is int for run in runs):
+            rule += f", which have {H * W} together, not {sum(runs)}, and are not negative"
     else:
         rule = "polygons or run lengths; set masks to false to read only boxes"
-    raise ValueError(f"{path}: {name} has the segmentation {_short(segmentation)}; it must be {rule}.")
+    raise ValueError(f"has the segmentation {_short(segmentation)}; it must be {rule}")
 
 
-def _is_polygon(numbers: list[Any]) -> bool:
-    return len(numbers) >= 6 and len(numbers) % 2 == 0 and all(isinstance(n, (int, float)) for n in numbers)
+def _is_polygon(numbers: list[Any], farthest: float) -> bool:
+    return (
+        len(numbers) >= 6
+        and len(numbers) % 2 == 0
+        and all(type(n) in (int, float) and -farthest <= n <= farthest for n in numbers)
+    )
+
+
+def _uncompressed(text: str) -> list[int] | None:
+    """The run lengths of COCO's compressed text; None if it is not such text.
+
+    Each character has six bits, counted from "0": five of a number, the lowest first, and one that says whether more
+    follow. Numbers are signed; from the fourth on they are differences to the last but one.
+    """
+    bits = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    if not len(bits) or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
+        return None
+    ends = np.flatnonzero(bits & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        return None
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((bits & 31) << shifts, starts)
+    numbers -= np.where(bits[ends] & 16, 1 << 5 * lengths, 0)
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    runs: list[int] = numbers.tolist()
+    return runs
 
 
 def _decode(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -235,9 +343,30 @@ def _check_pictures(path: Path, folder: Path, names: list[str]) -> None:
 
 
 def _whole(number: Any) -> int:
-    if not isinstance(number, int):
+    """A whole number of 64 bits, even if a tool wrote it as text or with a decimal point."""
+    if isinstance(number, bool) or not isinstance(number, (int, float, str)):
         raise TypeError
-    return number
+    try:
+        whole = int(number)
+    except (ValueError, OverflowError) as error:
+        raise TypeError from error
+    if (isinstance(number, float) and whole != number) or not -(2**63) <= whole < 2**63:
+        raise TypeError
+    return whole
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _flag(value: Any) -> bool:
+    """0 or 1, also as text; None is 0."""
+    number = 0 if value is None else int(value)
+    if number not in (0, 1):
+        raise ValueError
+    return bool(number)
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -104,3 +106,23 @@ def class_order(ours: Sequence[str], theirs: Sequence[str], *, what: str = "clas
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
+
+
+def warn_of_missing_classes(label: Tensor, class_names: Sequence[str], *, what: str, where: str | Path) -> None:
+    """Warn of classes that a training split does not have: a network cannot learn them.
+
+    Args:
+        label: Class numbers, int64 of any shape.
+        class_names: Name of each class.
+        what: What has a class: file, point or object.
+        where: The split, for the message.
+    """
+    counts = label.flatten().bincount(minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts.tolist()) if not count]
+    if missing:
+        names = ", ".join(map(repr, missing[:10])) + (" ..." if len(missing) > 10 else "")
+        warnings.warn(
+            f"No {what} in the training split of {where} has the class {names} ({len(missing)} of {len(class_names)} "
+            "classes): a network cannot learn them.",
+            stacklevel=2,
+        )

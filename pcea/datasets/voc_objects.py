@@ -71,6 +71,11 @@ class VocObjects(ObjectDataset):
         """Read one image."""
         return read_image(self.files[index]), dict(self.targets[index])
 
+    @property
+    def label(self) -> Tensor:
+        """Number of the class, from 0, of every object that is trained on (none that are difficult), int64."""
+        return torch.cat([target["labels"][target["iscrowd"] == 0] for target in self.targets]) - 1
+
     def _target(self, number: int, items: list[_Item], path: Path, picture: Path, left_out: list[str]) -> Target:
         """The objects of one image; those without area are added to `left_out`."""
         strangers = [item.name for item in items if item.name not in self.class_names]

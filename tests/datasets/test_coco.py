@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -143,10 +144,23 @@ def test_images_without_objects_may_be_left_out(tmp_path):
             {"images": [{"id": 1, "file_name": "1.png"}]},
             "an image needs id, file_name, height and width, got .*1.png",
         ),
-        ([], {"images": [{"id": "1", "file_name": "1.png", "height": 3, "width": 4}]}, "an image needs id"),
+        ([], {"images": [{"id": "x", "file_name": "1.png", "height": 3, "width": 4}]}, "an image needs id"),
+        ([], {"images": [{"id": True, "file_name": "1.png", "height": 3, "width": 4}]}, "an image needs id"),
+        ([], {"images": [{"id": 2**63, "file_name": "1.png", "height": 3, "width": 4}]}, "an image needs id"),
+        ([], {"images": [{"id": 1, "file_name": None, "height": 3, "width": 4}]}, "an image needs id"),
+        ([], {"images": [{"id": 1, "file_name": "1.png", "height": 0, "width": 4}]}, "must be positive, got .*1.png"),
         ([], {"images": [{"id": 1, "file_name": "1.png", "height": 3, "width": 4}] * 2}, "has two images with id 1"),
         ([], {"images": []}, "has no images"),
         ([], {"categories": []}, "has no categories"),
+        (
+            [],
+            {"categories": [{"id": 3, "name": "a"}, {"id": 8, "name": "a"}]},
+            "two categories with the name 'a', ids 3 and 8.* rename one, or remove it",
+        ),
+        ([annotation(5, iscrowd="yes")], {}, "annotation 5 needs image_id"),
+        ([annotation(5, iscrowd=2)], {}, "annotation 5 needs image_id"),
+        ([annotation(5, area="large")], {}, "annotation 5 needs image_id"),
+        ([annotation(4), [1, 2]], {}, r"annotation at place 1 needs image_id, .* got \[1, 2\]"),
         ([], {"categories": [{"id": 3}]}, "a category needs id and name, got {'id': 3}"),
         ([], {"categories": [{"id": 3, "name": "a"}] * 2}, "has two categories with id 3"),
         ([], {"annotations": None}, "must have the lists images, .* no list annotations"),
@@ -169,6 +183,21 @@ def test_a_wrong_file(tmp_path, listed, changes, message):
         ({"size": [W, H], "counts": [H * W]}, f"it must be run lengths of {H} x {W} pixels"),
         ({"size": [H, W], "counts": [H * W - 1]}, "it must be run lengths"),
         ({"size": [H, W]}, "it must be run lengths"),
+        (
+            {"size": [H, W], "counts": [-5, H * W + 5]},
+            f"which have {H * W} together, not {H * W}, and are not negative",
+        ),
+        ({"size": [H, W], "counts": [1.5, H * W - 1.5]}, "it must be run lengths"),
+        ({"size": [H, W], "counts": ""}, "it must be run lengths"),
+        ({"size": [H, W], "counts": "oooo"}, "it must be run lengths"),  # a number without end
+        ({"size": [H, W], "counts": "椅"}, "it must be run lengths"),
+        ({"size": [H, W], "counts": "1"}, f"which have {H * W} together, not 1"),
+        ({"size": [H, W], "counts": "o" * 9 + "1"}, "it must be run lengths"),  # a number of 50 bits
+        ([[1, 2, 3, 4, 5, float("nan")]], "it must be polygons"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "it must be polygons"),
+        ([[1, 2, 3, 4, 5, 1e9]], f"it must be polygons, .* near its image of {H} x {W} pixels"),
+        ([[1, 2, 3, 4, 5, True]], "it must be polygons"),
+        ([*SQUARE, [1, 2, 3, 4]], "it must be polygons"),
     ],
 )
 def test_a_wrong_segmentation(tmp_path, segmentation, message):
@@ -178,11 +207,55 @@ def test_a_wrong_segmentation(tmp_path, segmentation, message):
         read(tmp_path, masks=True)
 
 
-def test_damaged_run_lengths_are_named_as_they_are_decoded(tmp_path):
-    write(tmp_path, [annotation(5, segmentation={"size": [H, W], "counts": "oooo"})])
-    found = read(tmp_path, masks=True)
-    with pytest.raises(ValueError, match=r"a\.json: a mask of 10\.png is damaged: "):
-        found[0]
+@pytest.mark.parametrize("seed", range(5))
+def test_compressed_run_lengths_are_checked_as_pycocotools_reads_them(tmp_path, seed):
+    """Masks of few and of many runs; a text that is cut or changed is refused or has the right number of pixels."""
+    random = np.random.default_rng(seed)
+    mask = random.random((H, W)) < random.random()
+    text = rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    write(tmp_path, [annotation(1, segmentation={"size": [H, W], "counts": text})])
+    assert read(tmp_path, masks=True)[0][1]["masks"][0].tolist() == mask.astype(int).tolist()
+    for _ in range(20):
+        place = random.integers(len(text))
+        damaged = text[:place] + chr(random.integers(40, 120)) + text[place + 1 :]
+        write(tmp_path, [annotation(1, segmentation={"size": [H, W], "counts": damaged})])
+        with suppress(ValueError):
+            decoded = read(tmp_path, masks=True)[0][1]["masks"][0]
+            assert set(decoded.unique().tolist()) <= {0, 1}
+
+
+def test_a_large_mask_of_long_runs(tmp_path):
+    H, W = 900, 1100
+    mask = np.zeros((H, W), np.uint8)
+    mask[100:800, 300:1000] = 1
+    text = rle.encode(np.asfortranarray(mask))["counts"].decode()
+    image = {"id": 10, "file_name": "10.png", "height": H, "width": W}
+    write(tmp_path, [annotation(1, segmentation={"size": [H, W], "counts": text})], size=(H, W), images=[image])
+    assert (read(tmp_path, masks=True)[0][1]["masks"][0].numpy() == mask).all()
+
+
+def test_what_tools_write_differently(tmp_path):
+    image = {"id": "10", "file_name": "10.png", "height": float(H), "width": str(W)}
+    categories = [{"id": "3", "name": "three"}]
+    listed = [
+        annotation("a7", image="10", category=3.0, area=None, iscrowd="0"),
+        annotation(8, image=10, category="3", area="2.5", iscrowd="1"),
+        annotation(9, iscrowd=None, category=3),
+    ]
+    target = read(write(tmp_path, listed, images=[image], categories=categories))[0][1]
+    assert target["area"].tolist() == [12, 2.5, 12]
+    assert target["iscrowd"].tolist() == [0, 1, 0]
+    assert int(target["image_id"]) == 10
+
+
+def test_damaged_annotations_can_be_left_out_with_a_count(tmp_path):
+    damaged = [annotation(6, segmentation=[[1, 2]]), annotation(7, bbox=[1]), "text"]
+    write(tmp_path, [annotation(5, segmentation=SQUARE), *damaged])
+    with pytest.warns(
+        UserWarning, match=r"a\.json: 3 of 4 annotations are damaged and left out; the first is annotation 6, which has"
+    ):
+        found = read(tmp_path, masks=True, skip_unreadable=True)
+    assert (found[0][1]["masks"] == square()).all()
 
 
 def test_what_is_not_there(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pcea.datasets.splits import stored_split, stratified_sample
+from pcea.datasets.splits import stored_split, stratified_sample, warn_of_missing_classes
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,12 @@ def test_stratified_sample_is_seeded_and_chooses_anybody():
     assert (drawn.sum(1) == 4 * round(0.1 * 50)).all()
     assert drawn.any(0).all()
     assert not stratified_sample(label, 0.0, seed=0).any()
+
+
+def test_classes_that_cannot_be_learned_are_named():
+    label = torch.tensor([[0, 2], [2, 0]])
+    with pytest.warns(UserWarning, match=r"^No point in the training split of data has the class 'b', 'd' \(2 of 4 cl"):
+        warn_of_missing_classes(label, "abcd", what="point", where="data")
+    warn_of_missing_classes(torch.arange(3), "abc", what="point", where="data")  # warnings are errors
+    with pytest.warns(UserWarning, match=r"'9' \.\.\. \(12 of 12 classes\)"):
+        warn_of_missing_classes(label[:0], [*map(str, range(12))], what="point", where="data")
