@@ -213,7 +213,9 @@ def _write_texts(
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(drawn)
-    font = ImageFont.truetype(font_manager.findfont(font_manager.FontProperties(family=font_families(*texts)[-1])), 13)
+    # A list, as Matplotlib takes a family alone for a pattern. PIL draws by one font: that of the rarest characters.
+    properties = font_manager.FontProperties(family=font_families(*texts)[-1:])
+    font = ImageFont.truetype(font_manager.findfont(properties), 13)
     texts, brush = [drawable(text) for text in texts], ImageDraw.Draw(image)
     # The best last, on top.
     for (x, y), text, color in reversed([*zip(places.round().int().tolist(), texts, colors)]):
