@@ -35,6 +35,6 @@ except ImportError:
 END
     )
     [ -z "$libraries" ] || install_packages $libraries ||
-        echo "Without these libraries of Open3D pcea draws no pictures and reads no .pcd files." >&2
+        echo "Without these libraries of Open3D pcea draws no pictures and estimates no normals." >&2
     cp pyproject.toml "$stamp"
 fi
