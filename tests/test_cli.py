@@ -109,6 +109,11 @@ def test_a_missing_dataset_says_how_to_get_it(capsys, tmp_path):
     assert_one_line(result, "No ModelNet40 train split", "pcea download modelnet40")
 
 
+def test_batch_norm_needs_more_than_one_sample(capsys, config):
+    result = run(capsys, "fit", "--config", config, "--data.init_args.batch_size", 1)
+    assert_one_line(result, "Batch norm cannot learn from a batch of one sample", "batch_size to 2 or more")
+
+
 def test_no_checkpoint(capsys, config, tmp_path):
     assert_one_line(run(capsys, "test", "--config", config), "No checkpoint under", "pcea fit")
     assert_one_line(run(capsys, "test", "--config", config, "--weights", tmp_path / "no.ckpt"), "No trained network")

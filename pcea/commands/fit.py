@@ -206,16 +206,23 @@ def run(command: str, options: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python.*")
     # Lightning advertises a service at every start.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
-    PceaCLI(
-        Task,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        args=[command, *options],
-        parser_kwargs={"prog": "pcea"},
-    )
+    try:
+        PceaCLI(
+            Task,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=[command, *options],
+            parser_kwargs={"prog": "pcea"},
+        )
+    except ValueError as error:
+        if "more than 1 value per channel when training" not in str(error):
+            raise
+        raise ValueError(
+            "Batch norm cannot learn from a batch of one sample: set data.init_args.batch_size to 2 or more."
+        ) from error
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # Left to the end of the process, its threads may end it with an error.
         torch.distributed.destroy_process_group()
