@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pcea.datamodules.images import ImageDataModule
 from pcea.datasets.ade20k import read_ade20k
 from pcea.datasets.camvid import read_camvid
 from pcea.datasets.cityscapes import read_cityscapes
-from pcea.datasets.mask_folder import has_mask_splits, read_mask_folder
+from pcea.datasets.mask_folder import check_classes, has_mask_splits, read_mask_folder
 from pcea.datasets.masks import MaskFiles
 from pcea.datasets.splits import Split, check_test_fraction, divide
 from pcea.datasets.voc2012 import read_voc2012
@@ -102,7 +103,8 @@ class MaskFolderDataModule(MaskDataModule):
     Args:
         root: The folder.
         num_classes: Number of classes; None counts the names in `root/classes.yaml`.
-        ignore_value: Value of ignored pixels in the masks; None if there are none.
+        ignore_value: Value of ignored pixels in the masks, unless `class_values` has it; None if there are none.
+        class_values: Value of each class in the masks, such as 0 and 255; None for 0, 1, 2 ...
         test_fraction: Share held out as the test split if the folder has no splits of its own.
         **options: Those of `MaskDataModule`.
     """
@@ -113,11 +115,12 @@ class MaskFolderDataModule(MaskDataModule):
         *,
         num_classes: int | None = None,
         ignore_value: int | None = 255,
+        class_values: Sequence[int] | None = None,
         test_fraction: float = 0.2,
         **options: Any,
     ):
         super().__init__(root, **options)
-        self.num_classes, self.ignore_value = num_classes, ignore_value
+        self.num_classes, self.ignore_value, self.class_values = num_classes, ignore_value, class_values
         self.test_fraction = test_fraction
         check_test_fraction(test_fraction)
 
@@ -125,11 +128,32 @@ class MaskFolderDataModule(MaskDataModule):
         """List the files of one split."""
         files = self._read(split)
         assert files is not None, "only val may be absent"
-        return files if has_mask_splits(self.root) else divide(files, split, test_fraction=self.test_fraction)
+        if not has_mask_splits(self.root):
+            files = divide(files, split, test_fraction=self.test_fraction)
+        if split == "train":
+            self._train_files = files
+        return files
 
     def load_val(self) -> MaskFiles | None:
         """List the files of the stored validation split, if it is not the test split."""
         return self._read("val") if has_mask_splits(self.root) else None
 
+    def setup(self, stage: str) -> None:
+        """Read the splits that a stage needs, once; before training, look whether every class occurs.
+
+        Raises:
+            ValueError: If only one class does.
+        """
+        is_new = "train" not in self.sets
+        super().setup(stage)
+        if stage == "fit" and is_new:
+            check_classes(self._train_files, self.root)
+
     def _read(self, split: Split) -> MaskFiles | None:
-        return read_mask_folder(self.root, split, num_classes=self.num_classes, ignore_value=self.ignore_value)
+        return read_mask_folder(
+            self.root,
+            split,
+            num_classes=self.num_classes,
+            ignore_value=self.ignore_value,
+            class_values=self.class_values,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -59,13 +60,24 @@ def _folders(root: Path) -> list[str]:
     return names
 
 
+def _pictures(folder: Path) -> list[str]:
+    """The picture files in a folder and those below it, linked ones too, each folder once even if links form a loop."""
+    found: list[tuple[str, str]] = []
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        found += [(root, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
+    return [str(Path(root, name)) for root, name in sorted(found)]
+
+
 def _list(folder: Path, classes: list[str], *, may_lack: bool) -> ImageFiles:
     """The pictures of all classes; `may_lack` allows for classes without any."""
-    from torchvision.datasets.folder import make_dataset
-
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(folder, numbers, extensions=IMAGE_SUFFIXES, allow_empty=True)
-    found = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
+    found = [(path, number) for number, name in enumerate(classes) for path in _pictures(folder / name)]
     label = torch.tensor([label for _, label in found], dtype=torch.int64)
     empty = [name for name, count in zip(classes, label.bincount(minlength=len(classes))) if not count]
     if empty and not (may_lack and found):

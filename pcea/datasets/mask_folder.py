@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list
 from pcea.datasets.splits import SPLITS, Split, stored_split
@@ -18,6 +20,7 @@ def read_mask_folder(
     *,
     num_classes: int | None = None,
     ignore_value: int | None = 255,
+    class_values: Sequence[int] | None = None,
 ) -> MaskFiles | None:
     """Images with masks of the same names, `images/x.jpg` and `masks/x.png`, whose pixels hold the number of a class.
 
@@ -29,7 +32,8 @@ def read_mask_folder(
         root: The folder.
         split: train, val or test; of a folder without splits, any of them is all.
         num_classes: Number of classes; None counts the names in `root/classes.yaml`, a list.
-        ignore_value: Value of pixels that count nowhere; None if there are none.
+        ignore_value: Value of pixels that count nowhere, unless `class_values` has it; None if there are none.
+        class_values: Value of each class in the masks, such as 0 and 255; None for 0, 1, 2 ...
 
     Returns:
         The split, or None for `val` if there is none.
@@ -41,7 +45,45 @@ def read_mask_folder(
     names = read_class_names(Path(root) / "classes.yaml", num_classes)
     files = find_pairs(root, split)
     ignored = () if ignore_value is None else (ignore_value,)
-    return files and MaskFiles(*files, classes=number_classes(len(names), ignored=ignored), class_names=names)
+    if class_values is None:
+        classes = number_classes(len(names), ignored=ignored)
+    elif len({*class_values}) != len(names) or len(class_values) != len(names) or min(class_values) < 0:
+        raise ValueError(
+            f"class_values must be a different value, 0 or more, for each of {len(names)} classes, got "
+            f"{list(class_values)}."
+        )
+    else:
+        classes = dict.fromkeys(ignored, IGNORE) | {value: number for number, value in enumerate(class_values)}
+    return files and MaskFiles(*files, classes=classes, class_names=names)
+
+
+def check_classes(files: MaskFiles, root: str | Path) -> None:
+    """Refuse training masks in which no pixel has a class, or warn of it, and say the likely cause.
+
+    Args:
+        files: The training split.
+        root: Its folder, for the message.
+
+    Raises:
+        ValueError: If only one class occurs, and other pixels are ignored: the network would learn nothing.
+    """
+    missing, values, num_masks = files.missing_classes()
+    if not missing:
+        return
+    ignored = [value for value in values if files.classes.get(value) == IGNORE]
+    looked_at = f"{len(files)}" if num_masks == len(files) else f"{num_masks} of the {len(files)}"
+    shown = ", ".join(map(str, values[:20])) + (" ..." if len(values) > 20 else "")
+    text = (
+        f"{', '.join(map(repr, missing))} {'has' if len(missing) == 1 else 'have'} no pixel in the {looked_at} training "
+        f"masks under {root}, whose values are {shown}"
+    )
+    if ignored and len(missing) == len(files.class_names) - 1:
+        raise ValueError(
+            f"{text}. The value {ignored[0]} is ignored (ignore_value). If it stands for a class, give the value of "
+            f"each class: class_values: {values}."
+        )
+    advice = "A network cannot learn that: check classes.yaml, num_classes and class_values."
+    warnings.warn(f"{text}. {advice}", stacklevel=2)
 
 
 def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple[list[Path], list[Path]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,20 @@ from pcea.datasets.images import IMAGE_SUFFIXES, ImageDataset, open_picture, rea
 from pcea.datasets.splits import class_order
 
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+class MissingClasses(NamedTuple):
+    """Classes without a pixel in some masks.
+
+    Attributes:
+        names: Their names.
+        values: All values that occur in these masks, sorted.
+        num_masks: How many masks were looked at.
+    """
+
+    names: list[str]
+    values: list[int]
+    num_masks: int
 
 
 class MaskFiles(ImageDataset):
@@ -60,6 +75,24 @@ class MaskFiles(ImageDataset):
         order = class_order(self.class_names, class_names).tolist()
         classes = {value: number if number == IGNORE else order[number] for value, number in self.classes.items()}
         return MaskFiles(self.images, self.masks, classes=classes, class_names=class_names)
+
+    def missing_classes(self, *, num_files: int = 1000) -> MissingClasses:
+        """Look for classes without a pixel, until all are found or enough masks have been looked at.
+
+        Args:
+            num_files: The largest number of masks to read, spread evenly over all.
+        """
+        chosen = np.linspace(0, len(self) - 1, min(num_files, len(self))).round().astype(int)
+        values: set[int] = set()
+        wanted = {number for number in self.classes.values() if number != IGNORE}
+        count = 0
+        for index in chosen:
+            if not wanted:
+                break
+            values |= {*np.unique(read_values(self.masks[index])).tolist()}
+            wanted -= {self.classes.get(value, IGNORE) for value in values}
+            count += 1
+        return MissingClasses([self.class_names[number] for number in sorted(wanted)], sorted(values), count)
 
     def subset(self, indices: Tensor) -> MaskFiles:
         """The files at `indices`, (L',) int64, as a set of their own."""

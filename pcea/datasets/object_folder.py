@@ -15,6 +15,9 @@ from pcea.datasets.masks import read_values
 from pcea.datasets.objects import ObjectDataset, Target
 from pcea.datasets.splits import Split
 
+# Bytes of all masks of an image: 4 GiB hold 1000 objects on 2000 x 2000 pixels.
+_LARGEST = 1 << 32
+
 
 class ObjectFiles(ObjectDataset):
     """Pictures with label maps of 8 or 16 bits: 0 is the background, each other value an object, all of one class.
@@ -82,6 +85,13 @@ def _objects(values: np.ndarray, path: Path) -> Target:
     counts = np.bincount(values.ravel(), minlength=1)
     counts[0] = 0
     found = counts.nonzero()[0]
+    if len(found) * values.size > _LARGEST:
+        gigabytes = len(found) * values.size / 2**30
+        raise ValueError(
+            f"{path} has {len(found)} objects on {values.shape[0]}x{values.shape[1]} pixels, whose masks take "
+            f"{gigabytes:.0f} GiB. A label map has one value per object, 0 being the background; cut large images into "
+            "tiles."
+        )
     slices = ndimage.find_objects(values)
     sides = [slices[value - 1] for value in found]
     boxes = [[columns.start, rows.start, columns.stop, rows.stop] for rows, columns in sides]

@@ -10,6 +10,7 @@ from pcea.datasets.cache import cache_path, cached, warn_of_skipped
 from pcea.datasets.folders import list_split
 from pcea.datasets.part_files import ARRAYS, PartCloud, read_part_file, read_part_files, to_tensors
 from pcea.datasets.parts import PartDataset, number_parts
+from pcea.datasets.splits import warn_of_missing_classes
 from pcea.io.points import orient
 
 
@@ -80,6 +81,8 @@ class PartFolder(PartDataset):
         )
         warn_of_skipped(arrays, len(files))
         super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=class_names, parts=classes)
+        if split == "train":
+            warn_of_missing_classes(self.label, class_names, what="point", where=root)
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:

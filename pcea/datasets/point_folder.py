@@ -9,6 +9,7 @@ from typing import Literal
 from pcea.datasets.cache import as_clouds, cache_path, cached, read_files, warn_of_skipped
 from pcea.datasets.folders import list_split
 from pcea.datasets.points import PointDataset
+from pcea.datasets.splits import warn_of_missing_classes
 from pcea.io.points import load_points
 
 
@@ -63,4 +64,6 @@ class PointFolder(PointDataset):
         )
         warn_of_skipped(arrays, len(files))
         clouds = as_clouds(arrays, path, num_classes=len(names), with_normals=with_normals)
+        if split == "train":
+            warn_of_missing_classes(clouds.label, names, what="readable file", where=root)
         super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)

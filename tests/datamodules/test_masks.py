@@ -123,7 +123,8 @@ def folder(tmp_path):
 
 def test_a_folder_is_divided_into_three(folder):
     data = MaskFolderDataModule(str(folder), num_classes=3, test_fraction=0.3, val_fraction=0.3)
-    assert sizes(data) == {"train": 5, "val": 2, "test": 3}
+    with pytest.warns(UserWarning, match="'class 1' has no pixel in the 7 training masks"):  # its three were held out
+        assert sizes(data) == {"train": 5, "val": 2, "test": 3}
     assert {path.stem for images in data.sets.values() for path in images.images} == {*map(str, range(10))}
     with pytest.raises(ValueError, match="test_fraction must be between 0 and 1, got 1"):
         MaskFolderDataModule(str(folder), test_fraction=1)
@@ -137,6 +138,19 @@ def test_a_folder_with_splits_keeps_them(folder):
     (folder / "test.txt").write_text("9")
     (folder / "val.txt").write_text("7\n8")
     assert sizes(MaskFolderDataModule(str(folder), num_classes=3)) == {"train": 7, "val": 2, "test": 1}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_masks_of_0_and_255_stop_before_training(folder, in_memory):
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) // 2 * 255).save(path)
+    data = MaskFolderDataModule(str(folder), num_classes=2, in_memory=in_memory)
+    with pytest.raises(ValueError, match=r"'class 1' has no pixel .* class_values: \[0, 255\]"):
+        data.setup("fit")
+    MaskFolderDataModule(str(folder), num_classes=2).setup("validate")
+    data = MaskFolderDataModule(str(folder), num_classes=2, in_memory=in_memory, class_values=[0, 255])
+    data.setup("fit")
+    assert {*torch.cat([mask.flatten() for _, mask in data.sets["train"]]).tolist()} == {0, 1}
 
 
 def test_options_of_the_classes_reach_the_files(folder):

@@ -76,3 +76,17 @@ def test_folders_that_are_missing(tmp_path):
         has_splits(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"No class folders under .*: expected .*/<class>/\*"):
         has_splits(tmp_path)
+
+
+def test_links_that_form_loops_are_walked_once(tmp_path):
+    write(tmp_path / "elsewhere", "3.png")
+    root = write(tmp_path / "root", "cat/z.png", "cat/old/a.png", "dog/1.png")
+    for name in ("cat/old/up", "cat/old/up_too", "dog/self"):
+        (root / name).symlink_to((root / name).parent.parent if "up" in name else (root / name).parent)
+    (root / "dog/linked").symlink_to(tmp_path / "elsewhere")
+    (root / "dog/broken.png").symlink_to(root / "dog/broken.png")
+    (root / "dog/broken.png").unlink()
+    found = [Path(path).relative_to(root).as_posix() for path in read_image_folder(root).files]
+    assert [name for name in found if name.startswith("cat/") and "up" not in name] == ["cat/z.png", "cat/old/a.png"]
+    assert [name for name in found if name.startswith("dog/")] == ["dog/1.png", "dog/linked/3.png"]
+    assert len(found) == len({*map(str, found)}) < 10

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.mask_folder import has_mask_splits, read_class_names, read_mask_folder
+from pcea.datasets.mask_folder import check_classes, has_mask_splits, read_class_names, read_mask_folder
 
 
 def write(root, *names, mask=(0, 1, 255)):
@@ -98,3 +98,44 @@ def test_images_and_masks_that_do_not_match(tmp_path):
         read_mask_folder(tmp_path, "train", num_classes=2)
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere/images"):
         read_mask_folder(tmp_path / "nowhere", "train", num_classes=2)
+
+
+def test_classes_may_have_any_values(tmp_path):
+    write(tmp_path, "a", mask=(0, 255, 7))
+    files = read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=7, class_values=[0, 255])
+    assert files[0][1].tolist() == [[0, 1, IGNORE]]
+    files = read_mask_folder(tmp_path, "train", num_classes=3, class_values=[255, 7, 0])  # 255 is no longer ignored
+    assert files[0][1].tolist() == [[2, 0, 1]]
+    for values in ([0], [0, 0], [-1, 1]):
+        with pytest.raises(ValueError, match=r"class_values must be a different value, .* each of 2 classes, got \["):
+            read_mask_folder(tmp_path, "train", num_classes=2, class_values=values)
+
+
+def test_masks_of_0_and_255_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "classes.yaml").write_text("- ground\n- thing\n")
+    write(tmp_path, "a", "b", mask=(0, 255, 255))
+    with pytest.raises(
+        ValueError,
+        match=r"'thing' has no pixel in the 2 training masks under .*, whose values are 0, 255\. The value 255 is "
+        r"ignored \(ignore_value\)\. .*: class_values: \[0, 255\]\.$",
+    ):
+        check_classes(read_mask_folder(tmp_path, "train"), tmp_path)
+    check_classes(read_mask_folder(tmp_path, "train", class_values=[0, 255]), tmp_path)
+
+
+def test_a_class_that_no_mask_has_is_named(tmp_path):
+    write(tmp_path, "a", mask=(0, 1, 255))
+    write(tmp_path, "b", mask=(0, 0, 3))
+    check_classes(read_mask_folder(tmp_path, "train", num_classes=2), tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"'class 2', 'class 4' have no pixel in the 2 training masks .* values are 0, 1, 3, 255\. A"
+    ):
+        check_classes(read_mask_folder(tmp_path, "train", num_classes=5), tmp_path)
+
+
+def test_looking_for_classes_stops_early(tmp_path):
+    write(tmp_path, *map(str, range(9)), mask=(0, 1, 1))
+    files = read_mask_folder(tmp_path, "train", num_classes=2)
+    assert files.missing_classes() == ([], [0, 1], 1)
+    files = read_mask_folder(tmp_path, "train", num_classes=3)
+    assert files.missing_classes(num_files=4) == (["class 2"], [0, 1], 4)

@@ -100,6 +100,15 @@ def test_values_of_more_than_16_bits(tmp_path):
         read_object_folder(tmp_path, "train")[0]
 
 
+def test_a_map_of_more_objects_than_memory_holds(tmp_path):
+    write(tmp_path, "x", np.arange(1000 * 1000).reshape(1000, 1000) % 65536)
+    with pytest.raises(
+        ValueError,
+        match=r"labels/x\.png has 65535 objects on 1000x1000 pixels, whose masks take 61 GiB.* one value per",
+    ):
+        read_object_folder(tmp_path, "train")[0]
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif(not (DATA / "dsb2018").is_dir(), reason=f"{DATA / 'dsb2018'} is not there; see data/README.md")
 def test_the_real_nuclei():
