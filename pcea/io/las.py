@@ -11,6 +11,9 @@ import numpy as np
 
 from pcea.io.meshes import unreadable
 
+# Layers of each type of item in chunks of kind 3, by its number: points, colours, infrared, waveforms.
+_LAYERS = {10: 9, 11: 1, 12: 2, 13: 1}
+_BYTES = 14  # one layer per byte
 # How many times its own size a compressed file may grow to. Real scans reach about 20.
 _MAX_RATIO = 1000
 # Bytes that are decompressed at a time.
@@ -135,4 +138,25 @@ def _laszip_record(file: BinaryIO, header: _Header, file_size: int) -> bytes:
     _, num_chunks = struct.unpack("<II", file.read(8))
     if num_chunks > header.num_points:
         raise ValueError(f"it has {num_chunks} chunks of {header.num_points} points")
+    if kind == 3:
+        _check_layers(file, header, items, table)
     return settings
+
+
+def _check_layers(file: BinaryIO, header: _Header, items: list[tuple[int, ...]], end: int) -> None:
+    """Check that the layers of each chunk, whose sizes are told before them, end before the table of chunks.
+
+    A chunk is its first point, the number of its points, the size of each layer, and the layers.
+    """
+    num_layers = sum(size if kind == _BYTES else _LAYERS.get(kind, 0) for kind, size, _ in items)
+    head = struct.Struct(f"<{header.length}xI{num_layers}I")
+    position, num_points = header.start + 8, 0
+    while num_points < header.num_points and position + head.size <= end:
+        file.seek(position)
+        count, *sizes = head.unpack(file.read(head.size))
+        position += head.size + sum(sizes)
+        num_points += count
+        if not count or position > end:
+            raise ValueError("a chunk of its points is damaged")
+    if num_points < header.num_points:
+        raise ValueError(f"it ends before its {header.num_points} points")

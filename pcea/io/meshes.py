@@ -27,18 +27,22 @@ def as_mesh(path: Path, vertices: np.ndarray, polygons: np.ndarray | Sequence[Se
     Raises:
         ValueError: If a polygon names a vertex that is not there.
     """
-    if not len(polygons):
-        faces = np.empty((0, 3), dtype=np.int64)
-    elif isinstance(polygons, np.ndarray) or len({*map(len, polygons)}) == 1:
-        corners = np.asarray(polygons, dtype=np.int64)
-        fan = np.array([(0, i, i + 1) for i in range(1, corners.shape[1] - 1)], dtype=np.int64).reshape(-1, 3)
-        faces = corners[:, fan].reshape(-1, 3)
-    else:
-        triangles = [(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)]
-        faces = np.array(triangles, dtype=np.int64).reshape(-1, 3)
+    try:
+        faces = _cut(polygons) if len(polygons) else np.empty((0, 3), dtype=np.int64)
+    except (ValueError, OverflowError) as error:  # NaN, or beyond 64 bits
+        raise unreadable(path, error) from error
     if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
         raise unreadable(path, ValueError("a face names a vertex that is not there"))
     return Mesh(np.asarray(vertices, dtype=np.float64), faces)
+
+
+def _cut(polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
+    if isinstance(polygons, np.ndarray) or len({*map(len, polygons)}) == 1:
+        corners = np.asarray(polygons, dtype=np.int64)
+        fan = np.array([(0, i, i + 1) for i in range(1, corners.shape[1] - 1)], dtype=np.int64).reshape(-1, 3)
+        return corners[:, fan].reshape(-1, 3)
+    triangles = [(p[0], p[i], p[i + 1]) for p in polygons for i in range(1, len(p) - 1)]
+    return np.array(triangles, dtype=np.int64).reshape(-1, 3)
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

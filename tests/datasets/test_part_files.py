@@ -254,3 +254,38 @@ def test_unreadable_files_are_counted_and_named():
         read_part_files([Path("b")], [1], PARTS, read, description="", skip_unreadable=True)
     with pytest.raises(ValueError, match="Reading: this split has no files"):
         read_part_files([], [], PARTS, read, description="Reading")
+
+
+@pytest.mark.parametrize("name", ["Label", "class", "scalar_Label", "part", "Seg"])
+def test_columns_by_name(tmp_path, name):
+    rows = table(True)
+    path = tmp_path / "a.csv"
+    shuffled = np.hstack([rows[:, 6:], np.full((7, 1), 9.0), rows[:, 3:6], rows[:, :3]])
+    np.savetxt(path, shuffled, fmt="%.8f", delimiter=";", header=f"{name};intensity;nx;ny;nz;X;Y;Z", comments="")
+    cloud = read_part_file(path, with_normals=True)
+    torch.testing.assert_close(cloud.points, torch.from_numpy(rows[:, :3]).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cloud.normals, torch.from_numpy(rows[:, 3:6]).float(), atol=1e-6, rtol=0)
+    assert cloud.label.tolist() == LABELS
+
+    records = np.rec.fromarrays([rows[:, 6], *rows[:, :3].T], names=f"{name},x,y,z")
+    np.save(tmp_path / "a.npy", records)
+    assert read_part_file(tmp_path / "a.npy").label.tolist() == LABELS
+
+    header = f"element vertex 7\nproperty float X\nproperty float Y\nproperty float Z\nproperty int64 {name}\n"
+    body = "".join(f"{x} {y} {z} {label}\n" for (x, y, z), label in zip(rows[:, :3], LABELS))
+    (tmp_path / "a.ply").write_text(f"ply\nformat ascii 1.0\n{header}end_header\n{body}")
+    assert read_part_file(tmp_path / "a.ply").label.tolist() == LABELS
+
+
+def test_a_header_without_a_label(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y,z,intensity\n1,2,3,0\n4,5,6,1\n")
+    with pytest.raises(ValueError, match=r"a.csv has no labels: its header names none of label, part_label, "):
+        read_part_file(tmp_path / "a.csv")
+
+
+def test_labels_that_are_words(tmp_path):
+    np.savez(tmp_path / "a.npz", points=table(False)[:, :3], label=np.array(["leg"] * 7))
+    with pytest.raises(ValueError, match=r"a.npz: labels must be numbers, got <U3"):
+        read_part_file(tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", table(False)[None])
+    assert read_part_file(tmp_path / "a.npy").label.tolist() == LABELS

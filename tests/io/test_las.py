@@ -100,6 +100,24 @@ def test_compressed_files_are_checked_too(tmp_path):
         read_las(path)
 
 
+def test_layers_that_are_larger_than_the_file(tmp_path):
+    """Whose sizes the Rust library allocates: out of memory, it ends the process."""
+    pytest.importorskip("lazrs")
+    path = save(tmp_path / "a.laz", version="1.4", kind=7)
+    whole = path.read_bytes()
+    start = struct.unpack_from("<I", whole, 96)[0] + 8
+    assert struct.unpack_from("<I", whole, start + 36) == (70,)  # after the first point
+    for place, number, message in (
+        (start + 40, 2**32 - 1, "a chunk of its points is damaged"),
+        (start + 40 + 4 * 9, 2**31, "a chunk of its points is damaged"),
+        (start + 36, 0, "a chunk of its points is damaged"),
+        (start + 36, 69, "it ends before its 70 points"),
+    ):
+        path.write_bytes(whole)
+        with pytest.raises(ValueError, match=rf"a.laz could not be read as .laz \({message}"):
+            read_las(change(path, place, "<I", number))
+
+
 def test_a_panic_is_one_line(tmp_path, monkeypatch):
     lazrs = pytest.importorskip("lazrs")
 

@@ -195,3 +195,64 @@ def test_places_that_cannot_be_written_to(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"'.*/b.ply'$"):
         write_ply(tmp_path / "b.ply", {"x": np.zeros(2)})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.ply", "file"]
+
+
+HEADER = ("element vertex 4", "property float x", "property float y", "property float z")
+CORNERS = ("0 0 0", "1 0 0", "1 1 0", "0 1 0")
+
+
+def write(path, *lines):
+    path.write_text("\n".join(["ply", "format ascii 1.0", *lines, ""]))
+    return path
+
+
+def test_what_follows_on_a_row_is_ignored(tmp_path):
+    """As old VCGLIB writes the colours of wedges: more numbers than the header says."""
+    rows = [*(f"{row} 9 9" for row in CORNERS), "3 0 1 2 9 1 1 1 1 1 1 1 1 1", "3 0 2 3 9 1 1 1 1 1 1 1 1 1"]
+    face = ("element face 2", "property list uchar int vertex_indices", "property uchar red")
+    columns, polygons = read_ply(write(tmp_path / "a.ply", *HEADER, *face, "end_header", *rows))
+    assert columns["y"].tolist() == [0, 0, 1, 1]
+    assert polygons.tolist() == [[0, 1, 2], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("separator", [" ", "\n"])
+def test_rows_over_several_lines_are_a_stream(tmp_path, separator):
+    face = ("element face 1", "property list uchar int vertex_indices")
+    body = " ".join([*CORNERS, "4 0 1 2 3"]).replace(" ", separator)
+    columns, polygons = read_ply(write(tmp_path / "a.ply", *HEADER, *face, "end_header", body))
+    assert columns["x"].tolist() == [0, 1, 1, 0]
+    assert [*map(list, polygons)] == [[0, 1, 2, 3]]
+    with pytest.raises(ValueError, match="1 numbers are left over after what its header says"):
+        read_ply(write(tmp_path / "a.ply", *HEADER, *face, "end_header", body + separator + "7"))
+
+
+@pytest.mark.parametrize(("kind", "code"), [("int64", "i8"), ("uint64", "u8"), ("bool", "u1"), ("double", "f8")])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_types_of_other_programs(tmp_path, kind, code, order):
+    name = {"<": "little", ">": "big"}[order]
+    header = (
+        f"ply\nformat binary_{name}_endian 1.0\nelement vertex 3\nproperty float x\nproperty {kind} mark\nend_header\n"
+    )
+    rows = np.array([(0.5, 1), (1.5, 0), (2.5, 1)], [("x", order + "f4"), ("mark", order + code)])
+    (tmp_path / "a.ply").write_bytes(header.encode() + rows.tobytes())
+    columns = read_ply(tmp_path / "a.ply").columns
+    assert columns["x"].tolist() == [0.5, 1.5, 2.5]
+    assert columns["mark"].tolist() == [1, 0, 1]
+
+
+def test_strips_of_triangles(tmp_path):
+    strip = ("element tristrips 1", "property list int int vertex_indices")
+    row = "9 0 1 2 3 -1 3 2 1 0"
+    polygons = read_ply(write(tmp_path / "a.ply", *HEADER, *strip, "end_header", *CORNERS, row)).polygons
+    assert [*map(list, polygons)] == [[0, 1, 2], [2, 1, 3], [3, 2, 1], [1, 2, 0]]
+
+
+def test_faces_without_vertices_are_refused(tmp_path):
+    face = ("element face 1", "property uchar red")
+    with pytest.raises(ValueError, match="its faces have no list of vertices, but red"):
+        read_ply(write(tmp_path / "a.ply", *HEADER, *face, "end_header", *CORNERS, "7"))
+
+
+def test_an_element_without_properties_costs_nothing(tmp_path):
+    columns, _ = read_ply(write(tmp_path / "a.ply", "element edge 999999999999", *HEADER, "end_header", *CORNERS))
+    assert columns["x"].tolist() == [0, 1, 1, 0]

@@ -359,3 +359,31 @@ def test_the_psb_meshes_are_read():
         low, high = torch.tensor(mesh.bounds.tolist())
         assert ((points >= low - 1e-5) & (points <= high + 1e-5)).all()
         torch.testing.assert_close(normals.norm(dim=1), torch.ones(101))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-20, 1e15, 1e20, 3e22, 1e37])
+def test_extreme_coordinates_normalize_like_others(scale):
+    table = cloud(50)
+    points = as_points(scale * table, path=Path("a")).points
+    torch.testing.assert_close(normalize_points(points), normalize_points(torch.from_numpy(table)), atol=1e-5, rtol=0)
+    single = torch.from_numpy(scale * table).float()
+    if scale > 1e-38:  # whose digits float32 does not hold
+        expected = normalize_points(torch.from_numpy(table))
+        torch.testing.assert_close(normalize_points(single), expected, atol=1e-5, rtol=0)
+        batch = torch.stack([single, single + 1])
+        assert normalize_points(batch).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_normalized(value):
+    with pytest.raises(ValueError, match="Points with NaN or infinite coordinates cannot be normalized"):
+        normalize_points(torch.tensor([[0.0, 0.0, 0.0], [1.0, value, 0.0]]))
+
+
+def test_normals_of_nan_are_refused(tmp_path):
+    table = cloud(7, 6)
+    table[2, 4] = np.nan
+    path = save(tmp_path / "a.npy", table)
+    with pytest.raises(ValueError, match=r"a.npy: 1 of 7 normals are NaN or infinite"):
+        load_points(path, normals="file")
+    assert load_points(path).normals is None

@@ -283,3 +283,21 @@ def test_open3d_without_its_system_libraries_says_which_to_install(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(ImportError, match=r"libGL.so.1.*apt-get install libegl1 libgl1 .*libusb-1.0-0"):
         import_open3d()
+
+
+def test_ply_clouds(tmp_path):
+    header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float X\nproperty float Y\nproperty float Z\n"
+    rows = "0 0 0\nnan 0 0\n1 2 3\n"
+    path = write(tmp_path / "a.ply", f"{header}end_header\n{rows}")
+    with pytest.warns(UserWarning, match=r"a.ply: 1 of 3 points are NaN and left out"):
+        np.testing.assert_array_equal(read_file(path), [[0, 0, 0], [1, 2, 3]])
+    # Faces of one and two corners are points and lines.
+    face = "element face 2\nproperty list uchar int vertex_index\n"
+    path = write(tmp_path / "a.ply", f"{header}{face}end_header\n0 0 0\n1 1 1\n2 2 2\n1 0\n2 0 1\n")
+    np.testing.assert_array_equal(read_file(path), [[0, 0, 0], [1, 1, 1], [2, 2, 2]])
+
+
+@pytest.mark.parametrize("extension", ["asc", "xyzn", "xyzrgb", "XYZ"])
+def test_more_extensions_of_text(tmp_path, extension):
+    path = write(tmp_path / f"a.{extension}", "0 0 1 255 0 0\n0 1 0 255 0 0\n")
+    np.testing.assert_array_equal(read_file(path)[:, :3], [[0, 0, 1], [0, 1, 0]])
