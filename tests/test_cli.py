@@ -200,6 +200,17 @@ def test_resume_goes_on_at_the_next_epoch(capsys, config, tmp_path):
     assert_one_line(result, "schedule has 8 steps", "12", "same trainer.max_epochs")
 
 
+def test_a_resumed_run_takes_the_best_checkpoint_along(capsys, config, tmp_path):
+    run(capsys, "fit", "--config", config)
+    first, second = (tmp_path / "runs" / f"version_{v}" / "checkpoints" for v in (0, 1))
+    best = torch.load(first / "best.ckpt", weights_only=True)
+    code, _, errors = run(capsys, "fit", "--config", config, "--ckpt_path", first / "last.ckpt")  # at its end already
+    assert code == 0, errors
+    taken = torch.load(second / "best.ckpt", weights_only=True)
+    assert taken["epoch"] == best["epoch"]
+    assert all(value.equal(taken["state_dict"][name]) for name, value in best["state_dict"].items())
+
+
 PLAIN_NETWORK = """
 from torch import nn
 
