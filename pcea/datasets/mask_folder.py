@@ -73,10 +73,8 @@ def check_classes(files: MaskFiles, root: str | Path) -> None:
     ignored = [value for value in values if files.classes.get(value) == IGNORE]
     looked_at = f"{len(files)}" if num_masks == len(files) else f"{num_masks} of the {len(files)}"
     shown = ", ".join(map(str, values[:20])) + (" ..." if len(values) > 20 else "")
-    text = (
-        f"{', '.join(map(repr, missing))} {'has' if len(missing) == 1 else 'have'} no pixel in the {looked_at} training "
-        f"masks under {root}, whose values are {shown}"
-    )
+    lacking = f"{', '.join(map(repr, missing))} {'has' if len(missing) == 1 else 'have'} no pixel"
+    text = f"{lacking} in the {looked_at} training masks under {root}, whose values are {shown}"
     if ignored and len(missing) == len(files.class_names) - 1:
         raise ValueError(
             f"{text}. The value {ignored[0]} is ignored (ignore_value). If it stands for a class, give the value of "
