@@ -22,7 +22,7 @@ from pcea.datasets.shapenet_layout import (
     wanted_categories,
 )
 from pcea.io.points import normalize_points
-from pcea.io.readers import read_h5
+from pcea.io.hdf5 import read_h5
 
 Layout = Literal["normals", "points", "h5"]
 
