@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pcea.io.atomic import atomic_file, remove_leftovers
-from pcea.io.points import Points, normalize_points
 from pcea.io.hdf5 import read_h5
+from pcea.io.points import Points, normalize_points
 
 Arrays = dict[str, np.ndarray]
 # What an HDF5 file takes beside its arrays.

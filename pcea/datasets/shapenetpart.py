@@ -21,8 +21,8 @@ from pcea.datasets.shapenet_layout import (
     read_text_layout,
     wanted_categories,
 )
-from pcea.io.points import normalize_points
 from pcea.io.hdf5 import read_h5
+from pcea.io.points import normalize_points
 
 Layout = Literal["normals", "points", "h5"]
 
