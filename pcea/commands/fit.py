@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pcea.commands.checkpointing import AtomicCheckpointIO
+from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.io.atomic import remove_leftovers
 from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint
