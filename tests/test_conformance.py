@@ -166,10 +166,12 @@ def test_precisions(name: str, training: bool, dtype: torch.dtype) -> None:
     assert out.dtype == dtype
     if dtype == torch.float64:
         torch.testing.assert_close(out.float(), expected, atol=1e-4, rtol=1e-4)
-    elif not training or name not in ("EAMLP", "EANet"):
-        # In a network, rounding chooses other neighbours and other maxima; it must stay the same function all the same.
+    else:
         difference = (out.float() - expected).detach().norm() / expected.detach().norm()
-        assert float(difference) < (1.0 if name in NETWORKS else 0.1)
+        # A network in training divides by deviations of two clouds only, and where rounding chooses another neighbour
+        # or maximum, much depends on one value: up to 42 eps over six seeds. All others stay below 2 eps.
+        steps = 60 if training and name in NETWORKS else 3
+        assert float(difference) < steps * torch.finfo(dtype).eps
     assert out.isfinite().all()
 
 
