@@ -196,11 +196,11 @@ class ImageTransformer(nn.Module):
         norm: Norm before the MLPs: "layer", or "batch" for EAMLP-BN.
         drop_path: Probability in the last block (see `TransformerBlock`); it grows linearly from 0 in the first.
         pool: What is classified: "class", an extra token beside those of the image, as published; or "mean", the mean
-            of the image's tokens. External attention at first brings little of them to the class token, so small
+            of the image's tokens. External attention at first passes little of them on to the class token, so small
             networks learn faster from the mean.
-        init: How the linear layers start: "normal", with a standard deviation of 0.02, as published; or "xavier",
-            uniform by the width (Glorot and Bengio, 2010). With the former, the tokens of a narrow network are far
-            smaller than the position table that is added to them, and it learns slowly.
+        init: How the linear layers are initialized: "normal", with a standard deviation of 0.02, as published; or
+            "xavier", uniform by the width (Glorot and Bengio, 2010). With "normal" the tokens of a narrow network are
+            far smaller than the position table added to them, and it learns slowly.
 
     Raises:
         ValueError: If `norm`, `pool` or `init` is unknown, `drop_path` is not a probability, or the soft splits do not

@@ -27,7 +27,7 @@ class EANet(nn.Module):
         stem: See `DilatedResNet`: "deep" as published.
         memory_units: Slots S of the external attention.
         tied: One parameter as key and value memory. The published runs trained with False: two that start equal.
-        dropout: Share of the feature maps that are dropped before the last convolution in training.
+        dropout: Probability of dropping a feature map before the last convolution in training.
         pretrained: Start the backbone from torchvision's ImageNet weights, which are downloaded; needs the plain stem.
 
     Raises:

@@ -1,8 +1,7 @@
 """PCT's neighbour embedding: a small network on every (centre, neighbour) pair, then a maximum over the neighbours.
 
 The published formula runs Linear, BN, ReLU, Linear, BN, ReLU on concat(f_j - f_i, f_i) for M x K pairs. This file
-computes the same numbers with less work, as long as its layers are plain ones that nobody watches and no graph is
-captured:
+computes the same numbers with less work, as long as its layers are plain (see `is_plain`) and no graph is captured:
 
 - The first linear map has no bias, so W [f_j - f_i ; f_i] = W1 f_j + (W2 - W1) f_i = P_j + Q_i: one product per point
   and one per centre instead of one per pair.
@@ -26,7 +25,7 @@ from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 from pcea.ops.grouping import flat_index
 
-# Numbers in a block of pairs, 2 MiB in fp32.
+# Values in a chunk of pairs, 2 MiB in fp32.
 _CACHED = 1 << 19
 
 
@@ -57,7 +56,7 @@ class NeighborEmbedding(nn.Module):
             features: Features of all points, (B, N, C).
             center_features: Features of the centres, (B, M, C).
             index: Neighbours of each centre, (B, M, K) int64.
-            center_mask: True for real centres, (B, M). Others stay out of the statistics and get zeros.
+            center_mask: True for real centres, (B, M). The others stay out of the statistics and get zeros.
 
         Returns:
             (B, M, D).
@@ -94,9 +93,8 @@ class NeighborEmbedding(nn.Module):
         if is_plain(self.linear1, nn.Linear, Linear):
             to_neighbor, weight_center = self._factors()
             neighbor, center = linear(features, to_neighbor), linear(centers, weight_center)
-            return neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1]) + center.unsqueeze(
-                2
-            )
+            pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1])
+            return pairs + center.unsqueeze(2)
         neighbors = features.index_select(0, index.flatten()).view(*index.shape, features.shape[-1])
         expanded = centers.unsqueeze(2).expand_as(neighbors)
         return self.linear1(torch.cat([neighbors - expanded, expanded], dim=-1))
@@ -140,10 +138,10 @@ class NeighborEmbedding(nn.Module):
         if torch.is_grad_enabled():
             pairs = _PairReLU.apply(neighbor, center, index, _Uses.of(index, len(features)))
             return F.relu(linear(pairs, weight).amax(1) + bias)
-        # Without gradients no pairs are kept: on a CPU a block of them at a time stays in its cache.
+        # Without gradients no pairs are kept: on a CPU one chunk of them at a time stays in the cache.
         rows = _CACHED // (index.shape[1] * len(weight)) if index.device.type == "cpu" else len(index)
-        for block, nearest in zip(center.split(max(1, rows)), index.split(max(1, rows))):
-            block.copy_(linear(_pair_relu(neighbor, block, nearest), weight).amax(1))
+        for chunk, nearest in zip(center.split(max(1, rows)), index.split(max(1, rows))):
+            chunk.copy_(linear(_pair_relu(neighbor, chunk, nearest), weight).amax(1))
         return center.add_(bias).relu_()
 
 
@@ -188,7 +186,7 @@ def _over_processes(
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sum a tensor over processes; so is its gradient, as every process's loss depends on every process's input."""
+    """Sum a tensor over processes, and its gradient too: every loss depends on the inputs of all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:

@@ -23,24 +23,24 @@ from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import can_fold, fold_batch_norm, norm_tokens
 from pcea.nn.shortcuts import can_shortcut, is_plain, is_tokenwise
 
-# From here on evaluation fuses the layers' outputs twice, block by block, instead of keeping D channels of all points.
+# From this many points evaluation fuses the outputs twice, chunk by chunk, instead of keeping D channels of all points.
 _STREAMED = 1 << 14
 _CATEGORY_CHANNELS = 64
 
 
 class PointTransformerSegmenter(nn.Module):
-    """A class for every point: encoder, features of the point, the cloud and its category, three linear layers.
+    """Point segmenter: encoder, then three linear layers on features of the point, the cloud and its category.
 
     A cloud's features are the maximum and the mean over its points. They and the category are the same for all its
-    points, so the first layer's product with them is taken once a cloud: a third of that layer's published cost.
+    points, so the first layer's product with them is computed once per cloud: a third of that layer's published cost.
 
-    In evaluation memory grows by 4 C numbers a point (C the width of the attention layers), so that a cloud of a
+    In evaluation memory grows by 4 C numbers per point (C the width of the attention layers), so that a cloud of a
     million points goes through in one pass, if its attention is linear in the points as external attention is.
 
     Args:
         encoder: Gives the outputs of all layers; every point must stay a centre.
         num_classes: Number of classes of a point (parts of all categories).
-        num_categories: Number of object categories; 0 for a network that is not told any (scenes).
+        num_categories: Number of object categories; 0 for a network without them (scenes).
         widths: Widths of the two hidden layers.
         dropout: Dropout after the first hidden layer.
 
@@ -91,16 +91,16 @@ class PointTransformerSegmenter(nn.Module):
             mask: True for real points, (B, N).
 
         Returns:
-            Logits, (B, N, num_classes); without meaning at padded points.
+            Logits, (B, N, num_classes); meaningless at padded points.
 
         Raises:
-            ValueError: If the category is missing, not wanted or unknown, or a shape is wrong.
+            ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
         self._check_category(category, points.shape[0])
         outputs = self.encoder(points, features, mask=mask).outputs
         if self._is_streamed(points):
             fuse = self.encoder.fuse_outputs
-            context = self._context(*_pool_in_blocks(fuse, outputs, mask), category)
+            context = self._context(*_pool_in_chunks(fuse, outputs, mask), category)
             context = context.expand(*points.shape[:2], -1)
             return map_chunks(
                 lambda context, *outputs: self._head(fuse(outputs), context[:, :1]),
@@ -135,7 +135,7 @@ class PointTransformerSegmenter(nn.Module):
         return self.encoder.pooled_centers(points, features)
 
     def _context(self, highest: Tensor, mean: Tensor, category: Tensor | None) -> Tensor:
-        """What `_head` gets from the cloud, from its maximum and mean, (B, D) each.
+        """What `_head` gets of the cloud, from its maximum and mean, (B, D) each.
 
         That is the first linear map of the cloud's features, (B, 1, width), or where that map cannot be split, the
         features themselves.
@@ -207,17 +207,17 @@ def _highest_and_sum(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tenso
     )
 
 
-def _pool_in_blocks(
+def _pool_in_chunks(
     fuse: Callable[[list[Tensor]], Tensor], outputs: Sequence[Tensor], mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Maximum and mean over the points of what `fuse` makes of the outputs, (B, D) each, never kept as a whole."""
+    """Maximum and mean over the points of what `fuse` makes of the outputs, (B, D) each, which is never kept whole."""
     highest: Tensor | None = None
-    for block in token_chunks(outputs[0]):
-        part = _highest_and_sum(fuse([o[block] for o in outputs]), None if mask is None else mask[block])
+    for chunk in token_chunks(outputs[0]):
+        part = _highest_and_sum(fuse([o[chunk] for o in outputs]), None if mask is None else mask[chunk])
         if highest is None:
             highest = part[0].new_full((len(outputs[0]), part[0].shape[1]), -torch.inf)
             total = torch.zeros_like(highest, dtype=part[1].dtype)
-        clouds = block[0]
+        clouds = chunk[0]
         highest[clouds] = torch.maximum(highest[clouds], part[0])
         total[clouds] += part[1]
     assert highest is not None
@@ -243,12 +243,12 @@ def eat_part_segmenter(
     """EAT for parts: PCT's part segmenter with external attention in every layer.
 
     Args:
-        num_classes: Number of classes of a point; None for those of `weights`, or 50.
-        num_categories: Number of object categories, 0 for a network that is not told any (scenes); None for those of
-            `weights`, or 16.
+        num_classes: Number of classes of a point; None takes that of `weights`, or 50 without weights.
+        num_categories: Number of object categories, 0 for a network without them (scenes); None takes that of
+            `weights`, or 16 without weights.
         in_channels: 3 coordinates plus the channels of `features`.
         neighbor_embedding: True embeds every point with its neighbours, as PCT's text has it; False is PCT's published
-            network, 2.396M parameters, every point on its own until the attention.
+            network, 2.396M parameters, which embeds every point alone.
         dim: Width of the attention layers.
         num_neighbors: Neighbours of a point, itself included.
         dilation: The second stage of neighbour embedding takes every n-th of n times as many nearest points, and so
@@ -258,13 +258,13 @@ def eat_part_segmenter(
         out_channels: Channels that are pooled.
         widths: Widths of the two hidden layers of the head.
         dropout: Dropout in the head.
-        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights that come with pcea.
+        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights shipped with pcea.
             The network then has the size of the file, and the other arguments have no effect, except that another
             number of classes or categories gets a new head on the trained encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights are of another network.
+        ValueError: If the weights belong to another network.
     """
     if weights is not None:
         return start_from(eat_part_segmenter, weights, num_classes=num_classes, num_categories=num_categories)
@@ -283,7 +283,7 @@ def eat_part_segmenter(
 
 
 def eat_semantic_segmenter(num_classes: int, *, in_channels: int = 3, **sizes: object) -> PointTransformerSegmenter:
-    """EAT for scenes: `eat_part_segmenter` that is told no category; `sizes` are its other arguments."""
+    """EAT for scenes: `eat_part_segmenter` without categories; `sizes` are its other arguments."""
     return eat_part_segmenter(num_classes, 0, in_channels=in_channels, **sizes)  # type: ignore[arg-type]
 
 

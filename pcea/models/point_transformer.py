@@ -28,8 +28,8 @@ class EncodedPoints(NamedTuple):
     """The output of every layer, for a head to fuse.
 
     Attributes:
-        outputs: Those of the attention layers and of the neighbour embedding, (B, M, C) each; M = N where every point
-            stays a centre.
+        outputs: Outputs of the attention layers, then of the neighbour embedding, (B, M, C) each; M = N if every
+            point stays a centre.
         centers: Coordinates of the centres, (B, M, 3).
         mask: True for real centres, (B, M), or None.
     """
@@ -44,7 +44,7 @@ class PooledCenters(NamedTuple):
 
     Attributes:
         centers: Coordinates of the centres, (B, M, 3).
-        winner: The centre whose value each pooled channel has, (B, D) int64 in 0..M-1.
+        winner: The centre that gave each pooled channel its value, (B, D) int64 in 0..M-1.
     """
 
     centers: Tensor
@@ -59,15 +59,15 @@ class PointTransformerEncoder(nn.Module):
         in_channels: 3 coordinates plus the channels of `features`.
         dim: Width C of the attention layers.
         depth: Number of attention layers.
-        num_centers: Points kept by each stage of neighbour embedding, decreasing; None keeps every point, () is no
+        num_centers: Points kept by each stage of neighbour embedding, decreasing; None keeps every point, () means no
             neighbour embedding (PCT's "naive" layout).
         num_neighbors: Neighbours K of a centre.
-        dilations: One a stage of neighbour embedding: of the D K nearest points every D-th is a neighbour, so that a
-            centre sees further at the same cost (Li et al., DeepGCNs, 2019). None is 1 everywhere, as published.
+        dilations: One per stage of neighbour embedding: every D-th of the D K nearest points is a neighbour, so that a
+            centre sees further at the same cost (Li et al., DeepGCNs, 2019). None means 1 everywhere, as published.
         input_layers: LinearNormAct layers between neighbour embedding and attention.
         positional_embedding: Whether a linear map of the centres is added before every attention layer, as in the
             authors' later code.
-        out_channels: Channels D that `fuse` makes of all outputs.
+        out_channels: Channels D of the feature that all outputs are fused into.
 
     Raises:
         ValueError: If `num_centers` does not decrease or `dim` cannot be halved at every stage.
@@ -128,7 +128,7 @@ class PointTransformerEncoder(nn.Module):
                 mask = torch.arange(count, device=points.device) < mask.sum(1, keepdim=True)
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
             points, nearest = centers, None
-        nearest = None  # from here on they would only hold memory
+        nearest = None  # no longer needed: free the memory
         embedded = [x] if self.stages else []
         x = self._run(self.input, x, mask)
         position = None if self.position is None else self.position(points)
@@ -139,7 +139,7 @@ class PointTransformerEncoder(nn.Module):
         return EncodedPoints(outputs + embedded, points, mask)
 
     def fuse_outputs(self, outputs: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
-        """All outputs (B, M, C) of a cloud's centres, with mask (B, M), in one feature each, (B, M, D)."""
+        """Fuse all outputs, (B, M, C) each with mask (B, M), into one feature per centre, (B, M, D)."""
         return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
 
     @property
@@ -192,12 +192,12 @@ class PointTransformerEncoder(nn.Module):
 
 
 def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    """The k points nearest to each centre, (B, M, k), in fp32 whatever autocast says."""
+    """The k points nearest to each centre, (B, M, k), in fp32 even under autocast."""
     return knn(centers.float(), points.float(), k=k, mask=mask).index
 
 
 class PointTransformerClassifier(nn.Module):
-    """A class for every cloud: encoder, maximum over the points, three linear layers.
+    """Point cloud classifier: encoder, maximum over the points, three linear layers.
 
     Args:
         encoder: Gives the features of the centres.
@@ -271,7 +271,7 @@ def eat_classifier(
     """EAT: PCT's classifier with external attention in every layer; 2.613M parameters at its published size.
 
     Args:
-        num_classes: Number of classes; None for those of `weights`, or 40.
+        num_classes: Number of classes; None takes that of `weights`, or 40 without weights.
         in_channels: 3 coordinates plus the channels of `features`.
         dim: Width of the attention layers.
         num_centers: Points kept by each stage of neighbour embedding; () for none.
@@ -281,13 +281,13 @@ def eat_classifier(
         out_channels: Channels that are max-pooled.
         widths: Widths of the two hidden layers of the head.
         dropout: Dropout in the head.
-        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights that come with pcea.
+        weights: Start from trained weights: a weights file, a checkpoint, or the name of weights shipped with pcea.
             The network then has the size of the file, and the other arguments have no effect, except that another
             `num_classes` gets a new head on the trained encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights are of another network.
+        ValueError: If the weights belong to another network.
     """
     if weights is not None:
         return start_from(eat_classifier, weights, num_classes=num_classes)

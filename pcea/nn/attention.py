@@ -100,16 +100,16 @@ def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | 
 
 
 def _numbered_clouds(batch: Tensor) -> tuple[Tensor, int]:
-    """The cloud of each token, and a number that all of these are below."""
+    """The cloud of each token, and an upper bound on the number of clouds."""
     if not is_capturing():
         return batch, int(batch.max()) + 1 if len(batch) else 0
-    # In a graph the number of clouds must not be a constant. There are no more of them than tokens, if numbered anew.
+    # In a graph the number of clouds must not become a constant. Numbered anew, there are at most as many as tokens.
     ordered, order = batch.sort()
     is_new = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).to(ordered.dtype)])
     return torch.zeros_like(batch).scatter(0, order, is_new.cumsum(0)), batch.shape[0]
 
 
-# The weights of tokens (..., N, S) by their logits and the log-sum-exp of every slot over all tokens.
+# The weights of tokens, (..., N, S), from their logits and each slot's log-sum-exp over all tokens.
 _NORMALIZATIONS: dict[str, Callable[..., Tensor]] = {"double": _double, "slots": _over_slots, "tokens": _over_tokens}
 
 
@@ -221,16 +221,7 @@ class MultiHeadExternalAttention(RecordedLayer):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
-        """Attend.
-
-        Args:
-            tokens: (B, N, C), or packed clouds (N, C) with `batch`.
-            mask: True for real tokens, (B, N).
-            batch: The cloud of each packed token, (N,) int64.
-
-        Returns:
-            (B, N, C) or (N, C); zero at padded tokens.
-        """
+        """Attend; arguments and result are those of `ExternalAttention.forward`."""
         _check_tokens(tokens, self.dim, mask, batch)
         heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, H, N, C / num_heads)
         weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None], batch=batch)
@@ -308,7 +299,7 @@ class SelfAttention(RecordedLayer):
         """Weights (B, H, N, N), rows are queries."""
         token_mask, mask = mask, None if mask is None else mask[:, None]
         if self.normalization == "double":
-            # Without scaling logits grow to hundreds, where numbers of bf16 lie 1 apart, and training diverges.
+            # Unscaled logits reach hundreds, where bf16 values are 1 apart, and training diverges.
             with torch.autocast(tokens.device.type, enabled=False):
                 query, key = self._query_and_key(_exact(tokens))
                 logits = query @ key.transpose(-1, -2)

@@ -1,4 +1,4 @@
-"""Linear maps of tokens, by the fastest product that torch has for them."""
+"""Linear maps of tokens, by the fastest of the products that torch offers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from pcea.nn.shortcuts import can_shortcut, tokenwise
 
 _is_convolution_used = True
-# Below this many multiplications the product is too short for the choice to matter.
+# Below this many multiplications the choice does not matter.
 _SMALL = 1 << 22
-# As many images make torch choose oneDNN also where it runs on one thread.
+# With this many images torch chooses oneDNN even on one thread.
 _IMAGES = 16
 
 
 class use_convolutions:  # noqa: N801  # named as torch.set_grad_enabled, which it works like
-    """Choose whether `linear` may take a 1x1 convolution for a product; everywhere, or inside a `with` block.
+    """Choose whether `linear` may compute a product as a 1x1 convolution: from now on, or inside a `with` block.
 
     Example:
         use_convolutions(False)  # from here on
@@ -35,7 +35,7 @@ class use_convolutions:  # noqa: N801  # named as torch.set_grad_enabled, which 
         """Keep the choice until the block ends."""
 
     def __exit__(self, *_: object) -> None:
-        """Go back to the choice from before."""
+        """Restore the earlier choice."""
         global _is_convolution_used
         _is_convolution_used = self._before
 
@@ -80,7 +80,7 @@ def _is_convolution_faster(tokens: Tensor, weight: Tensor) -> bool:
 
 @tokenwise
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `linear`."""
+    """`torch.nn.Linear`, computed by `linear`."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., C) to (..., D)."""

@@ -34,9 +34,9 @@ def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask:
 
 
 def norm_tokens(norm: nn.Module, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Apply a norm for rows (T, C) to tokens (..., C); a mask (...) keeps padding out of statistics of the batch.
+    """Apply a norm for rows (T, C) to tokens (..., C); a mask (...) keeps padding out of batch statistics.
 
-    What is returned for padded tokens has no meaning.
+    Results at padded tokens are meaningless.
     """
     if has_running_statistics(norm) or isinstance(norm, nn.LayerNorm | nn.GroupNorm | nn.Identity):
         mask = None  # every row is normalized by itself
@@ -46,7 +46,7 @@ def norm_tokens(norm: nn.Module, tokens: Tensor, *, mask: Tensor | None = None) 
 def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Linear map and norm of tokens (..., C), as one product where `can_fold` says so; (..., D).
 
-    A mask (...) keeps padded tokens out of statistics of the batch. What is returned for them has no meaning.
+    A mask (...) keeps padded tokens out of batch statistics; results at them are meaningless.
     """
     if can_shortcut() and can_fold(layer, norm):
         return linear(tokens, *fold_batch_norm(layer, norm))
@@ -56,7 +56,7 @@ def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask:
 def can_fold(layer: nn.Module, norm: nn.Module) -> bool:
     """Whether a plain linear layer and a plain batch norm in evaluation, with running statistics, are one linear map.
 
-    Modules that are watched by hooks, parametrized or replaced by others are not plain; see `is_plain`.
+    A module with hooks, a parametrization or another type is not plain; see `is_plain`.
     """
     return is_plain(layer, nn.Linear, Linear) and has_affine_statistics(norm)
 

@@ -55,7 +55,7 @@ class RecordedLayer(nn.Module):
 
 
 class _Recording:
-    """The maps of one `with` block, and the layers that it reads, by an object that copies of a layer do not share."""
+    """The maps of one `with` block, and the names of its layers by an identity that their copies do not share."""
 
     def __init__(self, layers: dict[str, RecordedLayer]):
         self.maps: dict[str, AttentionMap] = {}
@@ -73,7 +73,7 @@ class _Recording:
         return self.thread == threading.get_ident()
 
 
-# Those of all open blocks; in an order of their own, as blocks of several threads may overlap.
+# The recordings of all open blocks. Not a stack: blocks of several threads may overlap.
 _RECORDINGS: list[_Recording] = []
 
 
@@ -126,7 +126,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
 
 
 def _within(name: str, layers: dict[str, Any]) -> list[str]:
-    """Those layers whose name is `name` or begins with all its parts."""
+    """The layers whose name is `name` or begins with all its parts."""
     return [layer for layer in layers if not name or f"{layer}.".startswith(f"{name}.")]
 
 

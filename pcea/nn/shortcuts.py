@@ -24,20 +24,20 @@ def is_capturing() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether torch.func (grad, vmap, jvp) or forward-mode differentiation is at work, which need plain torch."""
+    """Whether torch.func (grad, vmap, jvp) or forward-mode differentiation is active, which needs plain torch."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def can_shortcut() -> bool:
-    """Whether results may be computed in any exact way, as no one else follows the operations."""
+    """Whether results may be computed in any exact way, because nothing else follows the operations."""
     return not is_capturing() and not is_transformed()
 
 
 def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
-    """Whether calling the module has no effect but the result that one of `types` defines.
+    """Whether the module does what one of `types` does, and nothing else.
 
-    It has others if it is a subclass (LoRA, parametrizations, quantization), has a `forward` of its own, or if hooks
-    watch it or all modules (weight_norm, pruning, FLOP counters).
+    A subclass (LoRA, parametrizations, quantization), a replaced `forward`, and hooks on this module or on all modules
+    (weight_norm, pruning, FLOP counters) may do something else.
     """
     return (
         type(module) in types
@@ -73,7 +73,7 @@ def tokenwise(layer: Layer) -> Layer:
 
 
 def is_tokenwise(modules: Iterable[nn.Module]) -> bool:
-    """Whether modules, and those in them, are plain and map every token by itself, so that chunks of tokens will do."""
+    """Whether modules, and those in them, are plain and map every token by itself, so that they may be given chunks."""
     return all(_is_tokenwise(module) for parent in modules for module in parent.modules())
 
 

@@ -15,7 +15,7 @@ from pcea.ops.graphs import fold_batch, refuse_tracing
 # Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
 _CACHED = 1 << 19
-# From as many source points on, and as many for each neighbour, a k-d tree beats the matrix on a CPU.
+# From this many source points, in total and per neighbour, a k-d tree beats the matrix on a CPU.
 _TREE_SOURCE = 1_500
 _TREE_SOURCE_PER_NEIGHBOR = 40
 
@@ -58,7 +58,7 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
         query: Points to find neighbours for, (B, M, 3).
         source: Points to choose from, (B, N, 3).
         k: Neighbours per query point, at most N.
-        mask: True for real source points, (B, N). Where a cloud has fewer than k of them, its nearest one fills up.
+        mask: True for real source points, (B, N). In a cloud with fewer than k of them the nearest fills the rest.
 
     Returns:
         Indices and squared distances, nearest first; ties in any order. A point of the source that is also a query

@@ -22,9 +22,9 @@ def farthest_point_sample(
 ) -> Tensor:
     """Choose points one by one, each the farthest from all chosen before.
 
-    Starts at the first real point, or at a random one if a generator is given. No point is chosen twice as long as an
-    unchosen real one is left, also where points coincide. Clouds of 8,192 points or more on a CPU go through a k-d tree
-    (fpsample) a hundred times faster; it is exact too, but starts at a point of its own choice, the same every time.
+    Starts at the first real point, or at a random one if a generator is given. No point is chosen twice while a
+    real one is left, even where points coincide. Clouds of 8,192 points or more on a CPU go through a k-d tree
+    (fpsample), a hundred times faster; it is exact too, but starts at a point of its own choice, always the same.
 
     torch.compile and torch.export see one operation, `pcea::farthest_point_sample`; an ONNX graph gets a loop.
 
@@ -32,7 +32,7 @@ def farthest_point_sample(
         points: Clouds, (B, N, 3).
         num_points: How many to choose, M, at most N.
         mask: True for real points, (B, N). A cloud with fewer than M real points yields all of them first, then
-            one of them again and again.
+            repeats one of them.
         generator: Source of the random start.
 
     Returns:
@@ -92,7 +92,7 @@ def _(info: Any, in_dims: tuple, points: Tensor, num_points: int, mask: Tensor |
 
 
 def _sample_in_graph(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
-    """`_sample_loop` in operations that ONNX has, with a loop of its own in place of the rounds."""
+    """`_sample_loop` in operations that ONNX has, its rounds as a loop inside the graph."""
     from torch._higher_order_ops.while_loop import while_loop
 
     points = points.to(torch.promote_types(points.dtype, torch.float32))
@@ -156,7 +156,7 @@ def _sample_tree(points: Tensor, num_points: int, mask: Tensor | None, start: Te
         cloud = points[b, rows].float().numpy()
         # fpsample counts start_idx in the order of its tree: it fixes the start without naming it.
         chosen = fpsample.bucket_fps_kdline_sampling(cloud, count, h=7, start_idx=int((rows == start[b]).nonzero()))
-        # Once every point left coincides with a chosen one, fpsample repeats itself.
+        # Once all remaining points coincide with chosen ones, fpsample repeats itself.
         chosen = chosen[np.sort(np.unique(chosen, return_index=True)[1])]
         rest = np.setdiff1d(np.arange(len(rows)), chosen)[: count - len(chosen)]
         out[b, :count] = rows[torch.from_numpy(np.concatenate([chosen, rest]).astype(np.int64))]

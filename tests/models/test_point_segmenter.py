@@ -171,7 +171,7 @@ def test_streaming_equals_the_whole(name: str, is_masked: bool, block: int, monk
     seen.clear()
     monkeypatch.setattr(pcea.models.neighbor_embedding, "_CACHED", 10 * K * SIZES["dim"])
     monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
-    monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", block)
+    monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", block)
     streamed = model(points, category=CATEGORY, mask=mask)
     assert max(seen) <= block
     assert sum(seen) == 2 * B * N
@@ -187,7 +187,7 @@ def test_gradients_do_not_depend_on_the_streaming_threshold(monkeypatch: pytest.
     model, points = trained(VARIANTS["eat"]()), torch.randn(B, N, 3)
     expected = gradients(model, model(points, category=CATEGORY))
     monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
-    monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", 16)
+    monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 16)
     assert_same_gradients(gradients(model, model(points, category=CATEGORY)), expected, tolerance=1e-6)
 
 
@@ -337,7 +337,7 @@ def test_bf16_autocast_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = model(points, category=CATEGORY)
         monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
-        monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", 16)
+        monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 16)
         streamed = model(points, category=CATEGORY)
     assert streamed.dtype == torch.bfloat16
     assert (streamed - whole).norm() < 0.02 * whole.norm()  # products of other sizes round otherwise
@@ -347,7 +347,7 @@ def test_bf16_autocast_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_record_attention_of_eat(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = trained(VARIANTS[name]()), torch.randn(B, N, 3)
     monkeypatch.setattr(
-        pcea.nn.chunks, "_CPU_BLOCK", 16
+        pcea.nn.chunks, "_CPU_CHUNK", 16
     )  # weights are recorded of all points at once, whatever the block
     with torch.no_grad(), record_attention(model) as maps:
         model(points, category=CATEGORY)

@@ -180,7 +180,7 @@ def test_evaluation_in_blocks_equals_the_whole(name: str, masked: bool, monkeypa
     mask = mask if masked else None
     whole = layer(tokens, mask=mask)
     for block in (3, 8):  # stretches of a cloud; one cloud
-        monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", block)
+        monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", block)
         torch.testing.assert_close(layer(tokens, mask=mask), whole)
 
 
@@ -190,7 +190,7 @@ def test_evaluation_in_blocks_equals_the_whole(name: str, masked: bool, monkeypa
 @pytest.mark.parametrize("normalization", ["double", "slots", "tokens"])
 def test_external_attention_mixes_memories_in_blocks(normalization: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, tokens = ExternalAttention(C, memory_units=S, normalization=normalization).eval(), torch.randn(B, N, C)
-    monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", 3)
+    monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 3)
     shapes: list[tuple[int, ...]] = []
     normalize = pcea.nn.attention._NORMALIZATIONS[normalization]
 

@@ -10,7 +10,7 @@ B, N, C = 5, 13, 3
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pcea.nn.chunks, "_CPU_BLOCK", 30)
+    monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 30)
 
 
 class Double:
