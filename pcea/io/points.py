@@ -98,9 +98,12 @@ def load_points(
 ) -> Points:
     """Load a mesh or cloud file as points, in the file's own unit.
 
-    Meshes (OFF, OBJ, STL, PLY, GLB, glTF, DAE, 3MF) are sampled uniformly by area. Clouds (PLY, PCD, LAS, LAZ, TXT,
-    CSV, XYZ, PTS, NPY, NPZ, H5) give all of their points in order, or a random subset. Text and .npy hold x y z or
-    x y z nx ny nz a row, further columns are ignored; .npz and .h5 arrays `points` or `data`, and perhaps `normals`.
+    Meshes (OFF, OBJ, STL, PLY, GLB, glTF, DAE, 3MF) are sampled uniformly by area; those without faces are clouds.
+    Clouds (also PCD, LAS, LAZ, TXT, CSV, XYZ, ASC, XYZN, XYZRGB, PTS, NPY, NPZ, H5) give all of their points in order,
+    come first. .npy files have rows x y z or x y z nx ny nz, or fields of these names; .npz and .h5 files hold
+    `points` or `data`, and perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other
+    `points` or `data`, and perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other
+    files, where nobody writes them on purpose, they are an error.
 
     Args:
         path: The file.
