@@ -108,4 +108,5 @@ def prepare(image: Tensor, size: Any, predictor: Any) -> Tensor:
     images = image[None].to(predictor.device).float()
     if tuple(size) != tuple(image.shape[1:]):
         images = F.interpolate(images, tuple(size), mode="bilinear", antialias=True)
-    return normalize(images, predictor.description.mean, predictor.description.std)
+    description = predictor.description
+    return normalize(images, description.mean or (0.0,) * 3, description.std or (1.0,) * 3)

@@ -14,6 +14,9 @@ from pcea.io.configs import config_names, runs_folder
 from pcea.io.description import StoredNetwork, parse_description
 from pcea.io.weights import SHIPPED, load_weights, shipped_weights
 
+# Weights under several names are stored once; no network has each under more names than this.
+_LARGEST_CLAIM = 16
+
 
 def load_safely(path: str | Path, *, allowed: Sequence[Callable[..., Any] | type] = ()) -> Any:
     """Read a file written by `torch.save`, onto the CPU.
@@ -51,6 +54,15 @@ def check_state_dict(content: Any, path: str | Path) -> Mapping[str, Tensor]:
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in content.items()
     ):
         raise ValueError(f"{path} does not hold a state dict, names to tensors, but {type(content).__name__}.")
+    if any(
+        w.layout != torch.strided or w.device.type != "cpu" or w.is_quantized or w.is_nested for w in content.values()
+    ):
+        raise ValueError(f"{path} holds tensors that are sparse, quantized, nested or without values.")
+    # A view can repeat one number 10 ** 9 times: the network would take the memory that the file only claims.
+    stored = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in content.values()}
+    claimed = sum(w.nbytes for w in content.values())
+    if claimed > _LARGEST_CLAIM * sum(stored.values()) + 2**20:
+        raise ValueError(f"{path} stores {sum(stored.values()):,} bytes of weights, but claims {claimed:,}.")
     return content
 
 
@@ -71,6 +83,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
     check_state_dict(checkpoint["state_dict"], path)
+    if not isinstance(checkpoint["epoch"], int):
+        raise ValueError(f"{path}: epoch must be a whole number, got {type(checkpoint['epoch']).__name__}.")
     return checkpoint
 
 
@@ -135,7 +149,8 @@ def load_checkpoint(path: str | Path) -> StoredNetwork:
     weights: Mapping[str, Tensor] = checkpoint["state_dict"]
     prefix = "average." if any(name.startswith("average.") for name in weights) else "network."
     state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    source = {"epoch": int(checkpoint["epoch"]) + 1, "seed": checkpoint.get("seed"), **description.source}
+    seed = checkpoint.get("seed")
+    source = {"epoch": checkpoint["epoch"] + 1, "seed": seed if isinstance(seed, int) else None, **description.source}
     return StoredNetwork(description._replace(source=source), state)
 
 
@@ -155,7 +170,8 @@ def _of_hyper_parameters(checkpoint: Mapping[str, Any], path: str | Path) -> dic
     noted = checkpoint.get("hyper_parameters")
     noted = noted if isinstance(noted, Mapping) else {}
     network = noted.get("generator", noted.get("network"))
-    package, _, task = str(noted.get("_class_path", "")).rpartition(".")
+    class_path = noted.get("_class_path")
+    package, _, task = class_path.rpartition(".") if isinstance(class_path, str) else ("", "", "")
     if not isinstance(network, Mapping) or package.partition(".")[0] != "pcea" or task not in _TASK_CLASSES:
         raise ValueError(f"{path} was not made by `pcea fit`, so it does not say which network it holds.")
     arguments = network.get("init_args") or {}

@@ -14,6 +14,11 @@ TaskKind = Literal["points", "parts", "images", "masks", "objects", "generation"
 """What a network does: one label per cloud, per point, per image, per pixel; boxes; or new images."""
 TASKS: tuple[str, ...] = get_args(TaskKind)
 
+# Far above any real network: ImageNet-21k has 21,841 class names.
+_DEEPEST, _MOST_VALUES = 64, 1_000_000
+# What a file may make `predict` sample on each mesh and scale each image to.
+_MOST_POINTS, _LARGEST_SIDE = 2**20, 2**13
+
 
 class NetworkDescription(NamedTuple):
     """How a trained network is built and used, in plain values only: nothing here is code or can become code.
@@ -75,6 +80,7 @@ def parse_description(content: object, where: str) -> NetworkDescription:
     Raises:
         ValueError: If a field is missing, has the wrong type or contradicts another one.
     """
+    _check_extent(content, where)
     if not isinstance(content, Mapping):
         raise _malformed(where, "description", "a mapping", content)
     missing = [name for name in ("task", "builder") if name not in content]
@@ -101,6 +107,20 @@ def parse_description(content: object, where: str) -> NetworkDescription:
     return description
 
 
+def _check_extent(content: object, where: str) -> None:
+    """Refuse a description whose walk would not end: too deep, or a list that a small pickle repeats within itself."""
+    level, count = [content], 0
+    for _ in range(_DEEPEST):
+        nested = [v.values() if isinstance(v, Mapping) else v for v in level if isinstance(v, Mapping | list | tuple)]
+        count += sum(map(len, nested))
+        if not nested:
+            return
+        if count > _MOST_VALUES:
+            raise ValueError(f"{where}: the description of the network holds more than {_MOST_VALUES:,} values.")
+        level = [inner for values in nested for inner in values]
+    raise ValueError(f"{where}: the description of the network is nested more than {_DEEPEST} levels deep.")
+
+
 def _at_present(value: Any) -> Any:
     """Plain values with the import paths of parts updated: files name where the parts used to be."""
     if isinstance(value, Mapping):
@@ -113,11 +133,13 @@ def _at_present(value: Any) -> Any:
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A builder's arguments without those that name weights to start from, at every depth: the file's replace them."""
-    return {
-        name: without_weights(value) if isinstance(value, Mapping) else value
-        for name, value in arguments.items()
-        if name not in ("weights", "pretrained")
-    }
+    return {name: _without_weights(value) for name, value in arguments.items() if name not in ("weights", "pretrained")}
+
+
+def _without_weights(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_weights(value)
+    return [_without_weights(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def is_part(value: object) -> bool:
@@ -152,6 +174,11 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+", value) is not None
 
 
+def _is_name(text: str) -> bool:
+    """Whether text fits on a line: names are printed, and control characters could rewrite what a terminal shows."""
+    return re.search(r"[\x00-\x1f\x7f-\x9f]", text) is None
+
+
 def _is_list(value: object, kind: type | tuple[type, ...], lengths: tuple[int, ...] = ()) -> bool:
     return (
         isinstance(value, list | tuple)
@@ -161,23 +188,26 @@ def _is_list(value: object, kind: type | tuple[type, ...], lengths: tuple[int, .
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_POINTS
 
 
 _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "task": (f"one of {', '.join(TASKS)}", lambda v: isinstance(v, str) and v in TASKS),
     "builder": ("an import path", _is_path),
     "arguments": ("plain keyword arguments", lambda v: isinstance(v, Mapping) and not is_part(v) and _is_plain(v)),
-    "class_names": ("a list of names", lambda v: _is_list(v, str)),
+    "class_names": ("a list of names", lambda v: _is_list(v, str) and all(map(_is_name, v))),
     "num_points": ("a number of points", _is_count),
     "has_normals": ("true or false", lambda v: isinstance(v, bool)),
     "parts": (
         "a list of classes for each category",
-        lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and _is_list(c, int) for k, c in v.items()),
+        lambda v: (
+            isinstance(v, Mapping)
+            and all(isinstance(k, str) and _is_name(k) and _is_list(c, int) for k, c in v.items())
+        ),
     ),
-    "mean": ("three numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(map(math.isfinite, v))),
+    "mean": ("three numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(abs(x) < 1e9 for x in v)),
     "std": ("three positive numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(0 < x < 1e9 for x in v)),
-    "image_size": ("height and width", lambda v: _is_list(v, int, (0, 2)) and all(0 < x < 2**16 for x in v)),
+    "image_size": ("height and width", lambda v: _is_list(v, int, (0, 2)) and all(0 < x <= _LARGEST_SIDE for x in v)),
     "category_ids": ("a list of whole numbers", lambda v: _is_list(v, int)),
     "source": ("plain values", lambda v: isinstance(v, Mapping) and _is_plain(v)),
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pcea.io.checkpoints import read_network
 from pcea.io.description import NetworkDescription, StoredNetwork, is_part, without_weights
@@ -20,6 +22,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 # Where networks and their parts are defined. A file can name nothing elsewhere in pcea.
 _MODULES = ("pcea.models", "pcea.nn")
+
+# Builders list their blocks before they make one: 10 ** 9 would fill the memory.
+_MOST_BLOCKS = 10_000
 
 # What wrong arguments may raise.
 _BUILDING_ERRORS = (
@@ -46,24 +51,57 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
     check_paths(description, where, packages=packages)
     builder = _resolve(description.builder, where)
     if _is_ours(description.builder):
-        with torch.device("meta"):
+        with torch.device("meta"), _at_most(2 * len(state) + 100):
             _check_shapes(_call(builder, description, where), state, where)
     network = _call(builder, description, where)
     load_state(network, state, where)
     return network.eval()
 
 
+@contextmanager
+def _at_most(most: int) -> Iterator[None]:
+    """Stop the building of networks with more parameters, such as those of 10 ** 9 blocks, which nothing would end.
+
+    Raises:
+        ValueError: If more than `most` are registered meanwhile. Parts that are built and replaced count too.
+    """
+    count = 0
+
+    def register(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ValueError("it has far more parameters than the file has weights.")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def load_state(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load the weights of a file into a network.
 
     Raises:
-        ValueError: If they belong to another network, or are not finite.
+        ValueError: If they belong to another network, are not finite, or are numbers of another kind.
     """
     _check_shapes(network, state, where)
+    own = network.state_dict()
+    others = [name for name, value in state.items() if _kind(value) != _kind(own[name])]
+    if others:
+        got, expected = state[others[0]].dtype, own[others[0]].dtype
+        raise ValueError(f"{where} holds weights of another type, first {others[0]}: {got} instead of {expected}.")
+    state = {name: value.to(own[name].dtype) for name, value in state.items()}
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ValueError(f"{where} holds NaN or infinite weights, first in {broken[0]}: its training went wrong.")
     network.load_state_dict(state)
+
+
+def _kind(value: Tensor) -> tuple[bool, bool, bool]:
+    """What a type of numbers has in common with those that can stand for it."""
+    return value.is_floating_point(), value.is_complex(), value.dtype == torch.bool
 
 
 def _call(builder: Callable[..., Any], description: NetworkDescription, where: str) -> nn.Module:
@@ -102,8 +140,8 @@ def builds_networks(function: object) -> bool:
     """Whether this is the class of a network or a layer, or a function that builds one from plain values."""
     if isinstance(function, type):
         return issubclass(function, nn.Module)
-    if not inspect.isfunction(function) or function.__name__.startswith("_"):
-        return False
+    if not inspect.isfunction(function) or function.__name__.startswith("_") or function.__module__ == __name__:
+        return False  # `build_network` is told whom to trust: a file must not call it
     hints = typing.get_type_hints(function)
     made = hints.pop("return", None)
     # Functions that take a network change it; a file must not call them.
@@ -147,6 +185,13 @@ def _resolve(path: str, where: str) -> Callable[..., Any]:
 def _arguments(builder: Callable[..., Any], written: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Keyword arguments with their parts built; a partial where the builder takes a callable."""
     hints = typing.get_type_hints(getattr(builder, "__init__") if isinstance(builder, type) else builder)  # noqa: B009
+    for name, value in written.items():
+        hint = hints.get(name)
+        if hint in (int, float, bool, str) and not isinstance(value, (int, float) if hint is float else hint):
+            raise ValueError(f"{name} must be {hint.__name__}, got {type(value).__name__}.")
+        depths = value if isinstance(value, list | tuple) else [value]
+        if name == "depth" and any(isinstance(blocks, int) and blocks > _MOST_BLOCKS for blocks in depths):
+            raise ValueError(f"depth must be at most {_MOST_BLOCKS:,} blocks, got {value}.")
     return {name: _argument(value, hints.get(name), where) for name, value in written.items()}
 
 

@@ -265,3 +265,13 @@ def test_images_in_memory() -> None:
     image = picture(RED, GREEN)
     assert torch.equal(load_image(image.permute(1, 2, 0).numpy()), image)
     assert str(trained(per_pixel=True).predict(image)).startswith("16 x 10 pixels  red 50.0 %  green 50.0 %")
+
+
+def test_a_network_of_plain_colors():
+    """Without mean and std, the network sees colours in 0..1."""
+    network = Colors(per_pixel=False)
+    predictor = ImagePredictor(
+        network, NetworkDescription("images", "own.Colors", class_names=NAMES, image_size=(4, 6))
+    )
+    predictor.predict(torch.full((3, 4, 6), 51, dtype=torch.uint8))
+    torch.testing.assert_close(network.seen[-1], torch.full((1, 3, 4, 6), 0.2))

@@ -91,3 +91,13 @@ def test_devices():
     for name in ("gpu", "cuda:99"):
         with pytest.raises(ValueError, match=rf"No device '{name}' on this machine .*--device auto or cpu"):
             find_device(name)
+
+
+def test_as_many_names_as_classes(tmp_path):
+    arguments = {**SIZES, "attention": attention("pcea.SelfAttention")}
+    stored = image_weights("ImageTransformer", ImageTransformer(SelfAttention, **SIZES), arguments)
+    for names in (NAMES[:2], (*NAMES, "d")):
+        description = stored.description._replace(class_names=names)
+        save_weights(tmp_path / "file.safetensors", stored._replace(description=description))
+        with pytest.raises(ValueError, match=rf"file\.safetensors names {len(names)} classes, .* has 3"):
+            load(tmp_path / "file.safetensors")

@@ -38,6 +38,31 @@ def test_arguments_that_name_other_weights_are_left_out():
     content = {"task": "points", "builder": "pcea.Net", "arguments": {"weights": "self", "body": part, "dim": 1}}
     arguments = parse_description(content, "file").arguments
     assert arguments == {"body": {"class_path": "pcea.ResNet", "init_args": {"depth": 18}}, "dim": 1}
+    content["arguments"] = {"bodies": [[part]]}
+    arguments = parse_description(content, "file").arguments
+    assert arguments == {"bodies": [[{"class_path": "pcea.ResNet", "init_args": {"depth": 18}}]]}
+
+
+def nested(levels, width):
+    """A list within itself: `levels` lists in memory, width ** levels values for who walks them."""
+    value = [0] * width
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+@pytest.mark.parametrize("name", ["arguments", "class_names", "of the future"])
+@pytest.mark.parametrize(("levels", "width", "reason"), [(100_000, 1, "64 levels deep"), (40, 8, "1,000,000 values")])
+def test_descriptions_without_end(name, levels, width, reason):
+    with pytest.raises(ValueError, match=rf"^file: the description of the network .*more than {reason}"):
+        parse_description({**FULL.as_plain(), name: nested(levels, width)}, "file")
+
+
+def test_a_description_that_holds_itself():
+    content = FULL.as_plain()
+    content["arguments"]["again"] = content
+    with pytest.raises(ValueError, match=r"^file: the description of the network .*more than"):
+        parse_description(content, "file")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +77,8 @@ def test_arguments_that_name_other_weights_are_left_out():
         ("parts", [[0]]), ("mean", [0.5]), ("mean", [1, 2, "3"]), ("std", [0.1, 0, 0.1]), ("std", []),
         ("image_size", [3]), ("image_size", [0, 4]), ("image_size", [4.0, 4]), ("category_ids", [1, 2]),
         ("category_ids", ["1", "2", "3"]), ("source", 3),
+        ("class_names", ["a", "b", "\x1b[2J"]),
+        ("parts", {"chair\n": [0]}), ("mean", [10**400] * 3), ("num_points", 2**30), ("image_size", [4, 65535]),
     ],
 )  # fmt: skip
 def test_wrong_fields_are_named(field, value):

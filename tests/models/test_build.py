@@ -185,6 +185,17 @@ def test_sizes_are_compared_before_memory_is_taken(classifier):
     assert "are of another network" in done.stdout
 
 
+def test_a_network_of_endless_depth_is_stopped():
+    blocks = {"class_path": "pcea.SelfAttention"}
+    about = NetworkDescription("images", "pcea.models.ImageTransformer", {**VIT, "depth": 10_000, "attention": blocks})
+    with pytest.raises(ValueError, match="far more parameters than the file has weights"):
+        build_network(StoredNetwork(about, {}), "file")
+    about.arguments["depth"] = 10**9
+    with pytest.raises(ValueError, match="at most 10,000 blocks"):
+        build_network(StoredNetwork(about, {}), "file")
+    nn.ModuleList(nn.Linear(1, 1) for _ in range(200))  # nothing is counted afterwards
+
+
 def test_weights_that_are_not_finite(classifier):
     made = stored(classifier, "pcea.eat_classifier", SIZES)
     made.state["head.4.bias"][1] = torch.nan
@@ -192,7 +203,9 @@ def test_weights_that_are_not_finite(classifier):
         build_network(made, "file")
 
 
-@pytest.mark.parametrize("arguments", [{"dims": 8}, {"dim": "wide"}, {"num_centers": 3}, {"dim": 7}])
+@pytest.mark.parametrize(
+    "arguments", [{"dims": 8}, {"dim": "wide"}, {"num_centers": 3}, {"dim": 7}, {"num_neighbors": [4]}]
+)
 def test_arguments_that_build_nothing(classifier, arguments):
     with pytest.raises(ValueError, match=r"^file|in file"):
         build_network(stored(classifier, "pcea.eat_classifier", SIZES | arguments), "file")
@@ -201,7 +214,7 @@ def test_arguments_that_build_nothing(classifier, arguments):
 def test_what_a_file_may_call():
     assert builds_networks(eat_classifier)
     assert builds_networks(ExternalAttention)
-    for function in (load_pct_checkpoint, imagenet_weights, print, torch.load):
+    for function in (load_pct_checkpoint, imagenet_weights, build_network, print, torch.load):
         assert not builds_networks(function)
 
 
