@@ -171,7 +171,7 @@ def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -
 def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
     """Refuse outputs that could not be written, before anything is computed."""
     if output is not None and output.suffix.lower() not in (".png", ".ply"):
-        raise ValueError(f"--output must end in .png or .ply, got {output}.")
+        raise ValueError(f"--output must end in .png or .ply, got {output}. Turntables (.gif) are for --animate.")
     if animate is not None and animate.suffix.lower() != ".gif":
         raise ValueError(f"--animate must end in .gif, got {animate}.")
     check_size(size)

@@ -79,7 +79,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         others = sorted(p.name for p in Path(path).parent.glob("*.ckpt") if p.name != Path(path).name)
         if not others:
             raise
-        raise ValueError(f"{error} Beside it there is {', '.join(others)}.") from error
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ValueError(f"{error} Beside it there is {', '.join(others[:3])}{more}.") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "epoch"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint of `pcea fit`: it has no state_dict and epoch.")
     check_state_dict(checkpoint["state_dict"], path)

@@ -330,7 +330,8 @@ def load_generator(weights: str | Path) -> Generator:
     if stored.description.task != "generation":
         raise ValueError(f"{weights} holds a network for {stored.description.task}, not a generator.")
     generator = build_network(stored, str(weights))
-    assert isinstance(generator, Generator)
+    if not isinstance(generator, Generator):
+        raise ValueError(f"{weights} holds a {type(generator).__name__}, not a generator.")
     return generator
 
 

@@ -112,7 +112,8 @@ def test_unreadable_files_are_counted_and_named_and_do_not_stop_the_others(tmp_p
     with pytest.raises(SystemExit, match="1"):
         predict(files, weights=weights, top=1, output=tmp_path / "out.csv")
     printed = capsys.readouterr()
-    assert re.search(r"2 of 4 files cannot be read.*picture\.off.*small\.npy: The network needs at least 16 points", printed.err)
+    message = r"2 of 4 files cannot be read.*picture\.off.*small\.npy: The network needs at least 16 points"
+    assert re.search(message, printed.err)
     assert [line.split()[0] for line in printed.out.splitlines()[:-1]] == [str(good)] * 2
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
     with pytest.raises(ValueError, match=r"picture\.off could not be read"):
