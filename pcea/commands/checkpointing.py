@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pcea.io.atomic import atomic_file
+
+# A disk with less is full, for a checkpoint.
+_NO_SPACE = 1 << 20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,7 +32,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as part:
-            torch.save(checkpoint, part)
+            try:
+                torch.save(checkpoint, part)
+            except RuntimeError as error:  # torch does not say what the system said
+                number = errno.ENOSPC if shutil.disk_usage(path.parent).free < _NO_SPACE else errno.EIO
+                raise OSError(number, os.strerror(number)) from error
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import lightning as L
 import pytest
@@ -73,14 +74,14 @@ def test_a_damaged_checkpoint_names_what_else_is_there(tmp_path, capsys, config)
     assert_one_line(result, "last.ckpt is not a checkpoint", "best.ckpt")
 
 
-def start(config, *options):
+def start(config, *options, wait_for=None):
     """A long training in a process of its own, once it has saved a checkpoint."""
     command = [sys.executable, "-m", "pcea", "fit", "--config", str(config), "--trainer.max_epochs", "10000", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=config.parent
     )
-    last = config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
+    last = wait_for or config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
     for _ in range(600):
         if last.is_file() or process.poll() is not None:
             break
@@ -110,3 +111,40 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_run_cleans_up(config, cap
     code, _, errors = run(capsys, "fit", "--config", config, "--trainer.max_epochs", 1)
     assert code == 0, errors
     assert not leftover.exists()
+
+
+@pytest.fixture
+def other_disk(tmp_path):
+    """A small filesystem of its own, so that the system's temporary folder lies on another one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a filesystem of its own cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a filesystem takes root on Linux")
+def test_kills_and_a_full_disk_on_another_filesystem(config, other_disk):
+    """Lightning moved from the temporary folder: a kill left 0 bytes, a full disk a part of the file."""
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["default_root_dir"] = str(other_disk / "runs")
+    config.write_text(yaml.safe_dump(content))
+    for attempt in range(3):
+        process, _ = start(config, wait_for=other_disk / "runs" / f"version_{attempt}" / "checkpoints" / "last.ckpt")
+        time.sleep(0.1 * attempt)
+        process.kill()
+        process.communicate()
+        last = other_disk / "runs" / f"version_{attempt}" / "checkpoints" / "last.ckpt"
+        assert read_checkpoint(last)["epoch"] >= 0
+    process, _ = start(config, wait_for=other_disk / "runs" / "version_3" / "checkpoints" / "last.ckpt")
+    with (other_disk / "filler").open("wb") as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(1 << 16))
+            filler.flush()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert errors.splitlines()[-1].startswith("pcea: error: [Errno 28] No space left on device")
+    assert read_checkpoint(other_disk / "runs" / "version_3" / "checkpoints" / "last.ckpt")["epoch"] >= 0
