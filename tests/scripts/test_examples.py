@@ -51,7 +51,7 @@ def accuracy_of(capsys, *options) -> float:
 
 
 def test_every_example_is_tested():
-    text = Path(__file__).read_text(encoding="utf-8")
+    text = Path(__file__).read_text(encoding="utf-8")  # run_onnx.py is run in tests/commands/test_export.py
     for path in EXAMPLES.iterdir():
         assert path.suffix not in (".py", ".yaml") or path.stem in text
 

@@ -183,7 +183,7 @@ def test_data_and_network_must_agree(trainer):
     ("options", "message"),
     [
         ({"votes": 0}, "votes must be at least 1, got 0"),
-        ({"scales": [1.0, 0.0]}, r"scales must be positive.*\[1.0, 0.0\]"),
+        ({"scales": [1.0, 0.0]}, r"scales must be one or more positive numbers.*\[1.0, 0.0\]"),
     ],
 )
 def test_nonsense_is_refused(options, message):
