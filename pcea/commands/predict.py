@@ -90,6 +90,8 @@ def predict(
             except (ValueError, OSError) as error:
                 unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
                 continue
+            except MISFITS as error:
+                raise misfit(predictor, weights, error) from error
             print(f"{file!s:{width}}  {prediction}", flush=True)
             if write is not None:
                 write(file, prediction)
@@ -101,6 +103,19 @@ def predict(
     if unreadable:
         print(f"pcea: error: {summarize(unreadable, len(files))}", file=sys.stderr)
         sys.exit(1)
+
+
+# What a network that is not what its file says may end in.
+MISFITS = (TypeError, AttributeError, IndexError, KeyError, RuntimeError)
+
+
+def misfit(predictor: Predictor, weights: str, error: Exception) -> ValueError:
+    """The error of a network that does not take, or give, what a network for its task does."""
+    task, reason = predictor.description.task, (str(error).splitlines() or [""])[0]
+    return ValueError(
+        f"The network of {weights} does not work as one for the task {task!r} ({type(error).__name__}: {reason}). Set "
+        "PCEA_TRACEBACK=1 to see where."
+    )
 
 
 def check_files(files: Sequence[str | Path]) -> list[Path]:

@@ -7,7 +7,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from pcea.commands.predict import applicable, check_files
+from pcea.commands.predict import MISFITS, applicable, check_files, misfit
 from pcea.datasets.cache import summarize
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
@@ -121,7 +121,7 @@ def visualize(
         check_display()
     elif not predictor.sees_images and (animate is not None or (output and output.suffix.lower() == ".png")):
         check_rendering()
-    subjects = _make_subjects(predictor, files, options)
+    subjects = _make_subjects(predictor, weights, files, options)
     queries = [None if query is None else subject.find_query(query) for subject in subjects]
     layer = len(subjects[0].layers) - 1 if layer is None else layer
     if is_window:
@@ -155,7 +155,7 @@ def visualize(
         print(f"{animate}: {_FRAMES} pictures")
 
 
-def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -> list[Any]:
+def _make_subjects(predictor: Any, weights: str, files: list[Path], options: dict[str, Any]) -> list[Any]:
     """The network's output for each file; all are needed before the first is drawn, as they share colours."""
     subjects, unreadable = [], []
     for file in files:
@@ -163,6 +163,8 @@ def _make_subjects(predictor: Any, files: list[Path], options: dict[str, Any]) -
             subjects.append(predictor.subject(file, **options))
         except (ValueError, OSError) as error:
             unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+        except MISFITS as error:
+            raise misfit(predictor, weights, error) from error
     if unreadable:
         raise ValueError(unreadable[0] if len(files) == 1 else summarize(unreadable, len(files)))
     return subjects

@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from examples import PART_SIZES, PARTS, describe_parts, one_thread, trained_on_parts, true_parts
+from examples import (
+    PART_SIZES,
+    PARTS,
+    assert_one_line,
+    describe_parts,
+    one_thread,
+    run,
+    trained_on_parts,
+    true_parts,
+)
+from PIL import Image
 
 from pcea import eat_classifier
 from pcea.commands.predict import predict
 from pcea.inference.networks import load
+from pcea.io.checkpoints import read_network
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.points import normalize_points
 from pcea.io.weights import save_weights
@@ -236,3 +247,17 @@ def test_weights_of_another_builder(tmp_path):
     save_weights(tmp_path / "other", StoredNetwork(NetworkDescription("points", "pcea.resnet"), {"x": torch.zeros(1)}))
     with pytest.raises(ValueError, match=r"other names pcea\.resnet, which cannot be imported"):
         load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("task", ["parts", "objects"])
+def test_a_network_that_is_not_what_its_file_says(tmp_path, capsys, weights, cloud, task):
+    stored = read_network(weights)
+    description = stored.description._replace(task=task, mean=(0.5,) * 3, std=(0.5,) * 3)
+    save_weights(tmp_path / "odd.safetensors", stored._replace(description=description))
+    file = cloud[0]
+    if task != "parts":
+        file = tmp_path / "image.png"
+        Image.new("RGB", (30, 20)).save(file)
+    for command in (["predict"], ["visualize", "--output", tmp_path / "x.png"]):
+        result = run(capsys, command[0], file, *command[1:], "--weights", tmp_path / "odd.safetensors")
+        assert_one_line(result, "odd.safetensors does not work as one for the task", task)
