@@ -38,11 +38,12 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
     folders = _folders(root)
     by_class: dict[str, dict[str, list[Path]]] = {}
     if {folder.name for folder in folders} <= {*_SPLITS, "val"}:  # else `train` is a class, as in car, bus, train
-        for name in sorted({folder.name for part in _SPLITS for folder in _folders(root / part)}):
-            by_class[name] = {part: _files(root / part / name) for part in _SPLITS}
+        stored = _stored_splits(root)
+        for name in sorted({folder.name for part in stored.values() for folder in _folders(root / part)}):
+            by_class[name] = {part: _files(root / folder / name) for part, folder in stored.items()}
     else:
         for folder in folders:
-            by_class[folder.name] = {part: _files(folder / part) for part in _SPLITS}
+            by_class[folder.name] = {part: _files(folder / stored) for part, stored in _stored_splits(folder).items()}
             if not any(by_class[folder.name].values()):
                 by_class[folder.name] = _divide(_files(folder), test_fraction, seed)
     if not by_class:
@@ -53,6 +54,12 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         if not any(parts.values()):
             raise ValueError(f"Class {name!r} under {root} has no mesh or cloud files. Add some or remove its folder.")
     return {name: parts[split] for name, parts in by_class.items()}
+
+
+def _stored_splits(folder: Path) -> dict[str, str]:
+    """The folders of train and test; `val` is the test split where there is no `test`, as for images."""
+    has_val_alone = (folder / "val").is_dir() and not (folder / "test").is_dir()
+    return {"train": "train", "test": "val" if has_val_alone else "test"}
 
 
 def _divide(files: list[Path], test_fraction: float, seed: int) -> dict[str, list[Path]]:

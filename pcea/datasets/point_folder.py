@@ -18,8 +18,8 @@ class PointFolder(PointDataset):
 
     Three layouts are recognized: `root/train/<class>/*` with `root/test/<class>/*`; `root/<class>/train/*` with
     `root/<class>/test/*`; or `root/<class>/*`, from which a stratified, seeded share is held out as the test split. A
-    folder `root/val` beside train and test is ignored. Classes are in alphabetical order. Files may lie in deeper
-    folders; hidden ones are ignored.
+    folder `val` beside train and test is ignored; without test it is the test split. Classes are in alphabetical
+    order. Files may lie in deeper folders; hidden ones are ignored.
 
     Args:
         root: The folder.

@@ -157,3 +157,14 @@ def test_errors(root, tmp_path_factory):
         PointFolder(root, "val")
     with pytest.raises(ValueError, match=r"test_fraction must be between 0 and 1, got 1.0"):
         PointFolder(root, "train", test_fraction=1.0)
+
+
+@pytest.mark.parametrize("layout", ["{split}/{name}", "{name}/{split}"])
+def test_val_is_the_test_split_where_there_is_no_other(tmp_path, layout):
+    for split, count in (("train", 3), ("val", 2)):
+        for name in "ab":
+            folder = tmp_path / layout.format(split=split, name=name)
+            folder.mkdir(parents=True)
+            for i in range(count):
+                np.save(folder / f"{i}.npy", np.random.default_rng(i).random((20, 3)))
+    assert [len(PointFolder(tmp_path, split, num_points=16, cache=False)) for split in ("train", "test")] == [6, 4]
