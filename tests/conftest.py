@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from pcea.commands.record import Record
+
 
 @pytest.fixture(autouse=True)
 def _seed_and_threads() -> Iterator[None]:
@@ -28,6 +30,26 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def record() -> Record:
+    """What one run measured."""
+    return Record(
+        config="modelnet40_eat",
+        command="pcea test --config modelnet40_eat",
+        seed=2,
+        epoch=250,
+        selection="last",
+        dataset="ModelNet40",
+        split="test",
+        num_points=1024,
+        votes=1,
+        device="a device",
+        minutes=61.6,
+        commit="abc",
+        metrics={"overall_accuracy": 93.456, "mean_class_accuracy": 90.1},
+    )
 
 
 @pytest.hookimpl(trylast=True)

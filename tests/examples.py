@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import cache
 
 import lightning  # noqa: F401  # before a test captures stderr, which its log handler keeps
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from pcea.cli import main
@@ -196,3 +201,34 @@ def run_visualize(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[in
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def write_image(path, values, red=0):
+    """A mask of one row, or, with `red`, a picture of the same size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.array([values], dtype=np.uint8)
+    if red:
+        values = np.stack([np.full_like(values, red)] * 3, axis=-1)
+    Image.fromarray(values).save(path)
+
+
+def strongest_reds(files):
+    """The strongest red of each image: `write_image` makes images that it tells apart."""
+    return [int(files[i][0].max()) for i in range(len(files))]
+
+
+@contextmanager
+def mounted_disk(folder, size):
+    """A small filesystem of its own; the test is skipped where none can be mounted."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a filesystem takes root on Linux")
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a filesystem of its own cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)

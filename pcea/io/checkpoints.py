@@ -109,7 +109,7 @@ def read_network(name_or_path: str | Path) -> StoredNetwork:
             with pcea, or the name or file (.yaml) of a configuration: the last checkpoint of its newest run.
 
     Raises:
-        FileNotFoundError: If it is none of these.
+        FileNotFoundError: If no such network is found.
         ValueError: If the file is damaged or holds something else.
     """
     path = find_network(name_or_path)

@@ -316,7 +316,7 @@ class SelfAttention(RecordedLayer):
 
 
 def _map(layer: nn.Linear, tokens: Tensor) -> Tensor:
-    """Apply a linear layer in the precision of the tokens, which may be higher than that of its weight."""
+    """Apply a linear layer and return the dtype of the tokens, even if the weight has a lower precision."""
     if is_plain(layer, nn.Linear, Linear):
         return linear(
             tokens, layer.weight.to(tokens.dtype), None if layer.bias is None else layer.bias.to(tokens.dtype)

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from examples import TINY, assert_one_line, run
+from examples import TINY, assert_one_line, mounted_disk, run
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
@@ -116,17 +116,11 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_run_cleans_up(config, cap
 @pytest.fixture
 def other_disk(tmp_path):
     """A small filesystem of its own, so that the system's temporary folder lies on another one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a filesystem of its own cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted_disk(tmp_path / "disk", size="8m") as disk:
+        yield disk
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a filesystem takes root on Linux")
 def test_kills_and_a_full_disk_on_another_filesystem(config, other_disk):
     """Lightning moved from the temporary folder: a kill left 0 bytes, a full disk a part of the file."""
     content = yaml.safe_load(config.read_text())

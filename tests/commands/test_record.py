@@ -6,7 +6,6 @@ import pytest
 
 from pcea.commands import record as module
 from pcea.commands.record import (
-    Record,
     commit,
     read_records,
     to_percent,
@@ -16,25 +15,6 @@ from pcea.commands.record import (
 # The committed records have these keys.
 KEYS = ["config", "command", "seed", "epoch", "selection", "dataset", "split", "num_points", "votes", "device",
         "minutes", "commit", "metrics", "convention", "categories"]  # fmt: skip
-
-
-@pytest.fixture
-def record():
-    return Record(
-        config="modelnet40_eat",
-        command="pcea test --config modelnet40_eat",
-        seed=2,
-        epoch=250,
-        selection="last",
-        dataset="ModelNet40",
-        split="test",
-        num_points=1024,
-        votes=1,
-        device="a device",
-        minutes=61.6,
-        commit="abc",
-        metrics={"overall_accuracy": 93.456, "mean_class_accuracy": 90.1},
-    )
 
 
 def test_a_record_is_written_whole_and_read_back(tmp_path, record):

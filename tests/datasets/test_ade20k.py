@@ -1,18 +1,8 @@
-import numpy as np
 import pytest
-from PIL import Image
+from examples import write_image
 
 from pcea.datasets.ade20k import read_ade20k
 from pcea.datasets.batches import IGNORE
-
-
-def write(path, values, red=0):
-    """A mask of one row, or, with `red`, a picture of the same size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.array([values], dtype=np.uint8)
-    if red:
-        values = np.stack([np.full_like(values, red)] * 3, axis=-1)
-    Image.fromarray(values).save(path)
 
 
 @pytest.fixture
@@ -20,8 +10,8 @@ def ade20k(tmp_path):
     folder = tmp_path / "ADEChallengeData2016"
     for split, count in (("training", 2), ("validation", 1)):
         for number in range(count):
-            write(folder / "images" / split / f"ADE_{number}.jpg", [0] * 3, red=50 + number)
-            write(folder / "annotations" / split / f"ADE_{number}.png", [0, 1, 150])
+            write_image(folder / "images" / split / f"ADE_{number}.jpg", [0] * 3, red=50 + number)
+            write_image(folder / "annotations" / split / f"ADE_{number}.png", [0, 1, 150])
     return folder
 
 

@@ -1,5 +1,4 @@
 import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from examples import mounted_disk
 
 from pcea.datasets.cache import cache_path, cached, read_files, read_h5_clouds, write_h5
 from pcea.io.points import Points
@@ -178,16 +178,10 @@ def test_unreadable_files_are_counted_and_named():
 @pytest.fixture
 def small_disk(tmp_path):
     """A filesystem of 2 MiB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a filesystem of its own cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with mounted_disk(tmp_path / "disk", size="2m") as disk:
+        yield disk
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a filesystem takes root on Linux")
 @pytest.mark.parametrize("megabytes", [1, 1.9, 1.99, 2.5, 40])
 def test_a_disk_that_really_is_full(small_disk, megabytes):
     """HDF5 ended the process with a segmentation fault when it found out at closing time."""

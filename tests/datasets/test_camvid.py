@@ -1,10 +1,9 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from examples import strongest_reds, write_image
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.camvid import CAMVID_CLASSES, read_camvid
@@ -12,34 +11,21 @@ from pcea.datasets.camvid import CAMVID_CLASSES, read_camvid
 DATA = Path(os.environ.get("PCEA_DATA", "data"))
 
 
-def write(path, values, red=0):
-    """A mask of one row, or, with `red`, a picture of the same size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.array([values], dtype=np.uint8)
-    if red:
-        values = np.stack([np.full_like(values, red)] * 3, axis=-1)
-    Image.fromarray(values).save(path)
-
-
-def reds(files):
-    return [int(files[i][0].max()) for i in range(len(files))]
-
-
 @pytest.fixture
 def camvid(tmp_path):
     folder = tmp_path / "CamVid"
     for number, (split, suffix) in enumerate((("train", "png"), ("val", "jpg"), ("test", "png")), 1):
-        write(folder / split / f"0001TP_{number}.{suffix}", [0] * 12, red=10 * number)
-        write(folder / f"{split}annot" / f"0001TP_{number}.png", range(12))
+        write_image(folder / split / f"0001TP_{number}.{suffix}", [0] * 12, red=10 * number)
+        write_image(folder / f"{split}annot" / f"0001TP_{number}.png", range(12))
     return folder
 
 
 @pytest.mark.parametrize("above", [0, 1])
 def test_camvid(camvid, above):
     root = [camvid, *camvid.parents][above]
-    assert [reds(read_camvid(root, split)) for split in ("train", "val", "test")] == [[10], [20], [30]]
+    assert [strongest_reds(read_camvid(root, split)) for split in ("train", "val", "test")] == [[10], [20], [30]]
     both = read_camvid(root, "trainval")
-    assert reds(both) == [10, 20]
+    assert strongest_reds(both) == [10, 20]
     assert both[1][1].tolist() == [[*range(11), IGNORE]]
     assert both.class_names == CAMVID_CLASSES
     assert len(both.class_names) == 11

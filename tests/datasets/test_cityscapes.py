@@ -1,22 +1,8 @@
-import numpy as np
 import pytest
-from PIL import Image
+from examples import strongest_reds, write_image
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.cityscapes import read_cityscapes
-
-
-def write(path, values, red=0):
-    """A mask of one row, or, with `red`, a picture of the same size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.array([values], dtype=np.uint8)
-    if red:
-        values = np.stack([np.full_like(values, red)] * 3, axis=-1)
-    Image.fromarray(values).save(path)
-
-
-def reds(files):
-    return [int(files[i][0].max()) for i in range(len(files))]
 
 
 @pytest.fixture
@@ -24,9 +10,9 @@ def cityscapes(tmp_path):
     folder = tmp_path / "cityscapes"
     for split, city, number in (("train", "ulm", 1), ("train", "aachen", 2), ("val", "bonn", 3)):
         name = f"{city}_000000_000019"
-        write(folder / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", [0] * 35, red=number)
-        write(folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", [*range(34), 255])
-        write(folder / "gtFine" / split / city / f"{name}_gtFine_instanceIds.png", [0] * 35)
+        write_image(folder / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", [0] * 35, red=number)
+        write_image(folder / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", [*range(34), 255])
+        write_image(folder / "gtFine" / split / city / f"{name}_gtFine_instanceIds.png", [0] * 35)
         (folder / "gtFine" / split / city / f"{name}_gtFine_polygons.json").touch()
     return folder
 
@@ -35,8 +21,8 @@ def cityscapes(tmp_path):
 def test_cityscapes(cityscapes, above):
     root = [cityscapes, *cityscapes.parents][above]
     train, val = (read_cityscapes(root, split) for split in ("train", "val"))
-    assert reds(train) == [2, 1]
-    assert reds(val) == [3]
+    assert strongest_reds(train) == [2, 1]
+    assert strongest_reds(val) == [3]
     # The 19 classes of the benchmark, by their ids: road is 7, bicycle 33.
     expected = [IGNORE] * 35
     for number, value in enumerate((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)):
@@ -48,7 +34,7 @@ def test_cityscapes(cityscapes, above):
 
 def test_cityscapes_lacks_something(cityscapes):
     (cityscapes / "gtFine" / "val" / "bonn" / "bonn_000000_000019_gtFine_labelIds.png").unlink()
-    write(cityscapes / "gtFine" / "val" / "bonn" / "x_gtFine_labelIds.png", [0])
+    write_image(cityscapes / "gtFine" / "val" / "bonn" / "x_gtFine_labelIds.png", [0])
     with pytest.raises(ValueError, match=r"bonn_000000_000019_leftImg8bit\.png has no mask"):
         read_cityscapes(cityscapes, "val")
     with pytest.raises(FileNotFoundError, match=r"No folder .*leftImg8bit/test"):

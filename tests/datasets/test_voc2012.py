@@ -1,22 +1,8 @@
-import numpy as np
 import pytest
-from PIL import Image
+from examples import strongest_reds, write_image
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.voc2012 import read_voc2012
-
-
-def write(path, values, red=0):
-    """A mask of one row, or, with `red`, a picture of the same size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.array([values], dtype=np.uint8)
-    if red:
-        values = np.stack([np.full_like(values, red)] * 3, axis=-1)
-    Image.fromarray(values).save(path)
-
-
-def reds(files):
-    return [int(files[i][0].max()) for i in range(len(files))]
 
 
 @pytest.fixture
@@ -24,10 +10,10 @@ def voc(tmp_path):
     """Two pictures in train, one more in trainaug, one in val."""
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     for number, name in enumerate(("2007_000032", "2007_000039", "2008_000002", "2009_000001"), 1):
-        write(folder / "JPEGImages" / f"{name}.jpg", [0] * 4, red=10 * number)
-        write(folder / "SegmentationClassAug" / f"{name}.png", [0, 20, 255, number])
+        write_image(folder / "JPEGImages" / f"{name}.jpg", [0] * 4, red=10 * number)
+        write_image(folder / "SegmentationClassAug" / f"{name}.png", [0, 20, 255, number])
         if number != 3:
-            write(folder / "SegmentationClass" / f"{name}.png", [0, 20, 255, 0])
+            write_image(folder / "SegmentationClass" / f"{name}.png", [0, 20, 255, 0])
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("2007_000039\n2007_000032\n")
@@ -41,7 +27,7 @@ def test_voc2012(voc, above):
     root = [voc, *voc.parents][above]
     train, more, val = (read_voc2012(root, split) for split in ("train", "trainaug", "val"))
     assert [len(files) for files in (train, more, val)] == [2, 3, 1]
-    assert reds(train) == pytest.approx([20, 10], abs=2)  # in the order of the list
+    assert strongest_reds(train) == pytest.approx([20, 10], abs=2)  # in the order of the list
     assert train[0][1].tolist() == [[0, 20, IGNORE, 0]]
     assert more[2][1].tolist() == [[0, 20, IGNORE, 3]]
     assert len(val.class_names) == 21
@@ -59,7 +45,7 @@ def test_voc2012_lacks_what_a_list_names(voc):
 
 
 def test_voc2012_has_no_other_classes(voc):
-    write(voc / "SegmentationClass" / "2009_000001.png", [0, 21, 0, 0])
+    write_image(voc / "SegmentationClass" / "2009_000001.png", [0, 21, 0, 0])
     with pytest.raises(ValueError, match=r"2009_000001\.png has the value 21 at row 0, column 1\. Classes are 0\.\.20"):
         read_voc2012(voc, "val")[0]
 

@@ -98,7 +98,7 @@ def test_checkpoint_of_the_training_script(authors: nn.Module, state: dict[str, 
     assert_same_outputs(authors, load_eamlp_checkpoint(small(), write(content, tmp_path)), (20, 12))
 
 
-def refused(content: object, message: str, folder: Path, model: nn.Module | None = None) -> None:
+def assert_refused(content: object, message: str, folder: Path, model: nn.Module | None = None) -> None:
     """Loading raises an error of this message and changes nothing."""
     model = small() if model is None else model
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -109,9 +109,9 @@ def refused(content: object, message: str, folder: Path, model: nn.Module | None
 
 def test_the_first_name_that_differs(state: dict[str, Tensor], tmp_path: Path) -> None:
     gone = {name: weight for name, weight in state.items() if "blocks.1" not in name}
-    refused(gone, r"tar does not fit: the model needs blocks\.1\.norm1\.weight\. .* this depth", tmp_path)
+    assert_refused(gone, r"tar does not fit: the model needs blocks\.1\.norm1\.weight\. .* this depth", tmp_path)
     more = state | {"blocks.2.norm1.weight": torch.zeros(24), "blocks.2.norm1.bias": torch.zeros(24)}
-    refused(more, r"tar does not fit: the model has no blocks\.2\.norm1\.weight\. .* depth", tmp_path)
+    assert_refused(more, r"tar does not fit: the model has no blocks\.2\.norm1\.weight\. .* depth", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,17 @@ def test_the_first_name_that_differs(state: dict[str, Tensor], tmp_path: Path) -
 )
 def test_the_first_shape_that_differs(name: str, needs: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     message = rf"does not fit at {name}: the model needs {needs}\. .* num_classes"
-    refused(state | {name: torch.zeros(7, 5)}, message, tmp_path)
+    assert_refused(state | {name: torch.zeros(7, 5)}, message, tmp_path)
 
 
 @pytest.mark.parametrize("position", [torch.zeros(1, 577, 24), torch.zeros(24), sinusoid_positions(9, 24)])
 def test_positions_that_are_no_sines(position: Tensor, state: dict[str, Tensor], tmp_path: Path) -> None:
-    refused(state | {"pos_embed": position}, "does not fit at pos_embed: it is not the fixed table", tmp_path)
+    assert_refused(state | {"pos_embed": position}, "does not fit at pos_embed: it is not the fixed table", tmp_path)
 
 
 @pytest.mark.parametrize("build", [t2t_vit_7, partial(eamlp_7, norm="batch")])
 def test_other_networks_are_refused(build, state: dict[str, Tensor], tmp_path: Path) -> None:
-    refused(state, r"fits the models of eamlp_7\(\)", tmp_path, build(5))
+    assert_refused(state, r"fits the models of eamlp_7\(\)", tmp_path, build(5))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_pickled_code_is_not_executed(save, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"state_dict": {"epoch": 3}}, {"epoch": 3}])
 def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
-    refused(content, "does not hold a state dict, names to tensors", tmp_path)
+    assert_refused(content, "does not hold a state dict, names to tensors", tmp_path)

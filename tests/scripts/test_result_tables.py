@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pcea.commands.record import Record, read_records
+from pcea.commands.record import read_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,25 +15,6 @@ def tables(monkeypatch):
     import result_tables
 
     return result_tables
-
-
-@pytest.fixture
-def record():
-    return Record(
-        config="modelnet40_eat",
-        command="pcea test --config modelnet40_eat",
-        seed=2,
-        epoch=250,
-        selection="last",
-        dataset="ModelNet40",
-        split="test",
-        num_points=1024,
-        votes=1,
-        device="a device",
-        minutes=61.6,
-        commit="abc",
-        metrics={"overall_accuracy": 93.456, "mean_class_accuracy": 90.1},
-    )
 
 
 def cells(row):
