@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 
 import lightning  # noqa: F401  # before a test captures stderr, which its log handler keeps
 import numpy as np
@@ -22,6 +23,8 @@ from pcea.inference.parts import PartPredictor
 from pcea.io.description import NetworkDescription
 from pcea.io.points import normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
+from pcea.nn.attention import AttentionMap
+from pcea.visualization.subject import Subject
 
 TINY = """\
 seed_everything: 0
@@ -232,3 +235,48 @@ def mounted_disk(folder, size):
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def attach(data, *, world_size=1, rank=0, training=False, step=0):
+    """Give a data module what it asks of a trainer."""
+    loop = SimpleNamespace(total_batch_idx=step)
+    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank, training=training, fit_loop=loop)
+    return data
+
+
+def check_order(order):
+    """Check that `order(seed, epoch)`, of 30 samples, follows its arguments alone."""
+    first = order(0, 0)
+    assert sorted(number for batch in first for number in batch) == list(range(30))
+    assert order(0, 0) == first
+    assert order(0, 1) != first
+    assert order(1, 0) != first
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def cloud(n=7, columns=3, seed=0):
+    table = np.random.default_rng(seed).normal(size=(n, columns))
+    if columns >= 6:
+        table[:, 3:6] /= np.linalg.norm(table[:, 3:6], axis=1, keepdims=True)
+    return table
+
+
+def one_hot(slots, count):
+    return torch.nn.functional.one_hot(torch.tensor([slots]), count).float()
+
+
+# In layer a slot 2 is the strongest of most points, in layer b slot 1.
+SLOTS = {"a": [2, 2, 0, 2, 1], "b": [1, 1, 1, 0, 0]}
+
+
+def subject(*, name="", points=None, slots=SLOTS, **options):
+    points = torch.randn(5, 3) if points is None else points
+    return Subject(points, {key: AttentionMap(one_hot(row, 3)) for key, row in slots.items()}, name=name, **options)
+
+
+def self_attention():
+    return Subject(torch.randn(5, 3), {"": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True)})

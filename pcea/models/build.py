@@ -129,7 +129,7 @@ def check_paths(description: NetworkDescription, where: str, *, packages: Sequen
             continue
         if package != "pcea":
             raise ValueError(
-                f"{where} names {path}, which is not of pcea. Where you trust the file, add --trust {package}"
+                f"{where} names {path}, which is not part of pcea. If you trust the file, add --trust {package}"
             )
         module = path.rpartition(".")[0]
         if module != "pcea" and not any(module == m or module.startswith(f"{m}.") for m in _MODULES):

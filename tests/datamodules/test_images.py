@@ -1,9 +1,7 @@
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from examples import attach, check_order
 from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
@@ -38,14 +36,6 @@ class NumberedImages(ImageDataModule):
         return self.load("val") if self.own_val else None
 
 
-def attach(data, *, world_size=1, rank=0, training=False) -> Any:
-    """Give the data module what it asks of a trainer."""
-    data.trainer = SimpleNamespace(
-        world_size=world_size, global_rank=rank, training=training, fit_loop=SimpleNamespace(total_batch_idx=0)
-    )
-    return data.trainer
-
-
 def numbers(loader, epoch=0) -> list[list[int]]:
     if hasattr(loader.sampler, "set_epoch"):
         loader.sampler.set_epoch(epoch)
@@ -54,12 +44,6 @@ def numbers(loader, epoch=0) -> list[list[int]]:
 
 def in_sets(data, name):
     return data.sets[name].images[:, 0, 0, 0].tolist()
-
-
-@pytest.fixture
-def seed_everything(monkeypatch):
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    return lambda seed: monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
 
 
 def test_constructors_touch_no_disk(tmp_path):
@@ -189,11 +173,7 @@ def test_order_follows_seed_and_epoch_alone(seed_everything):
         data.setup("fit")
         return numbers(data.train_dataloader(), epoch)
 
-    first = order(0, 0)
-    assert sorted(number for batch in first for number in batch) == list(range(30))
-    assert order(0, 0) == first
-    assert order(0, 1) != first
-    assert order(1, 0) != first
+    check_order(order)
 
 
 class Add(nn.Module):
@@ -249,7 +229,7 @@ def test_images_are_normalized_by_hand():
 def test_augmentation_is_for_training_alone_and_follows_seed_and_batch(seed_everything):
     seed_everything(0)
     data = NumberedImages(augment=[RandomErase(probability=1)], val_fraction=0)
-    trainer = attach(data, training=True)
+    trainer = attach(data, training=True).trainer
     data.setup("fit")
     batch = ImageBatch(data.sets["train"].images, data.sets["train"].label.to(torch.uint8))
     given = batch.images.clone()

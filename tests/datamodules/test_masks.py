@@ -1,8 +1,7 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from examples import attach
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -17,12 +16,6 @@ from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import ImageTensors
 from pcea.datasets.masks import MaskFiles
 from pcea.transforms.images import RandomScaledCrop
-
-
-def attach(data, training=False):
-    data.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, training=training, fit_loop=SimpleNamespace(total_batch_idx=0)
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from examples import attach
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -13,17 +13,6 @@ from pcea.datasets.batches import ObjectBatch
 H, W = 7, 11
 
 LACKS_A_CLASS = pytest.mark.filterwarnings("ignore:No object in the training split")
-
-
-def attach(data, *, world_size=1, rank=0):
-    data.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
-    return data
-
-
-@pytest.fixture
-def seed_everything(monkeypatch):
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    return lambda seed: monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from examples import attach
 from jsonargparse import ArgumentParser
 
 from pcea.datamodules.parts import (
@@ -40,13 +40,6 @@ class NumberedPoints(PartDataModule):
             category=torch.arange(len(sizes)) // 4 % 2,
             parts={"first": (0, 1), "second": (0, 1)},
         )
-
-
-def attach(data, *, training=False, step=0):
-    """Give the data module what it asks of a trainer."""
-    loop = SimpleNamespace(total_batch_idx=step)
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, training=training, fit_loop=loop)
-    return data
 
 
 @pytest.fixture(autouse=True)

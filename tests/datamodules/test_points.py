@@ -1,12 +1,12 @@
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import h5py
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from examples import attach, check_order
 from torch import nn
 
 from pcea.datamodules.points import (
@@ -38,27 +38,10 @@ class NumberedClouds(PointDataModule):
         return PointDataset(points, torch.arange(count) % NUM_CLASSES, class_names=names, normals=normals)
 
 
-def attach(data: PointDataModule, *, world_size: int = 1, rank: int = 0, training: bool = False) -> Any:
-    """Give the data module what it asks of a trainer."""
-    data.trainer = SimpleNamespace(
-        world_size=world_size,
-        global_rank=rank,
-        training=training,
-        fit_loop=SimpleNamespace(total_batch_idx=0),
-    )
-    return data.trainer
-
-
 def cloud_numbers(loader, epoch=0) -> list[list[int]]:
     if loader.sampler is not None and hasattr(loader.sampler, "set_epoch"):
         loader.sampler.set_epoch(epoch)
     return [batch.points[:, 0, 0].int().tolist() for batch in loader]
-
-
-@pytest.fixture
-def seed_everything(monkeypatch):
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    return lambda seed: monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
 
 
 def test_constructors_touch_no_disk(tmp_path):
@@ -196,11 +179,7 @@ def test_order_follows_seed_and_epoch_alone(seed_everything):
         data.setup("fit")
         return cloud_numbers(data.train_dataloader(), epoch)
 
-    first = order(0, 0)
-    assert sorted(number for numbers in first for number in numbers) == list(range(30))
-    assert order(0, 0) == first
-    assert order(0, 1) != first
-    assert order(1, 0) != first
+    check_order(order)
 
 
 def test_two_processes_share_each_batch_of_one():
@@ -221,7 +200,7 @@ def test_augmentation_follows_seed_batch_and_rank_alone(seed_everything):
         seed_everything(seed)
         torch.manual_seed(torch.initial_seed() + 1)
         data = NumberedClouds(num_points=5, augment=[RandomJitter()])
-        trainer = attach(data, world_size=world_size, rank=rank, training=training)
+        trainer = attach(data, world_size=world_size, rank=rank, training=training).trainer
         trainer.fit_loop.total_batch_idx = step
         return data.on_after_batch_transfer(PointBatch(torch.zeros(2, 5, 3), torch.zeros(2)), 0).points
 

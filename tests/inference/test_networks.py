@@ -73,7 +73,7 @@ def test_a_network_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     description = NetworkDescription("points", "own_package.Net", {"scale": 1}, ("tall", "wide"))
     save_weights(tmp_path / "own", StoredNetwork(description, {"scale": torch.tensor(50.0)}))
-    with pytest.raises(ValueError, match=r"names own_package\.Net, which is not of pcea.*--trust own_package"):
+    with pytest.raises(ValueError, match=r"names own_package\.Net, which is not part of pcea.*--trust own_package"):
         load(tmp_path / "own")
     trained = load(tmp_path / "own", trust=["own_package"])
     assert trained.predict(torch.rand(100, 3) * torch.tensor([1.0, 5, 1])).class_names[0] == "tall"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from examples import cloud, write
 
 from pcea.io.ply import write_ply
 from pcea.io.points import (
@@ -23,18 +24,6 @@ from pcea.io.readers import import_open3d
 
 DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[2] / "data"))
 SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 1 0\n0 1 0\n4 0 1 2 3\n"  # a 2 x 1 rectangle in the plane z = 0, one quad
-
-
-def write(path, text):
-    path.write_text(text)
-    return path
-
-
-def cloud(n=7, columns=3, seed=0):
-    table = np.random.default_rng(seed).normal(size=(n, columns))
-    if columns >= 6:
-        table[:, 3:6] /= np.linalg.norm(table[:, 3:6], axis=1, keepdims=True)
-    return table
 
 
 def save(path, table):

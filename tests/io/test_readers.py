@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import trimesh
 from examples import PLY_HOUSE as HOUSE_FACES
+from examples import cloud, write
 from examples import make_ply as make
 from trimesh.transformations import translation_matrix
 
@@ -17,18 +18,6 @@ from pcea.io.tables import read_table
 HOUSE = "6 2 0\n0 0 0\n1 0 0\n1 1 0\n0.5 2 0\n0 1 0  # left\n\n3 0 0\n5 0 1 2 3 4\n3 1 5 2\n"
 # UTM coordinates in centimetres, which float32 would round to 3 cm and 50 cm.
 UTM = np.array([[500000.12, 5400000.34, 312.05], [500001.98, 5400002.76, 313.41], [500000.55, 5400001.07, 311.99]])
-
-
-def write(path, text):
-    path.write_text(text)
-    return path
-
-
-def cloud(n=7, columns=3, seed=0):
-    table = np.random.default_rng(seed).normal(size=(n, columns))
-    if columns >= 6:
-        table[:, 3:6] /= np.linalg.norm(table[:, 3:6], axis=1, keepdims=True)
-    return table
 
 
 def save(path, table):

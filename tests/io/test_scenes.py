@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import trimesh
+from examples import write
 from trimesh.transformations import translation_matrix
 
 from pcea.io.meshes import Mesh
@@ -19,11 +20,6 @@ def two_boxes():
     scene.add_geometry(trimesh.creation.box(), "left", "box", transform=translation_matrix([5, 0, 0]))
     scene.graph.update("right", geometry="box", matrix=translation_matrix([-7, 0, 0]) @ np.diag([-2, 2, 2, 1]))
     return scene
-
-
-def write(path, text):
-    path.write_text(text)
-    return path
 
 
 @pytest.mark.parametrize("lines", ["", "p 1 2 3\n", "vn 0 0 1\n"])

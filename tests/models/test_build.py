@@ -161,7 +161,7 @@ def test_the_users_own_word_opens_a_package(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     made = StoredNetwork(NetworkDescription("points", "own_networks.Own", {"width": 2}), nn.Linear(2, 3).state_dict())
-    with pytest.raises(ValueError, match=r"names own_networks\.Own, which is not of pcea.*--trust own_networks"):
+    with pytest.raises(ValueError, match=r"names own_networks\.Own, which is not part of pcea.*--trust own_networks"):
         build_network(made, "file")
     assert build_network(made, "file", packages=["own_networks"])(torch.ones(1, 2)).shape == (1, 3)
 

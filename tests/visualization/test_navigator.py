@@ -1,26 +1,10 @@
 import pytest
 import torch
+from examples import one_hot, self_attention, subject
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.subject import Subject
-
-
-def one_hot(slots, count):
-    return torch.nn.functional.one_hot(torch.tensor([slots]), count).float()
-
-
-# In layer a slot 2 is the strongest of most points, in layer b slot 1.
-SLOTS = {"a": [2, 2, 0, 2, 1], "b": [1, 1, 1, 0, 0]}
-
-
-def subject(*, name="", points=None, slots=SLOTS, **options):
-    points = torch.randn(5, 3) if points is None else points
-    return Subject(points, {key: AttentionMap(one_hot(row, 3)) for key, row in slots.items()}, name=name, **options)
-
-
-def self_attention():
-    return Subject(torch.randn(5, 3), {"": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True)})
 
 
 def state(navigator):

@@ -1,28 +1,12 @@
 import pytest
 import torch
+from examples import SLOTS, self_attention, subject
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import ColorBar, palette, view_query, view_slots, view_values, weights_at
 from pcea.visualization.subject import Subject, shared_views
 
 MIDDLE, BRIGHT = [32, 144, 140], [253, 231, 36]
-
-
-def one_hot(slots, count):
-    return torch.nn.functional.one_hot(torch.tensor([slots]), count).float()
-
-
-# In layer a slot 2 is the strongest of most points, in layer b slot 1.
-SLOTS = {"a": [2, 2, 0, 2, 1], "b": [1, 1, 1, 0, 0]}
-
-
-def subject(*, name="", points=None, slots=SLOTS, **options):
-    points = torch.randn(5, 3) if points is None else points
-    return Subject(points, {key: AttentionMap(one_hot(row, 3)) for key, row in slots.items()}, name=name, **options)
-
-
-def self_attention():
-    return Subject(torch.randn(5, 3), {"": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True)})
 
 
 def test_a_subject_is_coloured_in_each_mode():
