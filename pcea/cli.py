@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pcea.commands.cpu import tune_allocator
+from pcea.commands.cpu import share_cores, tune_allocator
 from pcea.io.configs import config_names, config_path
 
 USAGE = """\
@@ -114,6 +114,7 @@ def _train(command: str, options: list[str]) -> None:
         options = ["--config", DEFAULT_CONFIG, *options]
     options = resolve_configs(options)
     tune_allocator()
+    share_cores()
     from pcea.commands.fit import run
 
     run(command, options)

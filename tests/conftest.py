@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from pcea.commands.record import Record
+from pcea.nn import compiled
+
+# In every order of tests the same loops are used, the compiled ones.
+compiled.load_numba()
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +29,12 @@ def _seed_and_threads() -> Iterator[None]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def _without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where numba is not installed."""
+    monkeypatch.setattr(compiled, "_module", lambda _: None)
 
 
 @pytest.fixture

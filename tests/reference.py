@@ -555,3 +555,34 @@ class Hamburger2d(nn.Module):
     def _update_coefficients(matrix: Tensor, bases: Tensor, coefficients: Tensor) -> Tensor:
         gram = bases.transpose(1, 2) @ bases
         return coefficients * (bases.transpose(1, 2) @ matrix) / (gram @ coefficients + 1e-6)
+
+
+def neighbor_maxima(
+    values: np.ndarray, index: np.ndarray, own: np.ndarray | None, grad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """max_j v_j (- v_i) over neighbours j (B, M, K) of values (B, N, C), and the gradient of its product with grad."""
+    out, to_values = np.zeros_like(grad), np.zeros_like(values)
+    for b, m, c in np.ndindex(grad.shape):
+        winner = index[b, m][values[b, index[b, m], c].argmax()]
+        out[b, m, c] = values[b, winner, c]
+        to_values[b, winner, c] += grad[b, m, c]
+        if own is not None:
+            out[b, m, c] -= values[b, own[b, m], c]
+            to_values[b, own[b, m], c] -= grad[b, m, c]
+    return out, to_values
+
+
+def quadratic_maxima(
+    points: np.ndarray, centers: np.ndarray, index: np.ndarray, weight: np.ndarray, grad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum over neighbours of weight[c] . (1, x, y, z, xx, yy, zz, xy, xz, yz), and its gradient in the weight."""
+    out, to_weight = np.zeros_like(grad), np.zeros_like(weight)
+    for b, m, c in np.ndindex(grad.shape):
+        rows = []
+        for j in index[b, m]:
+            x, y, z = points[b, j] - centers[b, m]
+            rows.append([1, x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
+        values = np.array(rows, weight.dtype) @ weight[c]
+        out[b, m, c] = values.max()
+        to_weight[c] += grad[b, m, c] * np.array(rows, weight.dtype)[values.argmax()]
+    return out, to_weight

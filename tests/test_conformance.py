@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pcea.models.eamlp import ImageTransformer, eamlp_7
 from pcea.models.eanet import EANet
 from pcea.models.neighbor_embedding import NeighborEmbedding
+from pcea.models.point_ea import point_ea_classifier, point_ea_part_segmenter
 from pcea.models.point_segmenter import PointTransformerSegmenter, eat_part_segmenter, pct_part_segmenter
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
 from pcea.nn.attention import (
@@ -28,11 +29,14 @@ from pcea.nn.attention import (
     ResidualAttention,
     SelfAttention,
 )
-from pcea.nn.layers import Dropout, ExternalAttention2d, LinearNormAct
+from pcea.nn.layers import Dropout, ExternalAttention2d, LinearNormAct, TokenMLP
 from pcea.nn.linear import Linear
 
 B, N, C = 2, 12, 8
 SIZES: dict[str, Any] = {"dim": 8, "num_neighbors": 3, "out_channels": 12, "widths": (10, 6), "dropout": 0.0}
+POINT_EA_SIZES: dict[str, Any] = {
+    "widths": (4, 6, 8), "depths": (1, 1, 1), "num_neighbors": 3, "memory_units": 3, "dropout": 0.0
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -81,10 +85,15 @@ CASES: dict[str, Case] = {
     "ExternalAttention2d": Case(
         partial(ExternalAttention2d, C, memory_units=3), lambda B, N: {"image": torch.randn(B, C, N, N)}
     ),
+    "TokenMLP": Case(partial(TokenMLP, C, memory_units=3), tokens),
     "NeighborEmbedding": Case(partial(NeighborEmbedding, C, 6), neighbor_inputs),
     "EAT classifier": Case(partial(eat_classifier, 4, num_centers=(8, 6), memory_units=3, **SIZES), points),
     "PCT classifier": Case(pct_classifier, points),
+    "PointEA classifier": Case(partial(point_ea_classifier, 4, num_centers=(9, 6, 3), **POINT_EA_SIZES), points),
     "EAT segmenter": Case(partial(eat_part_segmenter, 4, 3, memory_units=3, **SIZES), points_and_category),
+    "PointEA segmenter": Case(
+        partial(point_ea_part_segmenter, 4, 3, num_centers=(None, 7, 3), **POINT_EA_SIZES), points_and_category
+    ),
     "PCT segmenter": Case(partial(pct_part_segmenter, 4, 3, **SIZES), points_and_category),
     "EAMLP": Case(
         partial(ImageTransformer, heads, num_classes=4, dim=C, depth=1, token_dim=4, token_dropout=0.0, norm="batch"),
@@ -96,7 +105,10 @@ cases = pytest.mark.parametrize("name", CASES)
 modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 IMAGES = ("ExternalAttention2d", "EAMLP", "EANet")
 WITHOUT_PARAMETERS = ("Dropout",)
-NETWORKS = ("EAT classifier", "PCT classifier", "EAT segmenter", "PCT segmenter", "EAMLP", "EANet")
+NETWORKS = (
+    "EAT classifier", "PCT classifier", "PointEA classifier", "EAT segmenter", "PCT segmenter", "PointEA segmenter",
+    "EAMLP", "EANet",
+)  # fmt: skip
 # These sample points, so that one token is too few.
 SAMPLED = ("EAT classifier", "PCT classifier")
 
@@ -169,8 +181,8 @@ def test_precisions(name: str, training: bool, dtype: torch.dtype) -> None:
     else:
         difference = (out.float() - expected).detach().norm() / expected.detach().norm()
         # A network in training divides by deviations of two clouds only, and where rounding chooses another neighbour
-        # or maximum, much depends on one value: up to 42 eps over six seeds. All others stay below 2 eps.
-        steps = 60 if training and name in NETWORKS else 3
+        # or maximum, much depends on one value: up to 79 eps over six seeds. All others stay below 3 eps.
+        steps = 100 if training and name in NETWORKS else 3
         assert float(difference) < steps * torch.finfo(dtype).eps
     assert out.isfinite().all()
 

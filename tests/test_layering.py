@@ -48,7 +48,7 @@ def modules_after(code: str) -> set[str]:
 
 
 HEAVY = {
-    "fpsample", "h5py", "jsonargparse", "lightning", "open3d", "safetensors", "scipy", "torch_geometric",
+    "fpsample", "h5py", "jsonargparse", "lightning", "numba", "open3d", "safetensors", "scipy", "torch_geometric",
     "torchmetrics", "torchvision", "trimesh",
 }  # fmt: skip
 
@@ -65,4 +65,4 @@ def test_help_waits_for_torch_alone():
     "module", ["pcea.ops", "pcea.datasets.modelnet40", "pcea.datasets.shapes", "pcea.commands.predict"]
 )
 def test_ops_datasets_and_prediction_do_not_wait_for_lightning(module):
-    assert not modules_after(f"import {module}") & {"lightning", "open3d", "torchmetrics", "torchvision"}
+    assert not modules_after(f"import {module}") & {"lightning", "numba", "open3d", "torchmetrics", "torchvision"}

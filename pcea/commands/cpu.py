@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # From glibc's malloc.h.
@@ -24,3 +25,13 @@ def tune_allocator() -> None:
         return
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_cores() -> None:
+    """Let torch's threads sleep while they wait, so that other threads and processes get the cores meanwhile.
+
+    By default they spin for some milliseconds after every operation. The compiled loops of pcea, whose threads are
+    others, take up to twice as long beside them, and so does another program on the same cores. Call it before torch is
+    imported; a value that is set already stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

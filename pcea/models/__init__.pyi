@@ -6,6 +6,13 @@ from .eamlp_checkpoint import load_eamlp_checkpoint
 from .eanet import EANet, eanet_50, eanet_101
 from .neighbor_embedding import NeighborEmbedding
 from .pct_checkpoint import load_pct_checkpoint
+from .point_ea import (
+    PointEAClassifier,
+    PointEAEncoder,
+    PointEASegmenter,
+    point_ea_classifier,
+    point_ea_part_segmenter,
+)
 from .point_segmenter import PointTransformerSegmenter, eat_part_segmenter, eat_semantic_segmenter, pct_part_segmenter
 from .point_transformer import (
     PointTransformerClassifier,
@@ -28,6 +35,9 @@ __all__ = [
     "ImageTransformer",
     "MaskRCNN",
     "NeighborEmbedding",
+    "PointEAClassifier",
+    "PointEAEncoder",
+    "PointEASegmenter",
     "PointTransformerClassifier",
     "PointTransformerEncoder",
     "PointTransformerSegmenter",
@@ -50,6 +60,8 @@ __all__ = [
     "naive_pct_classifier",
     "pct_classifier",
     "pct_part_segmenter",
+    "point_ea_classifier",
+    "point_ea_part_segmenter",
     "t2t_vit_7",
     "t2t_vit_14",
     "t2t_vit_19",

@@ -36,9 +36,9 @@ def example_inputs(network: nn.Module) -> dict[str, Tensor]:
         TypeError: If the network is neither for points nor for images.
     """
     if hasattr(network, "min_points"):
-        # Above the number of neighbours, so that this is no constant of the graph; 2 clouds for the same reason.
         encoder: Any = network.encoder
-        count = max(network.min_points, encoder.num_neighbors * max(encoder.dilations, default=1)) + 1
+        count = encoder.min_captured_points
+        # 2 clouds, so that their number is no constant of the graph.
         inputs = {"points": torch.rand(2, count, 3)}
         if encoder.in_channels > 3:
             inputs["features"] = torch.rand(2, count, encoder.in_channels - 3)

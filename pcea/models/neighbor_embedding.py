@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pcea.nn.batch_norm import update_running_statistics
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
@@ -157,20 +158,9 @@ def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: 
     elif count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
     if norm.training and norm.running_mean is not None:
-        _update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
+        update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - scale * mean
-
-
-def _update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
-    assert norm.num_batches_tracked is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.num_batches_tracked.add_(1)
-    # Without a momentum torch keeps the mean of all batches.
-    momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)
 
 
 def _over_processes(

@@ -96,7 +96,7 @@ class PointTransformerSegmenter(nn.Module):
         Raises:
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
-        self._check_category(category, points.shape[0])
+        check_category(category, self.num_categories, points.shape[0])
         outputs = self.encoder(points, features, mask=mask).outputs
         if self._is_streamed(points):
             fuse = self.encoder.fuse_outputs
@@ -172,21 +172,27 @@ class PointTransformerSegmenter(nn.Module):
             return fold_batch_norm(self.first.linear, self.first.norm)
         return self.first.linear.weight, self.first.linear.bias
 
-    def _check_category(self, category: Tensor | None, B: int) -> None:
-        if self.category is None:
-            if category is not None:
-                raise ValueError("This network has no categories: leave category out.")
-            return
-        if category is None:
-            raise ValueError(f"This network needs the category of each cloud, (B,) in 0..{self.num_categories - 1}.")
-        if category.shape != (B,) or category.is_floating_point():
-            raise ValueError(f"category must be ({B},) int64, got {tuple(category.shape)} {category.dtype}.")
-        if B == 0 or not can_shortcut():  # values are unknown in a graph
-            return
-        if not 0 <= int(category.min()) <= int(category.max()) < self.num_categories:
-            raise ValueError(
-                f"category must be in 0..{self.num_categories - 1}, got {int(category.min())}..{int(category.max())}."
-            )
+
+def check_category(category: Tensor | None, num_categories: int, B: int) -> None:
+    """Require a category in 0..num_categories - 1 for each of B clouds, or none if there are no categories.
+
+    Raises:
+        ValueError: If it is missing, superfluous or unknown.
+    """
+    if not num_categories:
+        if category is not None:
+            raise ValueError("This network has no categories: leave category out.")
+        return
+    if category is None:
+        raise ValueError(f"This network needs the category of each cloud, (B,) in 0..{num_categories - 1}.")
+    if category.shape != (B,) or category.is_floating_point():
+        raise ValueError(f"category must be ({B},) int64, got {tuple(category.shape)} {category.dtype}.")
+    if B == 0 or not can_shortcut():  # values are unknown in a graph
+        return
+    if not 0 <= int(category.min()) <= int(category.max()) < num_categories:
+        raise ValueError(
+            f"category must be in 0..{num_categories - 1}, got {int(category.min())}..{int(category.max())}."
+        )
 
 
 def _count(points: Tensor, mask: Tensor | None) -> Tensor | int:

@@ -150,6 +150,11 @@ class PointTransformerEncoder(nn.Module):
                 return max(count, self.num_neighbors * dilation)
         return 1
 
+    @property
+    def min_captured_points(self) -> int:
+        """Fewest points of a cloud for which no size in a captured graph depends on their number."""
+        return 1 + max(self.min_points, self.num_neighbors * max(self.dilations, default=1))
+
     def pooled_centers(self, points: Tensor, features: Tensor | None = None) -> PooledCenters:
         """The centres, and which of them gives each channel of the max-pooled feature.
 

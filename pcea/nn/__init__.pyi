@@ -6,7 +6,7 @@ from .attention import (
     SelfAttention,
     double_normalize,
 )
-from .layers import Dropout, ExternalAttention2d, LinearNormAct
+from .layers import Dropout, ExternalAttention2d, LinearNormAct, TokenMLP
 from .linear import Linear, use_convolutions
 from .recording import AttentionMap, record_attention
 
@@ -21,6 +21,7 @@ __all__ = [
     "OffsetAttention",
     "ResidualAttention",
     "SelfAttention",
+    "TokenMLP",
     "double_normalize",
     "record_attention",
     "use_convolutions",

@@ -66,6 +66,27 @@ class Dropout(nn.Dropout):
         return tokens * keep.mul_(2**16 / (2**16 - dropped))
 
 
+@tokenwise
+class TokenMLP(nn.Module):
+    """Linear, ReLU, linear: what external attention is without attention, with as many parameters.
+
+    It stands in for `ExternalAttention` in ablations.
+
+    Args:
+        dim: Channels C.
+        memory_units: Width of the hidden layer, the slots S of external attention.
+    """
+
+    def __init__(self, dim: int, *, memory_units: int = 64):
+        super().__init__()
+        self.linear1 = Linear(dim, memory_units, bias=False)
+        self.linear2 = Linear(memory_units, dim, bias=False)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Map tokens (..., C) to (..., C), each by itself; a mask (...) changes nothing."""
+        return self.linear2(F.relu(self.linear1(tokens)))
+
+
 class ExternalAttention2d(nn.Module):
     """The EANet block for feature maps: 1x1 conv, external attention over all pixels, 1x1 conv, residual, ReLU.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pcea.nn.batch_norm import compiled_norm, has_compiled_norm
 from pcea.nn.linear import Linear, linear
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 
@@ -40,7 +41,24 @@ def norm_tokens(norm: nn.Module, tokens: Tensor, *, mask: Tensor | None = None) 
     """
     if has_running_statistics(norm) or isinstance(norm, nn.LayerNorm | nn.GroupNorm | nn.Identity):
         mask = None  # every row is normalized by itself
+    if mask is None and has_compiled_norm(norm, tokens):
+        return compiled_norm(norm, tokens)
     return apply_to_tokens(norm, tokens, mask=mask)
+
+
+def add_normed(
+    residual: Tensor, norm: nn.Module, tokens: Tensor, *, mask: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """Residual + keep * norm(tokens), for residual and tokens (B, ..., C).
+
+    A mask (B, ...) keeps padding out of batch statistics; results at it are meaningless. `keep` (B,) is one factor per
+    item of the batch, None for 1.
+    """
+    is_whole = mask is None or has_running_statistics(norm)
+    if is_whole and has_compiled_norm(norm, tokens, residual):
+        return compiled_norm(norm, tokens, residual=residual, keep=keep)
+    normed = norm_tokens(norm, tokens, mask=mask)
+    return residual + (normed if keep is None else normed * keep.view(-1, *[1] * (normed.ndim - 1)))
 
 
 def linear_norm(layer: nn.Linear, norm: nn.BatchNorm1d, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:

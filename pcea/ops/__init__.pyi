@@ -1,6 +1,7 @@
 from .grouping import gather_points, group_neighbors
 from .interpolation import interpolate_features
 from .neighbors import BallNeighbors, Neighbors, ball_query, knn
+from .pooling import max_neighbors, max_quadratic
 from .sampling import farthest_point_sample
 
 __all__ = [
@@ -12,4 +13,6 @@ __all__ = [
     "group_neighbors",
     "interpolate_features",
     "knn",
+    "max_neighbors",
+    "max_quadratic",
 ]

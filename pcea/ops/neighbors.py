@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.nn.compiled import kernels, run
 from pcea.nn.shortcuts import can_shortcut
 from pcea.ops.checks import check_mask, check_points
 from pcea.ops.graphs import fold_batch, refuse_tracing
@@ -85,6 +86,10 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
     n = source.shape[1]
     if source.device.type == "cpu" and n >= max(_TREE_SOURCE, _TREE_SOURCE_PER_NEIGHBOR * k):
         return _knn_tree(query, source, k, mask)
+    is_single = query.dtype == source.dtype == torch.float32
+    compiled = kernels("pcea.ops.cpu_kernels", query, source, work=query[..., 0].numel() * n) if is_single else None
+    if compiled:
+        return _knn_compiled(compiled, query, source, k, mask)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
     step = max(1, block // max(1, query.shape[0] * n))
     # At least one block, so that no query points give an empty result.
@@ -137,6 +142,19 @@ def _knn_matrix(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> t
     if distance.device.type == "cpu" and distance.dtype == torch.float32:
         return _smallest(distance, k)
     return distance.topk(k, largest=False)
+
+
+def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
+    xyz = source.detach().permute(2, 0, 1).contiguous()
+    if mask is not None:
+        xyz = xyz.masked_fill(~mask, torch.inf)
+    shape = (*query.shape[:2], k)
+    index, squared_distance = torch.zeros(shape, dtype=torch.int64), query.new_full(shape, torch.inf)
+    arrays = [t.detach().contiguous().numpy() for t in (query, xyz, index, squared_distance)]
+    run(compiled.nearest, shape[0] * shape[1], *arrays)
+    if mask is None:
+        return Neighbors(index, squared_distance)
+    return _fill(index, squared_distance, squared_distance.isfinite())
 
 
 def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:

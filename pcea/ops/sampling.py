@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.nn.compiled import kernels, run
 from pcea.nn.shortcuts import can_shortcut
 from pcea.ops.checks import check_mask, check_points
 from pcea.ops.graphs import fold_batch, refuse_tracing
@@ -62,6 +63,13 @@ def _sample(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor)
     n = points.shape[1]
     if points.device.type == "cpu" and n >= _TREE_POINTS:
         return _sample_tree(points, num_points, mask, start)
+    compiled = (
+        kernels("pcea.ops.cpu_kernels", points, work=points.shape[0] * n * num_points)
+        if points.dtype == torch.float32
+        else None
+    )
+    if compiled:
+        return _sample_compiled(compiled, points, num_points, mask, start)
     return _sample_loop(points, num_points, mask, start)
 
 
@@ -141,6 +149,19 @@ def _sample_loop(points: Tensor, num_points: int, mask: Tensor | None, start: Te
         nearest.scatter_(1, last, -1)
         last = nearest.argmax(1, keepdim=True)
     return index.squeeze(2).T.contiguous()
+
+
+def _sample_compiled(compiled: Any, points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
+    """`_sample_loop` as one compiled loop per cloud."""
+    b, n, _ = points.shape
+    xyz = points.detach().permute(2, 0, 1).contiguous().numpy()
+    nearest = np.full((b, n), np.inf, np.float32)
+    if mask is not None:
+        nearest[~mask.numpy()] = compiled.PADDING
+    index = torch.empty(b, num_points, dtype=torch.int64)
+    index[:, 0] = start
+    run(compiled.farthest, b, xyz, nearest, nearest.view(np.int32), index.numpy())
+    return index
 
 
 def _sample_tree(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
 from pcea.datasets.batches import ImageBatch
 from pcea.io.description import NetworkDescription, TaskKind
 from pcea.models.build import actual_arguments, difference
+from pcea.nn.compiled import load_numba
 
 _WHAT_TO_TRY = (
     "Earlier checkpoints are kept. Try a lower learning rate, --trainer.precision 32-true, or "
@@ -141,6 +142,10 @@ class Task(L.LightningModule):
         self._total_steps = total_steps
         scheduler = self._scheduler(optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Load the compiled loops, so that every step is computed alike."""
+        load_numba()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed the dropout of each batch by its number, so that a resumed run draws the same."""

@@ -33,7 +33,9 @@ class PointSegmentationTask(Task):
             `num_classes` and `num_categories`.
         optimizer: Builds the optimizer from the parameters.
         scheduler: Builds the schedule from the optimizer and the total number of steps.
-        label_smoothing: As in PyTorch: the share spread over all classes.
+        label_smoothing: As in PyTorch: the share spread over all classes that take part.
+        own_parts: Whether the loss of a shape is taken over the parts of its own category alone, which is all that
+            prediction asks of it (the metrics `..._all_parts` then mean little). No effect without categories.
         scales: Test passes, each of the cloud scaled by one factor, whose probabilities are averaged. (1.0,) is the
             protocol to compare by; PCT's paper tests with 0.7, 0.8, ..., 1.4.
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
@@ -49,6 +51,7 @@ class PointSegmentationTask(Task):
         scheduler: SchedulerCallable | None = None,
         *,
         label_smoothing: float = 0.0,
+        own_parts: bool = True,
         scales: Sequence[float] = (1.0,),
         votes: int = 1,
     ):
@@ -58,7 +61,7 @@ class PointSegmentationTask(Task):
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more positive numbers, got {list(scales)}.")
         self.votes, self.scales, self.label_smoothing = votes * len(scales), tuple(scales), label_smoothing
-        self._votes_per_scale = votes
+        self._votes_per_scale, self.own_parts = votes, own_parts
         self.parts: dict[str, tuple[int, ...]] = {}
         self.part_iou: PartIoU | None = None
         self.by_category: dict[str, tuple[int, float | None]] = {}
@@ -107,7 +110,12 @@ class PointSegmentationTask(Task):
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of the real points of one batch."""
         logits, label = _real(self(batch).float(), batch), _real(batch.label, batch)
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        if self.own_parts and self.parts:
+            takes_part = _real(self._own_parts(batch).unsqueeze(1).expand(*batch.label.shape, -1), batch)
+            logits = logits.masked_fill(~takes_part, -torch.inf)
+            loss = cross_entropy_among(logits, label, takes_part, label_smoothing=self.label_smoothing)
+        else:
+            loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))
         log("train/loss", loss.detach(), prog_bar=True)
         log("train/overall_accuracy", (logits.detach().argmax(1) == label).float().mean())
@@ -157,6 +165,14 @@ class PointSegmentationTask(Task):
         super().on_load_checkpoint(checkpoint)
         self.parts = {name: tuple(classes) for name, classes in checkpoint.get("parts", {}).items()}
 
+    def _own_parts(self, batch: PointBatch) -> Tensor:
+        """Which classes are parts of each cloud's category, (B, num_classes)."""
+        assert batch.category is not None
+        table = torch.zeros(len(self.parts), self._num_classes, dtype=torch.bool)
+        for number, classes in enumerate(self.parts.values()):
+            table[number, list(classes)] = True
+        return table.to(batch.category.device)[batch.category]
+
     def _category(self, batch: PointBatch) -> Tensor | None:
         return batch.category if getattr(self.network, "num_categories", 0) else None
 
@@ -193,6 +209,21 @@ class PointSegmentationTask(Task):
         for name, value in values.items():
             # Equal on all devices already: the metrics are.
             self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"), sync_dist=True)
+
+
+def cross_entropy_among(logits: Tensor, label: Tensor, takes_part: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy where each row has its own classes.
+
+    Args:
+        logits: (T, C).
+        label: (T,) int64, one of the classes that take part.
+        takes_part: Which classes exist for each row, (T, C) bool.
+        label_smoothing: The share spread over the classes that take part.
+    """
+    log_probability = logits.masked_fill(~takes_part, -torch.inf).log_softmax(-1)
+    of_label = log_probability.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    mean = log_probability.masked_fill(~takes_part, 0).sum(-1) / takes_part.sum(-1)
+    return -((1 - label_smoothing) * of_label + label_smoothing * mean).mean()
 
 
 def _real(values: Tensor, batch: PointBatch) -> Tensor:

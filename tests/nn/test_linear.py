@@ -6,6 +6,12 @@ from pcea.nn import linear as module
 from pcea.nn.linear import linear, use_convolutions
 
 
+@pytest.fixture(autouse=True)
+def _vector_units(monkeypatch) -> None:
+    """On a processor with AVX-512, where the convolution is the faster one."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rows", [32, 35])  # a multiple of the images, and none
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -47,3 +53,8 @@ def test_the_convolution_can_be_switched_off() -> None:
             assert convolutions()
         assert not convolutions()
     assert convolutions()
+
+
+def test_without_avx512_the_product_is_the_plain_one(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not convolutions()

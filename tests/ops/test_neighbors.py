@@ -4,12 +4,19 @@ from reference import nearest_points, points_in_ball
 
 from pcea.ops import ball_query, knn, neighbors
 
-# knn has three ways to its result; each must give the same.
-PATHS = {"one block": {}, "many blocks": {"_BLOCK": 1}, "tree": {"_TREE_SOURCE": 1, "_TREE_SOURCE_PER_NEIGHBOR": 0}}
+# knn has four ways to its result; each must give the same.
+PATHS: dict[str, dict[str, int]] = {
+    "compiled loop": {},
+    "one block": {},
+    "many blocks": {"_BLOCK": 1, "_CACHED": 1},
+    "tree": {"_TREE_SOURCE": 1, "_TREE_SOURCE_PER_NEIGHBOR": 0},
+}
 
 
 @pytest.fixture(params=PATHS)
 def _every_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "compiled loop":
+        request.getfixturevalue("_without_numba")
     for name, value in PATHS[request.param].items():
         monkeypatch.setattr(neighbors, name, value)
 
@@ -66,6 +73,36 @@ def test_knn_is_exact_far_from_the_origin() -> None:
     assert wrong.float().mean() > 0.5
 
 
+@every_path
+@pytest.mark.parametrize("n", [1, 5, 63, 64, 65, 300])
+def test_knn_of_all_sizes(n: int) -> None:
+    source = torch.randn(2, n, 3)
+    for k in {1, min(4, n), n}:
+        index, squared_distance = knn(source, source, k=k)
+        for b in range(2):
+            expected, distance = nearest_points(source[b].numpy(), source[b].numpy(), k)
+            assert index[b].tolist() == expected.tolist()
+            torch.testing.assert_close(squared_distance[b].double(), torch.from_numpy(distance), atol=0, rtol=1e-5)
+
+
+@every_path
+def test_knn_of_equal_points() -> None:
+    points = torch.ones(1, 500, 3)
+    index, squared_distance = knn(points[:, :3], points, k=20)
+    assert (squared_distance == 0).all()
+    assert all(len(set(row)) == 20 for row in index[0].tolist())
+
+
+@every_path
+def test_knn_of_far_points() -> None:
+    # Their squared distances overflow to infinity.
+    points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [1e30, 0, 0]]])
+    index, squared_distance = knn(points[:, :1], points, k=3)
+    assert index.tolist() == [[[0, 1, 2]]]
+    assert squared_distance.tolist() == [[[0, 1, torch.inf]]]
+
+
+@every_path
 def test_knn_of_no_query() -> None:
     index, squared_distance = knn(torch.empty(2, 0, 3), torch.randn(2, 7, 3), k=3)
     assert index.shape == squared_distance.shape == (2, 0, 3)

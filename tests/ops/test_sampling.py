@@ -10,6 +10,16 @@ from pcea.ops import farthest_point_sample
 LARGE = 8192  # clouds from here on go through the k-d tree
 
 
+@pytest.fixture(params=["compiled loop", "plain loop"])
+def _both_loops(request: pytest.FixtureRequest) -> None:
+    if request.param == "plain loop":
+        request.getfixturevalue("_without_numba")
+
+
+both_loops = pytest.mark.usefixtures("_both_loops")
+
+
+@both_loops
 def test_by_hand() -> None:
     line = torch.tensor([0.0, 1.0, 10.0, 4.0])
     points = torch.stack([line, torch.zeros(4), torch.zeros(4)], dim=-1)[None]
@@ -17,6 +27,7 @@ def test_by_hand() -> None:
     assert farthest_point_sample(points, 4).tolist() == [[0, 2, 3, 1]]
 
 
+@both_loops
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_numpy_loop(dtype: torch.dtype) -> None:
     points = torch.randn(3, 97, 3, dtype=dtype)
@@ -26,15 +37,18 @@ def test_equals_numpy_loop(dtype: torch.dtype) -> None:
     assert torch.equal(straightforward_sample(points, 31), index)
 
 
+@both_loops
 def test_points_near_the_origin_are_not_skipped() -> None:
     points = torch.tensor([[[1.0, 0, 0], [1.1, 0, 0], [0.0, 0, 0], [0.01, 0, 0]]])
     assert farthest_point_sample(points, 3).tolist() == [[0, 2, 1]]
 
 
+@both_loops
 def test_equal_points_are_chosen_once_each() -> None:
     assert farthest_point_sample(torch.ones(2, 7, 3), 7).sort().values.tolist() == [list(range(7))] * 2
 
 
+@both_loops
 def test_mask_equals_removal() -> None:
     points, mask = torch.randn(3, 97, 3), torch.rand(3, 97) > 0.4
     points[~mask] = 100
@@ -44,6 +58,7 @@ def test_mask_equals_removal() -> None:
         assert index[b].tolist() == rows[farthest_points(points[b, rows].numpy(), 31)].tolist()
 
 
+@both_loops
 @pytest.mark.parametrize("n", [11, LARGE])
 def test_fewer_real_points_than_asked(n: int) -> None:
     mask = torch.zeros(1, n, dtype=torch.bool)

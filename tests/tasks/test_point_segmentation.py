@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from pcea.datamodules.parts import PartDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.parts import PartDataset
 from pcea.models.point_segmenter import eat_part_segmenter
-from pcea.tasks.point_segmentation import PointSegmentationTask
+from pcea.tasks.point_segmentation import PointSegmentationTask, cross_entropy_among
 from pcea.transforms.points import RandomScale
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -189,3 +190,41 @@ def test_data_and_network_must_agree(trainer):
 def test_nonsense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PointSegmentationTask(Given(), SGD, **options)
+
+
+def test_cross_entropy_among_own_classes_by_hand():
+    logits = torch.tensor([[0.0, 0.0, 50.0], [1.0, 9.0, 0.0]])
+    takes_part = torch.tensor([[True, True, False], [True, False, True]])
+    # Row 0: two equal classes, log 2. Row 1: classes 0 and 2 with probabilities e / (e + 1) and 1 / (e + 1).
+    high, low = math.log(math.e / (math.e + 1)), math.log(1 / (math.e + 1))
+    expected = -(math.log(1 / 2) + 0.8 * high + 0.2 * (high + low) / 2) / 2
+    loss = cross_entropy_among(logits, torch.tensor([0, 0]), takes_part, label_smoothing=0.2)
+    assert float(loss) == pytest.approx(expected)
+
+
+def test_cross_entropy_among_all_classes_is_that_of_torch():
+    logits, label = torch.randn(7, 5, requires_grad=True), torch.randint(5, (7,))
+    ours = cross_entropy_among(logits, label, torch.ones(7, 5, dtype=torch.bool), label_smoothing=0.1)
+    theirs = F.cross_entropy(logits, label, label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)))
+
+
+@pytest.mark.parametrize("own_parts", [True, False])
+def test_the_loss_is_taken_over_the_parts_of_the_own_category(monkeypatch, own_parts):
+    # All answers are parts of the other category: among the own parts all logits are equal.
+    clouds = answers([(3, 0), (4, 1)], [(0, 2), (1, 3)], category=[0, 1])
+    task = PointSegmentationTask(Given(), SGD, label_smoothing=0.3, own_parts=own_parts)
+    task.parts = PARTS
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    loss = float(task.training_step(clouds.__getitems__([0, 1]), 0).detach())
+    assert loss == pytest.approx((math.log(2) + math.log(3)) / 2) if own_parts else loss > 5
+
+
+def test_own_parts_have_no_effect_without_categories(monkeypatch):
+    losses = []
+    for own_parts in (True, False):
+        task = PointSegmentationTask(Given(num_categories=0), SGD, own_parts=own_parts)
+        monkeypatch.setattr(task, "log", lambda *_, **__: None)
+        losses.append(float(task.training_step(answers(MUG).__getitems__([0]), 0).detach()))
+    assert losses[0] == losses[1]

@@ -1,0 +1,136 @@
+"""Batch norm of rows in fp32 on a CPU by compiled loops, with the residual added in the same pass.
+
+torch's own takes three times as long on (rows, channels), and its result and the residual are two more passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcea.nn.compiled import kernels, run
+from pcea.nn.shortcuts import has_running_statistics, is_plain
+
+_KERNELS = "pcea.nn.norm_kernels"
+
+
+def has_compiled_norm(norm: nn.Module, *tensors: Tensor) -> TypeGuard[nn.BatchNorm1d]:
+    """Whether `compiled_norm` does what `norm` does on these tensors, (..., C) each."""
+    if not isinstance(norm, nn.BatchNorm1d) or not is_plain(norm, nn.BatchNorm1d) or norm.weight is None:
+        return False
+    if torch.is_grad_enabled() and has_running_statistics(norm):
+        return False
+    return (
+        all(t.dtype == torch.float32 and t.numel() >= 2 * t.shape[-1] for t in tensors)
+        and norm.weight.dtype == torch.float32
+        and kernels(_KERNELS, *tensors, norm.weight, work=tensors[0].numel()) is not None
+    )
+
+
+def compiled_norm(
+    norm: nn.BatchNorm1d, tokens: Tensor, *, residual: Tensor | None = None, keep: Tensor | None = None
+) -> Tensor:
+    """Residual + keep * norm(tokens).
+
+    Args:
+        norm: A norm for which `has_compiled_norm` is true.
+        tokens: (B, ..., C) fp32; all rows enter the statistics.
+        residual: Same shape; None for 0.
+        keep: One factor per item of the batch, (B,) fp32; None for 1.
+
+    Returns:
+        (B, ..., C).
+    """
+    if has_running_statistics(norm):
+        mean, variance = norm.running_mean, norm.running_var
+    else:
+        mean, variance = _moments(tokens.detach().reshape(-1, tokens.shape[-1]))
+        if norm.training and norm.running_mean is not None:
+            rows = tokens.numel() // tokens.shape[-1]
+            update_running_statistics(norm, mean, variance * (rows / (rows - 1)))
+    assert mean is not None
+    assert variance is not None
+    return _Normalize.apply(tokens, norm.weight, norm.bias, residual, keep, mean, variance, norm.eps)
+
+
+def update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
+    """Let `norm` count a batch's mean and unbiased variance, (C,) each, as its forward pass would."""
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.num_batches_tracked.add_(1)
+    # Without a momentum torch keeps the mean of all batches.
+    momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance per channel of (T, C)."""
+    from pcea.nn.norm_kernels import moments
+
+    pivot = rows[0].clone()
+    parts = run(moments, len(rows), *_arrays(rows, pivot))
+    total, squares = (torch.from_numpy(sum(part)) / len(rows) for part in zip(*parts))
+    return (pivot + total).float(), (squares - total.square()).clamp_min(0).float()
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [t.detach().contiguous().numpy() for t in tensors]
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        keep: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        from pcea.nn.norm_kernels import affine, affine_add
+
+        scale = weight * torch.rsqrt(variance + eps)
+        shift = bias - scale * mean
+        rows = tokens.contiguous().view(-1, tokens.shape[-1])
+        out = torch.empty_like(rows)
+        factors = rows.new_ones(1) if keep is None else keep
+        if residual is None and keep is None:
+            run(affine, len(rows), *_arrays(rows, scale, shift, out))
+        else:
+            added = torch.zeros_like(rows) if residual is None else residual.reshape(rows.shape)
+            run(affine_add, len(rows), *_arrays(rows, scale, shift, added, factors, out))
+        ctx.save_for_backward(tokens, weight, factors, mean, variance)
+        ctx.eps, ctx.has_residual = eps, residual is not None
+        return out.view(tokens.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, weight, keep, mean, variance = ctx.saved_tensors
+        to_residual = grad if ctx.has_residual else None
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+            bias = torch.zeros_like(weight, requires_grad=True)
+            normed = F.batch_norm(tokens.flatten(0, -2), None, None, weight, bias, True, 0.0, ctx.eps)
+            kept = normed.view(tokens.shape) * keep.view(-1, *[1] * (tokens.ndim - 1))
+            found = torch.autograd.grad(kept, (tokens, weight, bias), grad, create_graph=True)
+            return *found, to_residual, None, None, None, None
+        from pcea.nn.norm_kernels import gradient, gradient_sums
+
+        rows, slope = (t.contiguous().view(-1, t.shape[-1]) for t in (tokens, grad))
+        parts = run(gradient_sums, len(rows), *_arrays(slope, rows, mean, keep))
+        total, products = (torch.from_numpy(sum(part)) for part in zip(*parts))
+        inverse_std = torch.rsqrt(variance.double() + ctx.eps)
+        by_grad = weight * inverse_std
+        by_row = -by_grad * inverse_std.square() * products / len(rows)
+        shift = -by_grad * total / len(rows) - by_row * mean
+        out = torch.empty_like(rows)
+        run(gradient, len(rows), *_arrays(slope, rows, by_grad.float(), by_row.float(), shift.float(), keep, out))
+        to_weight = (products * inverse_std).float()
+        return out.view(tokens.shape), to_weight, total.float(), to_residual, None, None, None, None

@@ -1,0 +1,86 @@
+"""Loops that numba compiles for a CPU: when they are used, and how they are run on several threads.
+
+The threads sleep while they wait. Those of numba's own pools would spin, and take time from torch's, of which there
+are as many as cores.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcea.nn.shortcuts import can_shortcut
+
+# Importing numba and loading a loop takes half a second, as long as a few times this many steps of plain torch.
+_WORTH_IMPORTING = 1 << 22
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
+
+
+def kernels(module: str, *tensors: Tensor, work: int) -> Any:
+    """Import a module of compiled loops, or return None where plain torch must, or had better, do the work.
+
+    Args:
+        module: Its name.
+        *tensors: What the work is done on.
+        work: About how many steps the innermost loop takes. Numba is not imported for little work; once it is there,
+            the compiled loop is used for any.
+
+    Returns:
+        The module, or None if a tensor is not on a CPU, numba is not installed, a graph is captured or a function
+        transformed (torch.func).
+    """
+    if not all(tensor.device.type == "cpu" for tensor in tensors) or not can_shortcut():
+        return None
+    if work < _WORTH_IMPORTING and "numba" not in sys.modules:
+        return None
+    return _module(module)
+
+
+@cache
+def _module(name: str) -> ModuleType | None:
+    return importlib.import_module(name) if importlib.util.find_spec("numba") else None
+
+
+def load_numba() -> None:
+    """Import numba, if it is installed, so that compiled loops are used from the first step on, however small.
+
+    A training that is resumed then rounds as one that never stopped.
+    """
+    if importlib.util.find_spec("numba"):
+        importlib.import_module("numba")
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a loop at its first call, and keep the machine code on disk if there is a place for it."""
+    from numba import njit
+
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(**options)(function)
+
+
+def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
+    """Call `kernel(*arguments, start, stop)` for parts of range(count), one per thread of torch; return the results."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    bounds = [count * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        return [kernel(*arguments, 0, count)]
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="pcea")
+    rest = [_pools[threads].submit(kernel, *arguments, a, b) for a, b in pairwise(bounds[1:])]
+    return [kernel(*arguments, 0, bounds[1]), *(future.result() for future in rest)]
