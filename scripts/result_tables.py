@@ -6,6 +6,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is betwee
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -35,11 +36,11 @@ GENERATION = {
 }
 # The one number of a record that README.md shows: the first of these that it has.
 HEADLINES = {
-    "instance_miou": "instance mIoU {:.2f} %",
-    "miou": "mIoU {:.2f} %",
-    "mask_ap": "mask AP {:.1f} %",
-    "box_ap": "box AP {:.1f} %",
-    "overall_accuracy": "accuracy {:.2f} %",
+    "instance_miou": ("instance mIoU", ".2f"),
+    "miou": ("mIoU", ".2f"),
+    "mask_ap": ("mask AP", ".1f"),
+    "box_ap": ("box AP", ".1f"),
+    "overall_accuracy": ("accuracy", ".2f"),
 }
 
 
@@ -67,43 +68,68 @@ def fill(text: str, records: Sequence[Record]) -> str:
 
 
 def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
-    """A markdown table with a row for each record that has these metrics (their names by heading).
+    """A markdown table with a row for each configuration whose records have these metrics (their names by heading).
 
-    Tables of images have no column for the number of points.
+    Several seeds share a row, with mean and standard deviation. Tables of images have no column for points.
     """
     chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
     has_points = any(r.num_points for r in chosen)
     head = f"| configuration | dataset | {' | '.join(metrics)} |{' points |' * has_points} votes | epoch | training |"
     rows = [head, "|---" * (head.count("|") - 1) + "|"]
-    for r in chosen:
-        values = " | ".join(f"{r.metrics[name]:.2f}" for name in metrics.values())
+    for runs in by_seed(chosen):
+        r = runs[0]
+        values = " | ".join(spread([run.metrics[name] for run in runs], ".2f") for name in metrics.values())
         rows.append(
-            f"| `{r.config}`{_changes(r)} (seed {r.seed}) | {r.dataset} {r.split} | {values} |"
-            f"{f' {r.num_points} |' * has_points} {r.votes} | {r.epoch}, {r.selection} | {_training(r)} |"
+            f"| `{r.config}`{_changes(r)} ({_seeds(runs)}) | {r.dataset} {r.split} | {values} |"
+            f"{f' {r.num_points} |' * has_points} {r.votes} | {r.epoch}, {r.selection} | {_training(runs)} |"
         )
     return "\n".join(rows)
 
 
+def by_seed(records: Iterable[Record]) -> list[list[Record]]:
+    """Group records that differ in their seed alone."""
+    groups: dict[tuple, list[Record]] = {}
+    for r in records:
+        key = (r.config, _changes(r), r.dataset, r.split, r.num_points, r.votes, r.epoch, r.selection)
+        groups.setdefault(key, []).append(r)
+    return list(groups.values())
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """A value, or the mean and the standard deviation (of the sample) of several."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
+
+
 def category_table(records: Sequence[Record]) -> str:
-    """A markdown table of the mIoU per category, or of the IoU or AP per class, with a column for each record."""
+    """A markdown table of the mIoU per category, or of the IoU or AP per class, with a column for each configuration.
+
+    Of several seeds it shows the mean.
+    """
+    runs_of = by_seed(records)
     name, counted, _ = category_headings(records[0])
     rows = [
-        f"| {name} | {counted} | {' | '.join(f'`{r.config}`{_changes(r)}' for r in records)} |",
-        "|---" * (len(records) + 2) + "|",
+        f"| {name} | {counted} | {' | '.join(f'`{runs[0].config}`{_changes(runs[0])}' for runs in runs_of)} |",
+        "|---" * (len(runs_of) + 2) + "|",
     ]
     for name, (count, _) in records[0].categories.items():
-        values = (r.categories[name][1] for r in records)
+        values = (_mean([r.categories[name][1] for r in runs]) for runs in runs_of)
         rows.append(f"| {name} | {count} | {' | '.join('-' if v is None else f'{v:.1f}' for v in values)} |")
     return "\n".join(rows)
 
 
 def headline_table(records: Iterable[Record]) -> str:
-    """A markdown table with the most telling number of each record; no variants of a configuration, no generation."""
+    """A markdown table with the most telling number of each configuration; no variants of one, no generation."""
     rows = ["| configuration | test split of | result | training |", "|---|---|---|---|"]
-    for r in records:
+    for runs in by_seed(records):
+        r = runs[0]
         name = next((name for name in HEADLINES if name in r.metrics), None)
-        if name and not _changes(r):
-            rows.append(f"| `{r.config}` | {r.dataset} | {HEADLINES[name].format(r.metrics[name])} | {_training(r)} |")
+        if name and not _changes(r) and r.votes == 1:
+            what, form = HEADLINES[name]
+            result = f"{what} {spread([run.metrics[name] for run in runs], form)} %"
+            seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+            rows.append(f"| `{r.config}` | {r.dataset} | {result}{seeds} | {_training(runs)} |")
     return "\n".join(rows)
 
 
@@ -116,8 +142,17 @@ def configuration_table() -> str:
     return "\n".join(rows)
 
 
-def _training(record: Record) -> str:
-    return f"{record.minutes:.0f} min, {record.device}"
+def _training(runs: Sequence[Record]) -> str:
+    return f"{statistics.mean(run.minutes for run in runs):.0f} min, {runs[0].device}"
+
+
+def _seeds(runs: Sequence[Record]) -> str:
+    return f"seed {runs[0].seed}" if len(runs) == 1 else f"{len(runs)} seeds"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    counted = [value for value in values if value is not None]
+    return statistics.mean(counted) if counted else None
 
 
 def _changes(record: Record) -> str:

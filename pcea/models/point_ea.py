@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from pcea.models.build import start_from
 from pcea.models.point_segmenter import check_category
@@ -600,10 +601,14 @@ def _padded(
         )
     if (batch[1:] < batch[:-1]).any():
         raise ValueError("batch must be sorted: all points of a cloud must follow one another.")
-    from torch_geometric.utils import to_dense_batch
-
-    padded, mask = to_dense_batch(points, batch)
-    return padded, None if features is None else to_dense_batch(features, batch)[0], mask
+    counts = batch.bincount()
+    padded = [
+        None if values is None else pad_sequence(list(values.split(counts.tolist())), batch_first=True)
+        for values in (points, features)
+    ]
+    mask = torch.arange(int(counts.max()), device=batch.device) < counts.unsqueeze(1)
+    assert padded[0] is not None
+    return padded[0], padded[1], mask
 
 
 def point_ea_classifier(
@@ -625,7 +630,7 @@ def point_ea_classifier(
 
     Args:
         num_classes: Number of classes; None takes that of `weights`, or 40 without weights.
-        size: small (0.5M parameters) or base (1.0M); decides what `widths` and `depths` do not say.
+        size: small (0.6M parameters) or base (1.0M); decides what `widths` and `depths` do not say.
         in_channels: 3 coordinates plus the channels of `features`.
         widths: Channels of each stage.
         depths: Blocks of each stage.

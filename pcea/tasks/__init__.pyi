@@ -1,5 +1,5 @@
 from .base import OneCycle, Task
-from .callbacks import LogClouds
+from .callbacks import AverageWeights, LogClouds
 from .detection import DetectionTask
 from .generation import GenerationTask, generate, load_generator
 from .image_classification import ImageClassificationTask
@@ -9,6 +9,7 @@ from .point_segmentation import PointSegmentationTask
 from .schedules import Poly, Steps, WarmupCosine
 
 __all__ = [
+    "AverageWeights",
     "DetectionTask",
     "GenerationTask",
     "ImageClassificationTask",

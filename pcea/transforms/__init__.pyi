@@ -1,6 +1,7 @@
 from .images import RandomErase, RandomFlip, RandomScaledCrop, RandomShift
 from .points import (
     FarthestSubset,
+    RandomDropNormals,
     RandomDropPoints,
     RandomJitter,
     RandomOrientation,
@@ -12,6 +13,7 @@ from .points import (
 
 __all__ = [
     "FarthestSubset",
+    "RandomDropNormals",
     "RandomDropPoints",
     "RandomErase",
     "RandomFlip",

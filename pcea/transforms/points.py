@@ -135,6 +135,29 @@ class RandomJitter(Transform):
         return batch._replace(points=batch.points + noise.clamp_(-self.clip, self.clip))
 
 
+class RandomDropNormals(Transform):
+    """Set the normals of a random share of the clouds to zero, so that a network does not rely on them alone.
+
+    Args:
+        probability: Share of the clouds that lose their normals.
+
+    Raises:
+        ValueError: If the batch has no normals.
+    """
+
+    def __init__(self, *, probability: float = 0.2):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must be in 0..1, got {probability}.")
+        self.probability = probability
+
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
+        """Drop normals (B, N, 3)."""
+        if batch.normals is None:
+            raise ValueError("RandomDropNormals needs normals: set data.init_args.with_normals to true.")
+        is_kept = _uniform(batch.points, (len(batch.points), 1, 1), 0, 1, generator) >= self.probability
+        return batch._replace(normals=batch.normals * is_kept)
+
+
 class RandomDropPoints(Transform):
     """Replace a random share of each cloud's real points with its first real point.
 

@@ -35,11 +35,13 @@ def test_the_tables_of_the_readmes_are_those_of_the_records(tables):
 def test_every_record_is_shown(tables):
     text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
     shown = text[text.index("## Results") :]
-    for record in read_records(ROOT / "configs" / "results"):
-        (row,) = [
-            row for row in shown.splitlines() if row.startswith(f"| `{record.config}`{tables._changes(record)} (")
-        ]
-        assert all(f"{value:.2f}" in row for value in list(record.metrics.values())[:1])
+    for runs in tables.by_seed(read_records(ROOT / "configs" / "results")):
+        record = runs[0]
+        start = f"| `{record.config}`{tables._changes(record)} ("
+        rows = [row for row in shown.splitlines() if row.startswith(start)]
+        value = tables.spread([run.metrics[next(iter(record.metrics))] for run in runs], ".2f")
+        (row,) = [row for row in rows if f" {record.votes} | {record.epoch}, {record.selection} |" in row]
+        assert f"| {value} |" in row
 
 
 def test_what_stands_between_the_markers_is_replaced(tables, record):
@@ -54,8 +56,25 @@ def test_what_stands_between_the_markers_is_replaced(tables, record):
         tables.fill("<!-- table: points -->\n<!-- end -->", [record])
 
 
-def test_each_record_has_a_row(tables, record):
-    head, rule, *rows = tables.results_table([record, record._replace(seed=3)], tables.CLASSIFICATION).splitlines()
+def test_seeds_share_a_row(tables, record):
+    other = {"overall_accuracy": 93.0, "mean_class_accuracy": 90.5}
+    records = [record, record._replace(seed=3, metrics=other, minutes=70.4), record._replace(votes=10)]
+    _, _, both, voted = tables.results_table(records, tables.CLASSIFICATION).splitlines()
+    # 93.456 and 93.0 have the mean 93.228 and lie 0.228 from it: the deviation is 0.228 * sqrt(2).
+    assert cells(both) == [
+        "`modelnet40_eat` (2 seeds)", "ModelNet40 test", "93.23 ± 0.32", "90.30 ± 0.28", "1024", "1", "250, last",
+        "66 min, a device",
+    ]  # fmt: skip
+    assert cells(voted)[0] == "`modelnet40_eat` (seed 2)"
+    (headline,) = tables.headline_table(records).splitlines()[2:]
+    assert headline == "| `modelnet40_eat` | ModelNet40 | accuracy 93.23 ± 0.32 % (2 seeds) | 66 min, a device |"
+    shapes = [record._replace(seed=i, categories={"Cup": (8, 80.0 + i), "Mug": (0, None)}) for i in (1, 2)]
+    assert tables.category_table(shapes).splitlines()[2:] == ["| Cup | 8 | 81.5 |", "| Mug | 0 | - |"]
+
+
+def test_each_configuration_has_a_row(tables, record):
+    records = [record, record._replace(seed=3, config="other")]
+    head, rule, *rows = tables.results_table(records, tables.CLASSIFICATION).splitlines()
     assert head.count("|") == rule.count("|") == rows[0].count("|")
     assert cells(rows[0]) == [
         "`modelnet40_eat` (seed 2)", "ModelNet40 test", "93.46", "90.10", "1024", "1", "250, last", "62 min, a device",

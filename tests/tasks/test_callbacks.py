@@ -10,7 +10,7 @@ from tensorboard.util import tensor_util
 
 from pcea import eat_classifier, eat_part_segmenter
 from pcea.datamodules.shapes import ShapesDataModule, ShapesPartsDataModule
-from pcea.tasks.callbacks import LogClouds
+from pcea.tasks.callbacks import AverageWeights, LogClouds
 from pcea.tasks.point_classification import PointClassificationTask
 from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.visualization import palette
@@ -131,3 +131,37 @@ def test_data_without_clouds_is_refused(tmp_path: Path) -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="must be positive, got 0 and 4"):
         LogClouds(every_n_epochs=0)
+
+
+class Recorder(L.Callback):
+    """The weights after each step."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, _: L.Trainer, pl_module: L.LightningModule, *__: object) -> None:
+        self.weights.append(pl_module.network.head[0].linear.weight.detach().clone())
+
+
+def test_averaged_weights_by_hand(tmp_path: Path) -> None:
+    task, data = classification()
+    recorder = Recorder()
+    fit(tmp_path, task, data, recorder, AverageWeights(decay=0.5))
+    # After the first step the average is the weights. Then it keeps 2/11, 3/12, ... of itself, and at most a half.
+    average = recorder.weights[0]
+    assert len(recorder.weights) == 8
+    for kept, weights in zip((2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17), recorder.weights[1:]):
+        average = kept * average + (1 - kept) * weights
+    assert torch.allclose(task.network.head[0].linear.weight, average, atol=1e-6)
+    recorder = Recorder()
+    fit(tmp_path, task, data, recorder, AverageWeights(decay=0.2))
+    average = recorder.weights[0]
+    for kept, weights in zip((2 / 11, *(6 * [0.2])), recorder.weights[1:]):
+        average = kept * average + (1 - kept) * weights
+    assert torch.allclose(task.network.head[0].linear.weight, average, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_an_impossible_decay(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
+        AverageWeights(decay=decay)

@@ -12,6 +12,7 @@ from pcea.datamodules.images import ImageDataModule
 from pcea.datasets.batches import ImageBatch
 from pcea.datasets.images import ImageTensors
 from pcea.io.checkpoints import read_checkpoint
+from pcea.tasks.callbacks import AverageWeights
 from pcea.tasks.image_classification import ImageClassificationTask
 from pcea.tasks.schedules import WarmupCosine
 from pcea.transforms.images import RandomErase, RandomFlip, RandomShift
@@ -202,12 +203,12 @@ def task(seed=0):
 AUGMENT = (RandomShift(extent=1), RandomFlip(), RandomErase())
 
 
-@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("averaged", [None, EMAWeightAveraging, AverageWeights])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, averaged):
     """Order, augmentation, mixing, dropout, optimizer, schedule and averages go on exactly."""
 
     def callbacks():
-        return [EMAWeightAveraging(decay=0.5)] if averaged else []
+        return [averaged(decay=0.5)] if averaged else []
 
     straight, resumed = task(), task(seed=1)
     trainer(3, folder=tmp_path, callbacks=callbacks()).fit(straight, datamodule=Data(augment=AUGMENT))

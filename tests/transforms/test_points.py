@@ -6,6 +6,7 @@ from pcea.datasets.batches import PointBatch
 from pcea.ops import farthest_point_sample
 from pcea.transforms.points import (
     FarthestSubset,
+    RandomDropNormals,
     RandomDropPoints,
     RandomJitter,
     RandomOrientation,
@@ -185,6 +186,20 @@ def test_dropped_points_become_the_first_one_with_all_that_belongs_to_it(batch):
         assert torch.equal(dropped.normals[b], batch.normals[b, rows[b]])
 
 
+def test_normals_of_whole_clouds_are_dropped():
+    points, normals = torch.randn(400, 3, 3), F.normalize(torch.randn(400, 3, 3), dim=-1)
+    batch = PointBatch(points, torch.zeros(400, dtype=torch.long), normals)
+    dropped = RandomDropNormals(probability=0.25)(batch, generator=seeded(0))
+    is_dropped = (dropped.normals == 0).flatten(1).all(1)
+    assert 0.18 < is_dropped.float().mean() < 0.32  # three standard deviations
+    assert torch.equal(dropped.normals[~is_dropped], normals[~is_dropped])
+    assert torch.equal(dropped.points, points)
+    again = RandomDropNormals(probability=0.25)(batch, generator=seeded(0))
+    assert torch.equal(again.normals, dropped.normals)
+    with pytest.raises(ValueError, match=r"needs normals: set data.init_args.with_normals to true"):
+        RandomDropNormals()(batch._replace(normals=None))
+
+
 @pytest.fixture
 def padded(batch):
     """Clouds of 23, 17, 7, 5 and 2 real points, which lie anywhere between padded ones."""
@@ -290,6 +305,7 @@ def test_select_points_by_hand():
         (lambda: RandomRotate(degrees=181), "degrees must be in 0..180, got 181"),
         (lambda: RandomOrientation(probability=1.5), "probability must be in 0..1, got 1.5"),
         (lambda: RandomJitter(std=-1), "must not be negative, got std=-1"),
+        (lambda: RandomDropNormals(probability=1.5), "probability must be in 0..1, got 1.5"),
         (lambda: RandomDropPoints(max_ratio=1.0), "max_ratio must be at least 0 and below 1, got 1.0"),
     ],
 )

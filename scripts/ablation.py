@@ -1,0 +1,158 @@
+"""What external attention is worth: train a configuration with other attentions in its place, and print a table.
+
+    python scripts/ablation.py modelnet40_pointea_fast            # train and test what is missing, then print
+    python scripts/ablation.py labeled_psb_pointea --table        # print what is there
+
+Each variant and seed is a run of `pcea fit` and `pcea test` in runs/ablation/CONFIG/VARIANT.seed0. A run that was
+interrupted goes on from its last epoch. Parameters, multiplications per cloud (of the matrix products) and clouds per
+second in evaluation are those of the variant's network, of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RUNS = Path("runs/ablation")
+NETWORK = "--model.init_args.network.init_args"
+
+# What each row of the table changes in the configuration.
+EXTERNAL = {"attention": "pcea.nn.ExternalAttention"}
+VARIANTS: dict[str, dict[str, str]] = {
+    "external attention": {},
+    "multi-head external attention": {
+        "attention": "pcea.nn.MultiHeadExternalAttention",
+        "attention.init_args.num_heads": "4",
+        "attention.init_args.expansion": "1",
+    },
+    "self-attention": {"attention": "pcea.nn.SelfAttention"},
+    "MLP of equal size": {"attention": "pcea.nn.TokenMLP"},
+    "nothing": {"memory_units": "0"},
+    "normalized over slots": EXTERNAL
+    | {"attention.init_args.tied": "false", "attention.init_args.normalization": "slots"},
+    "normalized over tokens": EXTERNAL
+    | {"attention.init_args.tied": "false", "attention.init_args.normalization": "tokens"},
+    "8 slots": {"memory_units": "8"},
+    "16 slots": {"memory_units": "16"},
+    "256 slots": {"memory_units": "256"},
+    "tied memories": EXTERNAL,
+}
+METRICS = ("instance_miou", "overall_accuracy")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="name of a configuration of PointEA")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--table", action="store_true", help="print only, train nothing")
+    parser.add_argument("options", nargs="*", help="after --: more options of `pcea fit` and `pcea test`")
+    args = parser.parse_args(arguments)
+    if not args.table:
+        for seed in args.seeds:
+            for variant in args.variants:
+                train_and_test(args.config, variant, seed, args.options)
+    print(table(args.config, args.variants, args.seeds))
+
+
+def folder_of(config: str, variant: str, seed: int) -> Path:
+    """Where a run is."""
+    return RUNS / config / f"{variant.replace(' ', '-')}.seed{seed}"
+
+
+def record_of(config: str, variant: str, seed: int) -> Path | None:
+    """The record of a run, if it was tested."""
+    return next(iter(sorted(folder_of(config, variant, seed).glob("version_*/checkpoints/last.test.json"))), None)
+
+
+def options_of(variant: str) -> list[str]:
+    """What the variant changes, as options of the command line."""
+    return [f"{NETWORK}.{name}={value}" for name, value in VARIANTS[variant].items()]
+
+
+def train_and_test(config: str, variant: str, seed: int, options: Sequence[str]) -> None:
+    """Run `pcea fit` and `pcea test`, unless there is a record."""
+    if record_of(config, variant, seed):
+        return
+    folder = folder_of(config, variant, seed)
+    common = ["--config", config, "--seed_everything", str(seed), "--trainer.default_root_dir", str(folder)]
+    common += [*options_of(variant), *options]
+    begun = sorted(folder.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = ["--ckpt_path", str(begun[-1])] if begun else []
+    for command in (["fit", *common, *resumed], ["test", *common]):
+        subprocess.run([sys.executable, "-m", "pcea", *command], check=True)
+
+
+def table(config: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
+    """The table in markdown, with a row for each variant that has a record."""
+    rows = ["| in its place | seeds | result | parameters | multiplications | clouds/s |", "|---|---|---|---|---|---|"]
+    for variant in variants:
+        paths = [path for seed in seeds if (path := record_of(config, variant, seed))]
+        if not paths:
+            continue
+        metrics = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in paths]
+        name = next(name for name in METRICS if name in metrics[0])
+        values = [each[name] for each in metrics]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cost = measure(config, variant)
+        rows.append(
+            f"| {variant} | {len(values)} | {statistics.mean(values):.2f}{spread} | {cost['parameters'] / 1e6:.3f}M | "
+            f"{cost['multiplications'] / 1e6:.0f}M | {cost['clouds_per_second']:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def measure(config: str, variant: str, *, batch_size: int = 32) -> dict[str, float]:
+    """Parameters, multiplications per cloud, and clouds per second of the variant's network in evaluation."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network, num_points = build(config, variant)
+    network.eval()
+    inputs: dict[str, Any] = {"points": torch.randn(batch_size, num_points, 3)}
+    if network.encoder.in_channels > 3:
+        inputs["features"] = torch.randn(batch_size, num_points, network.encoder.in_channels - 3)
+    if getattr(network, "num_categories", 0):
+        inputs["category"] = torch.zeros(batch_size, dtype=torch.int64)
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            network(**inputs)
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            network(**inputs)
+            seconds.append(time.perf_counter() - start)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "multiplications": counter.get_total_flops() / 2 / batch_size,
+        "clouds_per_second": batch_size / statistics.median(seconds[1:]),
+    }
+
+
+def build(config: str, variant: str) -> tuple[Any, int]:
+    """The variant's network, and the number of points per cloud that it is trained with."""
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    from pcea.io.configs import config_path
+    from pcea.tasks.base import Task
+
+    content = yaml.safe_load(config_path(config).read_text(encoding="utf-8"))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Task, "model")
+    given = {"model": content["model"]}
+    parsed = parser.parse_args([f"--model={json.dumps(given['model'])}", *options_of(variant)])
+    return parser.instantiate(parsed).model.network, content["data"]["init_args"]["num_points"]
+
+
+if __name__ == "__main__":
+    main()
