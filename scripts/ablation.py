@@ -55,12 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--table", action="store_true", help="print only, train nothing")
-    parser.add_argument("options", nargs="*", help="after --: more options of `pcea fit` and `pcea test`")
-    args = parser.parse_args(arguments)
+    parser.epilog = "Options after -- go to `pcea fit` and `pcea test`."
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    args, options = parser.parse_args(arguments[:end]), arguments[end + 1 :]
     if not args.table:
         for seed in args.seeds:
             for variant in args.variants:
-                train_and_test(args.config, variant, seed, args.options)
+                train_and_test(args.config, variant, seed, options)
     print(table(args.config, args.variants, args.seeds))
 
 

@@ -72,13 +72,14 @@ def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
 
     Several seeds share a row, with mean and standard deviation. Tables of images have no column for points.
     """
-    chosen = [r for r in records if set(metrics.values()) <= r.metrics.keys()]
+    required = {name for name in metrics.values() if not name.endswith("_all_parts")}
+    chosen = [r for r in records if required <= r.metrics.keys()]
     has_points = any(r.num_points for r in chosen)
     head = f"| configuration | dataset | {' | '.join(metrics)} |{' points |' * has_points} votes | epoch | training |"
     rows = [head, "|---" * (head.count("|") - 1) + "|"]
     for runs in by_seed(chosen):
         r = runs[0]
-        values = " | ".join(spread([run.metrics[name] for run in runs], ".2f") for name in metrics.values())
+        values = " | ".join(_cell(runs, name) for name in metrics.values())
         rows.append(
             f"| `{r.config}`{_changes(r)} ({_seeds(runs)}) | {r.dataset} {r.split} | {values} |"
             f"{f' {r.num_points} |' * has_points} {r.votes} | {r.epoch}, {r.selection} | {_training(runs)} |"
@@ -140,6 +141,11 @@ def configuration_table() -> str:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         rows.append(f"| [`{path.stem}`]({path.name}) | {first.lstrip('# ')} |")
     return "\n".join(rows)
+
+
+def _cell(runs: Sequence[Record], name: str) -> str:
+    values = [run.metrics[name] for run in runs if name in run.metrics]
+    return spread(values, ".2f") if values else "-"
 
 
 def _training(runs: Sequence[Record]) -> str:

@@ -34,8 +34,9 @@ class PointSegmentationTask(Task):
         optimizer: Builds the optimizer from the parameters.
         scheduler: Builds the schedule from the optimizer and the total number of steps.
         label_smoothing: As in PyTorch: the share spread over all classes that take part.
-        own_parts: Whether the loss of a shape is taken over the parts of its own category alone, which is all that
-            prediction asks of it (the metrics `..._all_parts` then mean little). No effect without categories.
+        own_parts: Whether loss and accuracy of a shape are taken over the parts of its own category alone, among which
+            prediction chooses. The network then says nothing about other parts, so that the metrics `..._all_parts` are
+            left out. No effect without categories.
         scales: Test passes, each of the cloud scaled by one factor, whose probabilities are averaged. (1.0,) is the
             protocol to compare by; PCT's paper tests with 0.7, 0.8, ..., 1.4.
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
@@ -71,6 +72,11 @@ class PointSegmentationTask(Task):
         """How to read the mean IoU of the record."""
         if not self.parts:
             return "miou: mean over the classes of the IoU over all points"
+        if self.own_parts:
+            return (
+                "argmax over the category's own parts; a part absent from prediction and truth counts 1; all points of "
+                "a cloud are measured"
+            )
         return (
             "instance_miou and category_miou: argmax over the category's own parts; with _all_parts: over all parts; "
             "a part absent from prediction and truth counts 1; all points of a cloud are measured"
@@ -195,7 +201,10 @@ class PointSegmentationTask(Task):
         return out
 
     def _count(self, probabilities: Tensor, batch: PointBatch) -> None:
-        self.point_metrics.update(_real(probabilities, batch), _real(batch.label, batch))
+        among = probabilities
+        if self.own_parts and self.parts:
+            among = probabilities.masked_fill(~self._own_parts(batch).unsqueeze(1), -1)
+        self.point_metrics.update(_real(among, batch).argmax(-1), _real(batch.label, batch))
         if self.part_iou is not None:
             assert batch.category is not None
             self.part_iou.update(probabilities, batch.label, batch.category, batch.mask)
@@ -206,6 +215,8 @@ class PointSegmentationTask(Task):
         if self.part_iou is not None:
             values |= self.part_iou.compute()
             self.part_iou.reset()
+        if self.own_parts:
+            values = {name: value for name, value in values.items() if not name.endswith("_all_parts")}
         for name, value in values.items():
             # Equal on all devices already: the metrics are.
             self.log(f"{prefix}{name}", value.float(), prog_bar=name in ("instance_miou", "miou"), sync_dist=True)

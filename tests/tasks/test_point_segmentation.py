@@ -69,9 +69,24 @@ class Data(PartDataModule):
 
 
 @pytest.mark.parametrize("num_points", [2, 100])
-def test_the_metrics_by_hand_of_clouds_of_all_sizes(trainer, num_points):
+def test_the_metrics_of_own_parts_by_hand(trainer, num_points):
     data = Data(answers(MUG, TABLE, STRANGER, category=[0, 1, 0]), num_points=num_points)
     task = PointSegmentationTask(Given(), SGD)
+    [metrics] = trainer.test(task, datamodule=data, verbose=False)
+    assert metrics == pytest.approx(
+        {
+            "test/overall_accuracy": (3 + 2 + 3) / 9,
+            "test/instance_miou": (7 / 12 + 1 + 1) / 3,
+            "test/category_miou": ((7 / 12 + 1) / 2 + 1) / 2,
+        }
+    )
+    assert "_all_parts" not in task.convention
+
+
+@pytest.mark.parametrize("num_points", [2, 100])
+def test_the_metrics_by_hand_of_clouds_of_all_sizes(trainer, num_points):
+    data = Data(answers(MUG, TABLE, STRANGER, category=[0, 1, 0]), num_points=num_points)
+    task = PointSegmentationTask(Given(), SGD, own_parts=False)
     [metrics] = trainer.test(task, datamodule=data, verbose=False)
     assert metrics == pytest.approx(
         {
