@@ -24,6 +24,10 @@ from benchmarking import (
     timed,
 )
 
+from pcea.commands.cpu import share_cores
+
+# Networks of the size of the shipped configurations, beside the straightforward PCT.
+SMALL = ("small EAT", "PointEA small", "PointEA base")
 SAMPLING = {
     "straightforward, 32 x 1,024 -> 512": {"ours": False, "clouds": 32, "points": 1024, "chosen": 512},
     "pcea, 32 x 1,024 -> 512": {"ours": True, "clouds": 32, "points": 1024, "chosen": 512},
@@ -43,9 +47,23 @@ def main() -> None:
 
     common = {"steps": args.steps, "threads": args.threads}
     tasks = network_tasks(args)
+    if "PCT" in args.models:
+        tasks |= {
+            (model, mode): {"measure": "network", "model": model, "training": mode == "training", "dim": args.dim}
+            | {"batch_size": args.batch_size, "num_points": args.num_points, "ours": True, "tuned": True, "bf16": False}
+            | common
+            for model in SMALL
+            for mode in ("training", "evaluation")
+        }
     tasks |= {("FPS", name): {"measure": "sampling"} | variant | common for name, variant in SAMPLING.items()}
     seconds = measure_in_rounds(__file__, tasks, args.rounds)
     print_networks({key: s for key, s in seconds.items() if len(key) == 3}, args)
+    if "PCT" in args.models:
+        print("\n| network | mode | clouds/s | x PCT, straightforward, tuned allocator |\n| --- | --- | --- | --- |")
+        for model in SMALL:
+            for mode in ("training", "evaluation"):
+                own, pct = seconds[model, mode], seconds["PCT", mode, "straightforward, tuned allocator"]
+                print(f"| {model} | {mode} | {args.batch_size / own:.1f} | {pct / own:.1f} |")
     print("\n| farthest point sampling | time |\n| --- | --- |")
     for name in SAMPLING:
         print(f"| {name} | {1000 * seconds['FPS', name]:.1f} ms |")
@@ -66,6 +84,8 @@ def measure_network(
     threads: int,
 ) -> float:
     """Median seconds of one training or evaluation step, in this process."""
+    if ours:
+        share_cores()
     import torch
 
     prepare(threads, tuned=tuned)
@@ -76,6 +96,8 @@ def measure_network(
 
 def measure_sampling(*, ours: bool, clouds: int, points: int, chosen: int, steps: int, threads: int) -> float:
     """Median seconds of farthest point sampling, in this process."""
+    if ours:
+        share_cores()
     import torch
 
     prepare(threads, tuned=True)
@@ -137,7 +159,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
 
 
 def build(model: str, *, ours: bool, dim: int) -> Any:
-    """One of the four networks."""
+    """One of the networks."""
     if not ours:
         from reference import (
             StraightforwardClassifier,
@@ -147,11 +169,16 @@ def build(model: str, *, ours: bool, dim: int) -> Any:
 
         attention = {"EAT": StraightforwardExternalAttention, "PCT": StraightforwardOffsetAttention}[model]
         return StraightforwardClassifier(attention=attention, dim=dim)
+    from pcea.models.point_ea import point_ea_classifier
     from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
     from pcea.nn.attention import OffsetAttention
 
     if model == "EAT":
         return eat_classifier(dim=dim)
+    if model == "small EAT":
+        return eat_classifier(dim=128, num_centers=(256, 128), num_neighbors=20, out_channels=512, widths=(256, 128))
+    if model.startswith("PointEA"):
+        return point_ea_classifier(size="small" if model.endswith("small") else "base")
     return PointTransformerClassifier(PointTransformerEncoder(OffsetAttention, dim=dim), num_classes=40)
 
 

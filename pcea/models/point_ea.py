@@ -63,11 +63,13 @@ class EncodedCenters(NamedTuple):
         features: (B, M, C).
         centers: Their coordinates, (B, M, 3).
         mask: True for real centres, (B, M), or None.
+        neighbors: The centres nearest to each centre, (B, M, K), itself first; None if they were not looked for.
     """
 
     features: Tensor
     centers: Tensor
     mask: Tensor | None
+    neighbors: Tensor | None = None
 
 
 class Residual(nn.Module):
@@ -282,11 +284,14 @@ class Stage(nn.Module):
             num_neighbors: Neighbours of a centre.
             encodes_points: Encode where the nearest points are, instead of the nearest centres.
         """
-        tokens, points, mask = finer
+        tokens, points, mask, neighbors = finer
         centers = _choose(points, chosen)
         if mask is not None and chosen is not None:  # a cloud's real points are chosen first
             mask = torch.arange(centers.shape[1], device=mask.device) < mask.sum(1, keepdim=True)
-        near_points = _nearest(centers, points, num_neighbors, finer.mask)
+        if neighbors is None:
+            near_points = _nearest(centers, points, num_neighbors, finer.mask)
+        else:  # the centres are some of those points
+            near_points = _choose(neighbors, chosen)
         near_centers = near_points if chosen is None else _nearest(centers, centers, num_neighbors, mask)
         encoded = (
             self.encode(points, centers, near_points, mask=mask)
@@ -296,7 +301,7 @@ class Stage(nn.Module):
         tokens = self.reduce(tokens, chosen, near_points, mask=mask) + encoded
         for block in self.blocks:
             tokens = block(tokens, near_centers, mask=mask)
-        return EncodedCenters(tokens, centers, mask)
+        return EncodedCenters(tokens, centers, mask, near_centers)
 
 
 def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
@@ -451,7 +456,7 @@ class PointEAClassifier(nn.Module):
             Logits, (B, num_classes).
         """
         points, features, mask = _padded(points, features, mask, batch)
-        tokens, _, mask = self.encoder(points, features, mask=mask)[-1]
+        tokens, _, mask, _ = self.encoder(points, features, mask=mask)[-1]
         return self.last(self.dropout(self.hidden(_max_and_mean(self.fuse(tokens, mask=mask), mask))))
 
     @property

@@ -292,7 +292,7 @@ def test_attention_is_recorded_with_its_centers() -> None:
 def test_pooled_centers(build: Any) -> None:
     network, points = build(), torch.randn(2, N, 3)
     centers, winner = network.pooled_centers(points)
-    features, expected, _ = network.encoder(points)[-1]
+    features, expected, *_ = network.encoder(points)[-1]
     assert torch.equal(centers, expected)
     fused = network.fuse(features)
     assert torch.equal(fused.gather(1, winner.unsqueeze(1))[:, 0], fused.amax(1))
