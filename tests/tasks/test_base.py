@@ -12,10 +12,11 @@ from pcea.datamodules.points import PointDataModule
 from pcea.datamodules.shapes import ShapesDataModule
 from pcea.datasets.points import PointDataset
 from pcea.io.checkpoints import read_checkpoint
+from pcea.models.point_ea import point_ea_classifier
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.base import OneCycle
 from pcea.tasks.point_classification import PointClassificationTask
-from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale
+from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale, RandomSubset
 
 SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
 
@@ -54,9 +55,22 @@ def _seed_everything(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    """Order of the batches, augmentation, dropout, optimizer and schedule go on exactly."""
-    augment = [RandomDropPoints(), RandomScale(), RandomJitter()]
+def point_ea():
+    """PointEA with everything in it that is random in training."""
+    sizes = {"widths": (8, 8, 16), "depths": (1, 1, 1), "num_centers": (16, 8, 4), "num_neighbors": 4}
+    return point_ea_classifier(12, **sizes, memory_units=8, drop_path=0.5, dropout=0.5)
+
+
+@pytest.mark.parametrize("build", [network, point_ea])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, build):
+    """Order of the batches, augmentation, dropout, drop path, optimizer, schedule and compiled loops go on exactly."""
+    augment = [RandomSubset(num_points=32), RandomDropPoints(), RandomScale(), RandomJitter()]
+
+    def task(seed=0):
+        torch.manual_seed(seed)
+        optimizer = partial(torch.optim.AdamW, lr=1e-2, fused=True)
+        return PointClassificationTask(build(), optimizer, partial(OneCycle, max_lr=1e-2), label_smoothing=0.1)
+
     straight = task()
     trainer(3, folder=tmp_path).fit(straight, datamodule=shapes(augment=augment))
     resumed = task(seed=1)
