@@ -5,7 +5,7 @@
 
 Each variant and seed is a run of `pcea fit` and `pcea test` in runs/ablation/CONFIG/VARIANT.seed0. A run that was
 interrupted goes on from its last epoch. Parameters, multiplications per cloud (of the matrix products) and clouds per
-second in evaluation are those of the variant's network, of this machine.
+second in evaluation are measured with the variant's network on this machine.
 """
 
 from __future__ import annotations

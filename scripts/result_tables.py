@@ -88,12 +88,19 @@ def results_table(records: Iterable[Record], metrics: Mapping[str, str]) -> str:
 
 
 def by_seed(records: Iterable[Record]) -> list[list[Record]]:
-    """Group records that differ in their seed alone."""
-    groups: dict[tuple, list[Record]] = {}
+    """Group records whose commands differ in seed and weights alone.
+
+    Raises:
+        ValueError: If two records of a group have the same seed.
+    """
+    groups: dict[tuple, dict[int, Record]] = {}
     for r in records:
-        key = (r.config, _changes(r), r.dataset, r.split, r.num_points, r.votes, r.epoch, r.selection)
-        groups.setdefault(key, []).append(r)
-    return list(groups.values())
+        what = re.sub(r" --(?:seed_everything|weights|trainer\.default_root_dir)[ =]\S+", "", r.command)
+        runs = groups.setdefault((r.config, what, r.dataset, r.split, r.num_points, r.epoch, r.selection), {})
+        if r.seed in runs:
+            raise ValueError(f"Two records of {r.config} have seed {r.seed} and the same command, {r.command!r}.")
+        runs[r.seed] = r
+    return [list(runs.values()) for runs in groups.values()]
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -144,8 +151,9 @@ def configuration_table() -> str:
 
 
 def _cell(runs: Sequence[Record], name: str) -> str:
-    values = [run.metrics[name] for run in runs if name in run.metrics]
-    return spread(values, ".2f") if values else "-"
+    if any(name not in run.metrics for run in runs):
+        return "-"
+    return spread([run.metrics[name] for run in runs], ".2f")
 
 
 def _training(runs: Sequence[Record]) -> str:

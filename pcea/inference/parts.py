@@ -130,15 +130,14 @@ class PartPredictor(Predictor):
             normalize_points(orient(cloud.points, up)).to(device),
             normals,
             category=None if number is None else number[0],
+            classes=parts,
             num_points=points_shown(about.num_points, points_per_pass),
             generator=torch.Generator().manual_seed(seed),
         ).cpu()[:, list(parts)]
         best = probabilities.max(1)
-        # If all of them are 0 in fp32, the point gets the first part, with confidence 0.
-        total = probabilities.sum(1).clamp_min(torch.finfo(torch.float32).tiny)
         part_label = torch.tensor(parts)[best.indices]
         return PartPrediction(
-            cloud.points, cloud.normals, part_label, best.values / total, self.class_names, category or "", parts
+            cloud.points, cloud.normals, part_label, best.values, self.class_names, category or "", parts
         )
 
     def category_number(self, category: str | None) -> Tensor | None:

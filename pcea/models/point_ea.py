@@ -7,9 +7,9 @@
 
 Each stage adds, to the features of its centres, an encoding of where their neighbours are, and then runs blocks of
 
-    x + edge pooling, x + edge pooling     what the neighbours have more of than the centre
-    x + attention                          what the whole cloud says
-    x + MLP
+    x + edge pooling, x + edge pooling     by how much the neighbours exceed the centre
+    x + attention                          the whole cloud
+    x + MLP                                each centre by itself
 
 Nothing runs on (centre, neighbour) pairs but a maximum, so a network costs little more than its linear maps.
 
@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pcea.models.build import start_from
 from pcea.models.point_segmenter import check_category
-from pcea.models.point_transformer import PooledCenters
+from pcea.models.point_transformer import PooledCenters, join_features
 from pcea.nn.attention import AttentionFactory, ExternalAttention
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
@@ -50,7 +50,6 @@ from pcea.ops.checks import check_mask, check_points
 
 Size = Literal["small", "base"]
 _WIDTHS: dict[str, tuple[int, ...]] = {"small": (32, 64, 128), "base": (48, 96, 192)}
-_DEPTHS: dict[str, tuple[int, ...]] = {"small": (1, 2, 2), "base": (1, 2, 2)}
 
 # The points that become centres: their numbers (B, M), or how many of the first, or None for all.
 Chosen = Tensor | int | None
@@ -172,11 +171,12 @@ class EllipsoidEncoding(nn.Module):
     def forward(self, points: Tensor, centers: Tensor, index: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Encode the neighbours (B, M, K), among points (B, N, 3), of centres (B, M, 3) with mask (B, M): (B, M, C)."""
         with torch.autocast(points.device.type, enabled=False):
-            nearness = max_quadratic(points.float(), centers.float(), index, self._coefficients())
+            exact = torch.promote_types(points.dtype, torch.float32)
+            nearness = max_quadratic(points.to(exact), centers.to(exact), index, self._coefficients())
         return linear_norm(self.linear, self.norm, nearness, mask=mask)
 
     def _coefficients(self) -> Tensor:
-        """Of the quadratic form in 1, x, y, z, xx, yy, zz, xy, xz, yz: (C, 10)."""
+        """The coefficients of 1, x, y, z, xx, yy, zz, xy, xz, yz in the quadratic form, (C, 10)."""
         form = self.axes.mT @ self.axes  # (C, 3, 3)
         slope = (form @ self.center.unsqueeze(-1)).squeeze(-1)
         constant = (slope * self.center).sum(-1, keepdim=True)
@@ -341,10 +341,10 @@ class PointEAEncoder(nn.Module):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        if not len(widths) == len(num_centers) == len(depths):
+        if not len(widths) == len(num_centers) == len(depths) or not widths:
             raise ValueError(
-                f"widths, num_centers and depths must have one number per stage, got {list(widths)}, "
-                f"{list(num_centers)} and {list(depths)}."
+                f"widths, num_centers and depths must have one number per stage, and at least one stage, got "
+                f"{list(widths)}, {list(num_centers)} and {list(depths)}."
             )
         counts = [m for m in num_centers if m is not None]
         if sorted(set(counts), reverse=True) != counts or any(m < 1 for m in counts) or None in num_centers[1:]:
@@ -373,8 +373,9 @@ class PointEAEncoder(nn.Module):
         self, points: Tensor, features: Tensor | None = None, *, mask: Tensor | None = None
     ) -> list[EncodedCenters]:
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N): one result per stage."""
-        encoded = EncodedCenters(self._concatenate(points, features), points, mask)
+        check_points(points=points)
         check_mask(mask, points)
+        encoded = EncodedCenters(join_features(points, features, in_channels=self.in_channels), points, mask)
         stages: list[EncodedCenters] = []
         is_ordered = False
         for count, stage in zip(self.num_centers, self.stages):
@@ -394,19 +395,6 @@ class PointEAEncoder(nn.Module):
     def min_captured_points(self) -> int:
         """Fewest points of a cloud for which no size in a captured graph depends on their number."""
         return 1 + max(self.num_neighbors, *(count or 1 for count in self.num_centers))
-
-    def _concatenate(self, points: Tensor, features: Tensor | None) -> Tensor:
-        check_points(points=points)
-        channels = 0 if features is None else features.shape[-1]
-        if channels != self.in_channels - 3:
-            raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")
-        if features is None:
-            return points
-        if features.shape[:-1] != points.shape[:-1]:
-            raise ValueError(
-                f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}."
-            )
-        return torch.cat([points, features], dim=-1)
 
 
 class PointEAClassifier(nn.Module):
@@ -558,7 +546,7 @@ class PointEASegmenter(nn.Module):
         coarser = self.lateral[-1](stages[-1].features)
         for finer, source, lateral in zip(stages[-2::-1], stages[:0:-1], [*self.lateral[-2::-1]]):
             coarser = lateral(finer.features) + _interpolate(finer.centers, source, coarser)
-        given = points if features is None else torch.cat([points, features], dim=-1)
+        given = join_features(points, features, in_channels=self.encoder.in_channels)
         return self.input(given) + _interpolate(points, stages[0], coarser)
 
     @property
@@ -604,6 +592,12 @@ def _padded(
         raise ValueError(
             f"packed points (T, 3) and batch (T,) expected, got {tuple(points.shape)} and {tuple(batch.shape)}."
         )
+    if batch.dtype != torch.int64 or (features is not None and features.shape[:1] != batch.shape) or not len(batch):
+        what = "none" if features is None else f"{tuple(features.shape)}"
+        raise ValueError(
+            f"batch must be int64 with a number for each point and feature, got {batch.dtype} {tuple(batch.shape)}, "
+            f"features {what}."
+        )
     if (batch[1:] < batch[:-1]).any():
         raise ValueError("batch must be sorted: all points of a cloud must follow one another.")
     counts = batch.bincount()
@@ -635,10 +629,10 @@ def point_ea_classifier(
 
     Args:
         num_classes: Number of classes; None takes that of `weights`, or 40 without weights.
-        size: small (0.6M parameters) or base (1.0M); decides what `widths` and `depths` do not say.
+        size: small (0.6M parameters) or base (1.0M): the widths, unless they are given.
         in_channels: 3 coordinates plus the channels of `features`.
-        widths: Channels of each stage.
-        depths: Blocks of each stage.
+        widths: Channels of each stage; None for those of `size`.
+        depths: Blocks of each stage; None for 1, 2, 2.
         num_centers: Centres of each stage, decreasing; None for the first keeps every point. A smaller cloud keeps all
             it has.
         num_neighbors: Neighbours of a centre.
@@ -657,16 +651,18 @@ def point_ea_classifier(
     """
     if weights is not None:
         return start_from(point_ea_classifier, weights, num_classes=num_classes)
+    if attention is None and memory_units:
+        attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
     encoder = PointEAEncoder(
-        attention or _external_attention(memory_units),
+        attention,
         in_channels=in_channels,
-        widths=widths or _WIDTHS[size],
-        depths=depths or _DEPTHS[size],
+        widths=_widths(size) if widths is None else widths,
+        depths=(1, 2, 2) if depths is None else depths,
         num_centers=num_centers,
         num_neighbors=num_neighbors,
         drop_path=drop_path,
     )
-    return PointEAClassifier(encoder, num_classes=num_classes or 40, dropout=dropout)
+    return PointEAClassifier(encoder, num_classes=40 if num_classes is None else num_classes, dropout=dropout)
 
 
 def point_ea_part_segmenter(
@@ -709,11 +705,13 @@ def point_ea_part_segmenter(
     """
     if weights is not None:
         return start_from(point_ea_part_segmenter, weights, num_classes=num_classes, num_categories=num_categories)
+    if attention is None and memory_units:
+        attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
     encoder = PointEAEncoder(
-        attention or _external_attention(memory_units),
+        attention,
         in_channels=in_channels,
-        widths=widths or _WIDTHS[size],
-        depths=depths or _DEPTHS[size],
+        widths=_widths(size) if widths is None else widths,
+        depths=(1, 2, 2) if depths is None else depths,
         num_centers=num_centers,
         num_neighbors=num_neighbors,
         drop_path=drop_path,
@@ -726,5 +724,7 @@ def point_ea_part_segmenter(
     )
 
 
-def _external_attention(memory_units: int) -> AttentionFactory | None:
-    return partial(ExternalAttention, memory_units=memory_units, tied=False) if memory_units else None
+def _widths(size: str) -> tuple[int, ...]:
+    if size not in _WIDTHS:
+        raise ValueError(f"size must be one of {', '.join(_WIDTHS)}, got {size!r}.")
+    return _WIDTHS[size]

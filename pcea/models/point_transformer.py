@@ -184,16 +184,25 @@ class PointTransformerEncoder(nn.Module):
             raise ValueError(f"points must be (B, N, 3), got {tuple(points.shape)}.")
         if points.shape[1] < self.min_points:
             raise ValueError(f"The network needs at least {self.min_points} points per cloud, got N={points.shape[1]}.")
-        channels = 0 if features is None else features.shape[-1]
-        if channels != self.in_channels - 3:
-            raise ValueError(f"features must have {self.in_channels - 3} channels, got {channels}.")
-        if features is None:
-            return points
-        if features.shape[:-1] != points.shape[:-1]:
-            raise ValueError(
-                f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}."
-            )
-        return torch.cat([points, features], dim=-1)
+        return join_features(points, features, in_channels=self.in_channels)
+
+
+def join_features(points: Tensor, features: Tensor | None, *, in_channels: int) -> Tensor:
+    """Concatenate coordinates (B, N, 3) and features (B, N, in_channels - 3), None for none.
+
+    Raises:
+        ValueError: If the features have another size.
+    """
+    channels = 0 if features is None else features.shape[-1]
+    if channels != in_channels - 3:
+        raise ValueError(f"features must have {in_channels - 3} channels, got {channels}.")
+    if features is None:
+        return points
+    if features.shape[:-1] != points.shape[:-1]:
+        raise ValueError(
+            f"features must be (B, N, C) beside points {tuple(points.shape)}, got {tuple(features.shape)}."
+        )
+    return torch.cat([points, features], dim=-1)
 
 
 def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ def classify_in_subsets(
     features: Tensor | None = None,
     *,
     category: Tensor | None = None,
+    classes: Sequence[int] | None = None,
     num_points: int | None = None,
     batch_size: int = 16,
     generator: torch.Generator | None = None,
@@ -29,12 +30,13 @@ def classify_in_subsets(
         points: One cloud, (N, 3).
         features: Normals, colours, ...: (N, C).
         category: Object category, () int64.
+        classes: Classes among which the probabilities are taken, such as the parts of the category; None for all.
         num_points: Points of a subset; None shows the network all points at once.
         batch_size: Subsets that go through the network together.
         generator: Decides the subsets; the global one by default.
 
     Returns:
-        Probabilities, (N, P) float32, in the order of `points`.
+        Probabilities, (N, P) float32, in the order of `points`; 0 for classes that do not take part.
 
     Raises:
         ValueError: If there is no point or `num_points` is not positive.
@@ -50,6 +52,10 @@ def classify_in_subsets(
     for rows in index.split(batch_size):
         categories = None if category is None else category.expand(len(rows))
         logits = network(points[rows], None if features is None else features[rows], category=categories)
+        if classes is not None:
+            others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            others[list(classes)] = False
+            logits = logits.masked_fill(others, -torch.inf)
         parts.append(logits.float().softmax(-1).flatten(0, 1))
     probabilities = torch.cat(parts)
     rows = index.flatten()

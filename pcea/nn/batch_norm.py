@@ -8,18 +8,21 @@ from __future__ import annotations
 from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import has_running_statistics, is_plain
+from pcea.nn.shortcuts import has_running_statistics, is_batched, is_plain, is_transformed
 
 _KERNELS = "pcea.nn.norm_kernels"
 
 
 def has_compiled_norm(norm: nn.Module, *tensors: Tensor) -> TypeGuard[nn.BatchNorm1d]:
     """Whether `compiled_norm` does what `norm` does on these tensors, (..., C) each."""
-    if not isinstance(norm, nn.BatchNorm1d) or not is_plain(norm, nn.BatchNorm1d) or norm.weight is None:
+    if not isinstance(norm, nn.BatchNorm1d) or not is_plain(norm, nn.BatchNorm1d):
+        return False
+    if norm.weight is None or norm.bias is None or any(t.shape != tensors[0].shape for t in tensors):
+        return False
+    if tensors[0].shape[-1] != norm.num_features:
         return False
     if torch.is_grad_enabled() and has_running_statistics(norm):
         return False
@@ -44,11 +47,13 @@ def compiled_norm(
     Returns:
         (B, ..., C).
     """
+    if keep is not None and keep.shape != tokens.shape[:1]:
+        raise ValueError(f"keep must be ({len(tokens)},), got {tuple(keep.shape)}.")
     if has_running_statistics(norm):
         mean, variance = norm.running_mean, norm.running_var
     else:
         mean, variance = _moments(tokens.detach().reshape(-1, tokens.shape[-1]))
-        if norm.training and norm.running_mean is not None:
+        if norm.training and norm.track_running_stats:
             rows = tokens.numel() // tokens.shape[-1]
             update_running_statistics(norm, mean, variance * (rows / (rows - 1)))
     assert mean is not None
@@ -115,12 +120,11 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, keep, mean, variance = ctx.saved_tensors
         to_residual = grad if ctx.has_residual else None
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
-            bias = torch.zeros_like(weight, requires_grad=True)
-            normed = F.batch_norm(tokens.flatten(0, -2), None, None, weight, bias, True, 0.0, ctx.eps)
-            kept = normed.view(tokens.shape) * keep.view(-1, *[1] * (tokens.ndim - 1))
-            found = torch.autograd.grad(kept, (tokens, weight, bias), grad, create_graph=True)
-            return *found, to_residual, None, None, None, None
+        if (
+            torch.is_grad_enabled() or is_transformed() or is_batched(grad)
+        ):  # a gradient of this gradient is wanted, or many at once
+            to_tokens, to_weight, to_bias = _plain_gradient(tokens, weight, keep, grad, ctx.eps)
+            return to_tokens, to_weight, to_bias, to_residual, None, None, None, None
         from pcea.nn.norm_kernels import gradient, gradient_sums
 
         rows, slope = (t.contiguous().view(-1, t.shape[-1]) for t in (tokens, grad))
@@ -134,3 +138,16 @@ class _Normalize(torch.autograd.Function):
         run(gradient, len(rows), *_arrays(slope, rows, by_grad.float(), by_row.float(), shift.float(), keep, out))
         to_weight = (products * inverse_std).float()
         return out.view(tokens.shape), to_weight, total.float(), to_residual, None, None, None, None
+
+
+def _plain_gradient(
+    tokens: Tensor, weight: Tensor, keep: Tensor, grad: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of keep * norm(tokens) in tokens, weight and bias, in operations that have gradients themselves."""
+    axes = tuple(range(tokens.ndim - 1))
+    inverse_std = torch.rsqrt(tokens.var(axes, correction=0) + eps)
+    normed = (tokens - tokens.mean(axes)) * inverse_std
+    grad = grad * keep.view(-1, *[1] * (tokens.ndim - 1))
+    to_weight, to_bias = (grad * normed).sum(axes), grad.sum(axes)
+    rows = tokens.numel() // tokens.shape[-1]
+    return weight * inverse_std * (grad - to_bias / rows - normed * to_weight / rows), to_weight, to_bias

@@ -1,7 +1,7 @@
 """Loops that numba compiles for a CPU: when they are used, and how they are run on several threads.
 
-The threads sleep while they wait. Those of numba's own pools would spin, and take time from torch's, of which there
-are as many as cores.
+The threads sleep while they wait. Those of numba's own pools would spin, and so would slow down torch's threads, which
+already occupy every core.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, wraps
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a for
 
 
 def kernels(module: str, *tensors: Tensor, work: int) -> Any:
-    """Import a module of compiled loops, or return None where plain torch must, or had better, do the work.
+    """Import a module of compiled loops, or return None where plain torch must do the work, or is the better choice.
 
     Args:
         module: Its name.
@@ -51,27 +52,45 @@ def kernels(module: str, *tensors: Tensor, work: int) -> Any:
 
 @cache
 def _module(name: str) -> ModuleType | None:
-    return importlib.import_module(name) if importlib.util.find_spec("numba") else None
+    return importlib.import_module(name) if load_numba() else None
 
 
-def load_numba() -> None:
-    """Import numba, if it is installed, so that compiled loops are used from the first step on, however small.
+@cache
+def load_numba() -> bool:
+    """Import numba, so that compiled loops are used from the first step on, however small; True if it is there.
 
     A training that is resumed then rounds as one that never stopped.
     """
-    if importlib.util.find_spec("numba"):
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
         importlib.import_module("numba")
+    except ImportError as error:  # numba refuses versions of NumPy that it does not know
+        warnings.warn(f"Compiled loops are not used, as numba cannot be imported: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a loop at its first call, and keep the machine code on disk if there is a place for it."""
     from numba import njit
 
+    # Numba's files do not remember these options: after a change, remove them (`__pycache__/*.nb?`).
     options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    uncached = njit(**options)(function)
     try:
-        return njit(cache=True, **options)(function)
+        cached = njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return njit(**options)(function)
+        return uncached
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return cached(*arguments)
+        except OSError:  # the disk is full
+            return uncached(*arguments)
+
+    return call
 
 
 def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:

@@ -28,6 +28,11 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, as gradients do under `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
 def can_shortcut() -> bool:
     """Whether results may be computed in any exact way, because nothing else follows the operations."""
     return not is_capturing() and not is_transformed()

@@ -89,7 +89,12 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
     is_single = query.dtype == source.dtype == torch.float32
     compiled = kernels("pcea.ops.cpu_kernels", query, source, work=query[..., 0].numel() * n) if is_single else None
     if compiled:
-        return _knn_compiled(compiled, query, source, k, mask)
+        index, squared_distance = _knn_compiled(compiled, query, source, k, mask)
+        is_finite = squared_distance.isfinite()
+        if mask is not None:
+            return _fill(index, squared_distance, is_finite)
+        if is_finite.all():  # the loop does not know NaN
+            return Neighbors(index, squared_distance)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
     step = max(1, block // max(1, query.shape[0] * n))
     # At least one block, so that no query points give an empty result.
@@ -144,7 +149,7 @@ def _knn_matrix(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> t
     return distance.topk(k, largest=False)
 
 
-def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
+def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     xyz = source.detach().permute(2, 0, 1).contiguous()
     if mask is not None:
         xyz = xyz.masked_fill(~mask, torch.inf)
@@ -152,9 +157,7 @@ def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Te
     index, squared_distance = torch.zeros(shape, dtype=torch.int64), query.new_full(shape, torch.inf)
     arrays = [t.detach().contiguous().numpy() for t in (query, xyz, index, squared_distance)]
     run(compiled.nearest, shape[0] * shape[1], *arrays)
-    if mask is None:
-        return Neighbors(index, squared_distance)
-    return _fill(index, squared_distance, squared_distance.isfinite())
+    return index, squared_distance
 
 
 def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
+from pcea.nn.shortcuts import can_shortcut
 from pcea.ops.checks import check_points
 from pcea.ops.grouping import gather_points
 
@@ -33,18 +34,23 @@ def max_neighbors(values: Tensor, index: Tensor, *, own: Tensor | None = None) -
         equal ones to the first in the compiled loop.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit or, on a CPU, an index is out of range.
     """
     if values.ndim != 3 or index.ndim != 3 or values.shape[0] != index.shape[0]:
         raise ValueError(
             f"values (B, N, C) and index (B, M, K) expected, got {tuple(values.shape)}, {tuple(index.shape)}."
         )
-    if own is not None and own.shape != index.shape[:2]:
-        raise ValueError(f"own must be {tuple(index.shape[:2])} beside index, got {tuple(own.shape)}.")
+    if not values.is_floating_point():
+        raise ValueError(f"values must be floating, got {values.dtype}.")
+    _check_index(values.shape[1], index=index)
+    if own is not None:
+        if own.shape != index.shape[:2]:
+            raise ValueError(f"own must be {tuple(index.shape[:2])} beside index, got {tuple(own.shape)}.")
+        _check_index(values.shape[1], own=own)
     if not index.numel() or not kernels(_KERNELS, values, index, work=index.numel() * values.shape[-1]):
         highest = gather_points(values, index).max(2).values
         return highest if own is None else highest - gather_points(values, own)
-    exact = values.to(_compiled_dtype(values))
+    exact = values.to(_compiled_dtype(values.dtype))
     return _max_neighbors_op(exact, index, index.new_empty(index.shape[0], 0) if own is None else own)[0].to(
         values.dtype
     )
@@ -66,7 +72,7 @@ def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor
         (B, M, C), same dtype as `weight`; differentiable in points, centres and weight.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit or, on a CPU, an index is out of range.
     """
     check_points(points=points, centers=centers)
     if index.ndim != 3 or index.shape[:2] != centers.shape[:2] or weight.ndim != 2 or weight.shape[1] != 10:
@@ -74,16 +80,33 @@ def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor
             f"index (B, M, K) and weight (C, 10) expected beside centers {tuple(centers.shape)}, "
             f"got {tuple(index.shape)}, {tuple(weight.shape)}."
         )
+    _check_index(points.shape[1], index=index)
     work = 10 * index.numel() * len(weight)
     if not index.numel() or not kernels(_KERNELS, points, centers, index, weight, work=work):
         offsets = gather_points(points, index) - centers.unsqueeze(2)
         return F.linear(_monomials(offsets).to(weight.dtype), weight).max(2).values
-    dtype = _compiled_dtype(weight)
+    dtype = _compiled_dtype(torch.promote_types(points.dtype, weight.dtype))
     return _max_quadratic_op(points.to(dtype), centers.to(dtype), index, weight.to(dtype))[0].to(weight.dtype)
 
 
-def _compiled_dtype(values: Tensor) -> torch.dtype:
-    return values.dtype if values.dtype in _COMPILED_DTYPES else torch.float32
+def _check_index(num_points: int, **indices: Tensor) -> None:
+    """Require int64 in 0..num_points - 1: the compiled loops would read outside of the array.
+
+    Raises:
+        ValueError: With the name of the tensor that is not.
+    """
+    for name, index in indices.items():
+        if index.dtype != torch.int64:
+            raise ValueError(f"{name} must be int64, got {index.dtype}.")
+        if not index.numel() or not can_shortcut() or index.device.type != "cpu":
+            continue
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < 0 or high >= num_points:
+            raise ValueError(f"{name} must be in 0..{num_points - 1}, got {low}..{high}.")
+
+
+def _compiled_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype in _COMPILED_DTYPES else torch.float32
 
 
 def _monomials(offsets: Tensor) -> Tensor:
@@ -174,14 +197,20 @@ def _to_quadratic(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Ten
     is_differentiated = torch.is_grad_enabled()
     if not (is_differentiated or needs_points or needs_centers):
         return None, None, None, _quadratic_weight_op(points, centers, winner, grad)
-    wanted = [t for t, needed in ((points, needs_points), (centers, needs_centers), (weight, needs_weight)) if needed]
+    needed = (needs_points, needs_centers, needs_weight)
     with torch.enable_grad():
+        # Cut off from what they were computed from, which they may share, but not from gradients of this gradient.
+        points, centers, weight = (
+            t.view_as(t) if is_differentiated else t.detach().requires_grad_(is_needed)
+            for t, is_needed in zip((points, centers, weight), needed)
+        )
         # The form at the winners, whose gradient is that of the maximum.
         place = winner.flatten(1).long().unsqueeze(-1).expand(-1, -1, 3)
         offsets = points.gather(1, place).unflatten(1, winner.shape[1:]) - centers.unsqueeze(2)  # (B, M, C, 3)
         value = (_monomials(offsets) * weight).sum(-1)
+        wanted = [t for t, is_needed in zip((points, centers, weight), needed) if is_needed]
     found = iter(torch.autograd.grad(value, wanted, grad, create_graph=is_differentiated))
-    grads = [next(found) if needed else None for needed in (needs_points, needs_centers, needs_weight)]
+    grads = [next(found) if is_needed else None for is_needed in needed]
     return grads[0], grads[1], None, grads[2]
 
 

@@ -90,7 +90,7 @@ class AverageWeights(WeightAveraging):
     t is at most (1 + t) / (10 + t), so that the first weights are soon gone.
 
     Args:
-        decay: Weight of the average of the steps before, from about step 10 / (1 - decay) on.
+        decay: How much of the average each step keeps, from about step 10 / (1 - decay) on.
 
     Raises:
         ValueError: If `decay` is not in 0..1.
@@ -101,6 +101,8 @@ class AverageWeights(WeightAveraging):
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}.")
 
         def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+            if not averaged.is_floating_point():  # counters
+                return current
             kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
             return averaged * kept + current * (1 - kept)
 

@@ -118,7 +118,6 @@ class PointSegmentationTask(Task):
         logits, label = _real(self(batch).float(), batch), _real(batch.label, batch)
         if self.own_parts and self.parts:
             takes_part = _real(self._own_parts(batch).unsqueeze(1).expand(*batch.label.shape, -1), batch)
-            logits = logits.masked_fill(~takes_part, -torch.inf)
             loss = cross_entropy_among(logits, label, takes_part, label_smoothing=self.label_smoothing)
         else:
             loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
@@ -184,10 +183,15 @@ class PointSegmentationTask(Task):
 
     def probabilities(self, batch: PointBatch, generator: torch.Generator) -> Tensor:
         """Probabilities (B, N, num_classes) of all points of a batch; the generator decides the subsets."""
+        among_own = self.own_parts and bool(self.parts)
         if not 0 < self.num_points < batch.points.shape[1]:
-            return self(batch).float().softmax(-1)
+            logits = self(batch).float()
+            if among_own:
+                logits = logits.masked_fill(~self._own_parts(batch).unsqueeze(1), -torch.inf)
+            return logits.softmax(-1)
         out = batch.points.new_zeros(*batch.points.shape[:2], self._num_classes, dtype=torch.float32)
         categories = self._category(batch)
+        parts = list(self.parts.values())
         for b in range(len(out)):
             real = slice(None) if batch.mask is None else batch.mask[b]
             out[b, real] = classify_in_subsets(
@@ -195,16 +199,14 @@ class PointSegmentationTask(Task):
                 batch.points[b, real],
                 None if batch.normals is None else batch.normals[b, real],
                 category=None if categories is None else categories[b],
+                classes=parts[int(batch.category[b])] if among_own and batch.category is not None else None,
                 num_points=self.num_points,
                 generator=generator,
             )
         return out
 
     def _count(self, probabilities: Tensor, batch: PointBatch) -> None:
-        among = probabilities
-        if self.own_parts and self.parts:
-            among = probabilities.masked_fill(~self._own_parts(batch).unsqueeze(1), -1)
-        self.point_metrics.update(_real(among, batch).argmax(-1), _real(batch.label, batch))
+        self.point_metrics.update(_real(probabilities, batch).argmax(-1), _real(batch.label, batch))
         if self.part_iou is not None:
             assert batch.category is not None
             self.part_iou.update(probabilities, batch.label, batch.category, batch.mask)

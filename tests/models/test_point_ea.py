@@ -132,6 +132,7 @@ def test_stages_after_one_that_keeps_all_points_sample_too() -> None:
         ({"num_centers": (8, 16, 4)}, "num_centers must decrease"),
         ({"num_centers": (8, 8, 4)}, "num_centers must decrease"),
         ({"num_centers": (8, None, 4)}, "only the first may be None"),
+        ({"widths": (), "num_centers": (), "depths": ()}, "at least one stage"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1, got 1.0"),
     ],
 )
@@ -232,6 +233,24 @@ def test_gradients_without_numba_are_the_same(request: pytest.FixtureRequest) ->
     assert float((grads[0] - grads[1]).norm() / grads[0].norm()) < 1e-3
 
 
+@pytest.mark.parametrize("build", [classifier, segmenter])
+def test_gradients_of_the_points(build: Any, request: pytest.FixtureRequest) -> None:
+    network, points = build().double(), torch.randn(B, N, 3, dtype=torch.float64, requires_grad=True)
+    options = {"category": torch.tensor([0, 1, 2])} if build is segmenter else {}
+    weights = torch.randn_like(network(points, **options))
+
+    def loss(points: torch.Tensor) -> torch.Tensor:
+        return (network(points, **options) * weights).sum()
+
+    (slope,) = torch.autograd.grad(loss(points), points)
+    if build is classifier:  # the weights of an interpolation count as constants
+        direction = torch.randn_like(points) * 1e-7  # too small a step to change a neighbour or a maximum
+        difference = (loss(points + direction) - loss(points - direction)).item() / 2
+        assert float((slope * direction).sum()) == pytest.approx(difference, rel=1e-3)
+    request.getfixturevalue("_without_numba")
+    torch.testing.assert_close(torch.autograd.grad(loss(points), points)[0], slope)
+
+
 @torch.no_grad()
 def test_category_and_normals_count() -> None:
     network, points = segmenter(in_channels=6), torch.randn(1, N, 3)
@@ -321,6 +340,12 @@ def test_it_can_learn_one_batch(build: Any) -> None:
         ({"points": torch.zeros(2, 9, 3), "mask": torch.ones(2, 8).bool()}, r"mask must be bool \(2, 9\)"),
         ({"points": torch.zeros(9, 3), "batch": torch.zeros(8).long()}, r"packed points \(T, 3\) and batch \(T,\)"),
         ({"points": torch.zeros(3, 3), "batch": torch.tensor([0, 1, 0])}, "batch must be sorted"),
+        ({"points": torch.zeros(3, 3), "batch": torch.zeros(3)}, "batch must be int64"),
+        ({"points": torch.zeros(0, 3), "batch": torch.zeros(0).long()}, "batch must be int64 with a number for each"),
+        (
+            {"points": torch.zeros(3, 3), "batch": torch.zeros(3).long(), "features": torch.zeros(2, 3)},
+            r"features \(2, 3\)",
+        ),
         (
             {"points": torch.zeros(2, 3), "batch": torch.zeros(2).long(), "mask": torch.ones(2).bool()},
             "give one of them",
@@ -345,3 +370,8 @@ def test_wrong_category(options: dict[str, torch.Tensor], message: str) -> None:
         segmenter()(torch.zeros(2, 9, 3), **options)
     with pytest.raises(ValueError, match="no categories"):
         point_ea_part_segmenter(5, 0, **SIZES)(torch.zeros(2, 9, 3), category=torch.zeros(2).long())
+
+
+def test_an_unknown_size() -> None:
+    with pytest.raises(ValueError, match="size must be one of small, base, got 'huge'"):
+        point_ea_classifier(5, size="huge")  # type: ignore[arg-type]

@@ -100,7 +100,46 @@ def test_where_it_is_not_used(norm: nn.BatchNorm1d) -> None:
     assert not batch_norm.has_compiled_norm(norm, torch.randn(B, N, C))
 
 
-@pytest.mark.parametrize("what", ["half", "hook", "other type", "one row", "gradients in evaluation"])
+@pytest.mark.parametrize("frozen", ["norm", "tokens"])
+def test_second_derivative_of_frozen_parts(norm: nn.BatchNorm1d, frozen: str) -> None:
+    tokens = torch.randn(B, N, C, requires_grad=frozen == "norm")
+    norm.requires_grad_(frozen == "tokens")
+    wanted = tokens if frozen == "norm" else norm.weight
+    out = batch_norm.compiled_norm(norm, tokens)
+    (slope,) = torch.autograd.grad(out.pow(3).sum(), wanted, create_graph=True)
+    expected = straightforward(norm, tokens, None, None)
+    (theirs,) = torch.autograd.grad(expected.pow(3).sum(), wanted)
+    torch.testing.assert_close(slope, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_many_gradients_at_once(norm: nn.BatchNorm1d) -> None:
+    tokens, grads = torch.randn(B, N, C, requires_grad=True), torch.randn(4, B, N, C)
+    out = batch_norm.compiled_norm(norm, tokens)
+    (batched,) = torch.autograd.grad(out, tokens, grads, is_grads_batched=True, retain_graph=True)
+    for one, grad in zip(batched, grads):
+        torch.testing.assert_close(one, torch.autograd.grad(out, tokens, grad, retain_graph=True)[0])
+
+
+def test_statistics_that_were_switched_off_stay(norm: nn.BatchNorm1d) -> None:
+    norm.track_running_stats = False
+    norm_tokens(norm, torch.randn(B, N, C))
+    assert int(norm.num_batches_tracked) == 0
+
+
+def test_wrong_sizes() -> None:
+    norm = nn.BatchNorm1d(8)
+    with pytest.raises((RuntimeError, ValueError)):
+        norm_tokens(norm, torch.randn(B, N, 16))
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
+        norm_tokens(norm.eval(), torch.randn(B, N, 16))
+    tokens = torch.randn(2, 3, C)
+    with pytest.raises(RuntimeError, match="must match"):
+        add_normed(torch.randn(3, 2, C), nn.BatchNorm1d(C), tokens)
+    with pytest.raises(ValueError, match=r"keep must be \(2,\), got \(3,\)"):
+        batch_norm.compiled_norm(nn.BatchNorm1d(C), tokens, keep=torch.ones(3))
+
+
+@pytest.mark.parametrize("what", ["half", "hook", "other type", "one row", "gradients in evaluation", "no bias"])
 def test_modules_that_are_not_plain_are_called(norm: nn.BatchNorm1d, what: str) -> None:
     tokens = torch.randn(B, N, C)
     module: nn.Module = norm
@@ -110,6 +149,8 @@ def test_modules_that_are_not_plain_are_called(norm: nn.BatchNorm1d, what: str) 
         norm.register_forward_hook(lambda *_: None)
     elif what == "other type":
         module = nn.LayerNorm(C)
+    elif what == "no bias":
+        norm.bias = None
     elif what == "one row":
         tokens = tokens[:1, :1]
     else:

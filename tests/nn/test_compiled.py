@@ -73,6 +73,34 @@ assert (out == 2).all()
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_numba_that_cannot_be_imported_is_left_out(tmp_path) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.0 or less')")
+    code = """
+import warnings, torch
+from pcea.ops import farthest_point_sample
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    farthest_point_sample(torch.rand(32, 1024, 3), 512)
+assert "Numba needs NumPy 2.0 or less" in str(caught[-1].message)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+
+
+def test_a_full_disk_costs_the_cache_alone(monkeypatch) -> None:
+    from numba.core.caching import FunctionCache
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FunctionCache, "save_overload", fail)
+    twice = compiled.compiled(_double)
+    assert twice(21) == 42
+
+
+def _double(number: int) -> int:
+    return 2 * number
+
+
 def test_moments_by_hand() -> None:
     from pcea.nn.norm_kernels import moments
 

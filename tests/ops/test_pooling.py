@@ -95,6 +95,19 @@ def test_first_and_second_derivatives() -> None:
 
 
 @both_ways
+def test_gradients_where_the_inputs_share_their_origin() -> None:
+    weight, index = torch.randn(C, 10, dtype=torch.float64, requires_grad=True), indices()
+
+    def of_points(points: Tensor) -> Tensor:
+        moved = 2 * points
+        return max_quadratic(moved, moved[:, :M], index, weight)
+
+    points = torch.randn(B, N, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(of_points, (points,))
+    assert torch.autograd.gradgradcheck(of_points, (points,))
+
+
+@both_ways
 def test_nan_is_not_lost() -> None:
     for place in range(N):
         values = torch.randn(1, N, C)
@@ -154,3 +167,33 @@ def test_errors() -> None:
         max_quadratic(points, points[:, :M], index, torch.randn(C, 9))
     with pytest.raises(ValueError, match="points must be floating"):
         max_quadratic(values, points[:, :M], index, torch.randn(C, 10))
+
+
+@both_ways
+@pytest.mark.parametrize("wrong", [-1, N, 10**7])
+def test_an_index_out_of_range_is_refused(wrong: int) -> None:
+    values, points, weight = torch.randn(B, N, C), torch.randn(B, N, 3), torch.randn(C, 10)
+    index = indices()
+    index[1, 2, 0] = wrong
+    with pytest.raises(ValueError, match=rf"index must be in 0\.\.{N - 1}, got"):
+        max_neighbors(values, index)
+    with pytest.raises(ValueError, match="index must be in"):
+        max_quadratic(points, points[:, :M], index, weight)
+    with pytest.raises(ValueError, match="own must be in"):
+        max_neighbors(values, indices(), own=index[..., 0])
+
+
+@both_ways
+def test_other_types_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"index must be int64, got torch.float32"):
+        max_neighbors(torch.randn(B, N, C), indices().float())
+    with pytest.raises(ValueError, match=r"values must be floating, got torch.int64"):
+        max_neighbors(torch.ones(B, N, C, dtype=torch.int64), indices())
+
+
+@both_ways
+def test_double_precision_far_from_the_origin() -> None:
+    points, weight, index = torch.randn(B, N, 3, dtype=torch.float64), torch.randn(C, 10), indices()
+    out = max_quadratic(points + 1e6, points[:, :M] + 1e6, index, weight)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, max_quadratic(points, points[:, :M], index, weight), atol=1e-4, rtol=1e-4)

@@ -58,18 +58,35 @@ def test_what_stands_between_the_markers_is_replaced(tables, record):
 
 def test_seeds_share_a_row(tables, record):
     other = {"overall_accuracy": 93.0, "mean_class_accuracy": 90.5}
-    records = [record, record._replace(seed=3, metrics=other, minutes=70.4), record._replace(votes=10)]
+    seeded = "pcea test --config modelnet40_eat --seed_everything 3 --weights runs/a/last.ckpt"
+    voting = record._replace(votes=10, command=record.command + " --model.init_args.votes 10")
+    records = [record, record._replace(seed=3, metrics=other, minutes=70.4, command=seeded), voting]
     _, _, both, voted = tables.results_table(records, tables.CLASSIFICATION).splitlines()
     # 93.456 and 93.0 have the mean 93.228 and lie 0.228 from it: the deviation is 0.228 * sqrt(2).
     assert cells(both) == [
         "`modelnet40_eat` (2 seeds)", "ModelNet40 test", "93.23 ± 0.32", "90.30 ± 0.28", "1024", "1", "250, last",
         "66 min, a device",
     ]  # fmt: skip
-    assert cells(voted)[0] == "`modelnet40_eat` (seed 2)"
+    assert cells(voted)[0] == "`modelnet40_eat`, votes: 10 (seed 2)"
     (headline,) = tables.headline_table(records).splitlines()[2:]
     assert headline == "| `modelnet40_eat` | ModelNet40 | accuracy 93.23 ± 0.32 % (2 seeds) | 66 min, a device |"
     shapes = [record._replace(seed=i, categories={"Cup": (8, 80.0 + i), "Mug": (0, None)}) for i in (1, 2)]
     assert tables.category_table(shapes).splitlines()[2:] == ["| Cup | 8 | 81.5 |", "| Mug | 0 | - |"]
+
+
+def test_records_of_other_commands_have_rows_of_their_own(tables, record):
+    other = record._replace(seed=3, command=record.command + " --data.init_args.batch_size 8")
+    assert len(tables.results_table([record, other], tables.CLASSIFICATION).splitlines()) == 4
+    with pytest.raises(ValueError, match="Two records of modelnet40_eat have seed 2 and the same command"):
+        tables.by_seed([record, record])
+
+
+def test_a_metric_that_some_seeds_lack_is_left_out(tables, record):
+    parts = {"instance_miou": 70.0, "category_miou": 71.0, "overall_accuracy": 90.0}
+    records = [record._replace(metrics=parts), record._replace(seed=3, metrics=parts | {"instance_miou_all_parts": 1})]
+    assert cells(tables.results_table(records, tables.PARTS).splitlines()[2])[2:6] == [
+        "70.00 ± 0.00", "71.00 ± 0.00", "-", "90.00 ± 0.00"
+    ]  # fmt: skip
 
 
 def test_each_configuration_has_a_row(tables, record):
