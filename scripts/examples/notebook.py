@@ -19,7 +19,7 @@ print(prediction)  # what `pcea predict` prints
 best, probability = prediction.class_names[0], prediction.probabilities[0]  # the most probable class comes first
 
 # %% Label the parts of a shape.
-parts = pcea.load("labeled_psb_eat").predict(table, category="Table")
+parts = pcea.load("labeled_psb_pointea").predict(table, category="Table")
 part_label, confidence = parts.part_label, parts.confidence  # (2048,) each
 
 # %% See what its points attend to. The picture is an array that a notebook shows: PIL.Image.fromarray(picture)

@@ -114,7 +114,7 @@ def test_the_shipped_weights_stay_small():
 
 def test_errors(tmp_path, stored):
     with pytest.raises(
-        FileNotFoundError, match="neither a file nor one of those shipped: labeled_psb_eat, modelnet40_eat_cpu"
+        FileNotFoundError, match="neither a file nor one of those shipped: labeled_psb_eat, labeled_psb_pointea, modelnet40"
     ):
         load_weights("nothing")
     (tmp_path / "text").write_text("no weights")
