@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from result_tables import spread
+
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs/ablation")
 NETWORK = "--model.init_args.network.init_args"
@@ -104,10 +106,9 @@ def table(config: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
         metrics = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in paths]
         name = next(name for name in METRICS if name in metrics[0])
         values = [each[name] for each in metrics]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         cost = measure(config, variant)
         rows.append(
-            f"| {variant} | {len(values)} | {statistics.mean(values):.2f}{spread} | {cost['parameters'] / 1e6:.3f}M | "
+            f"| {variant} | {len(values)} | {spread(values, '.2f')} | {cost['parameters'] / 1e6:.3f}M | "
             f"{cost['multiplications'] / 1e6:.0f}M | {cost['clouds_per_second']:.0f} |"
         )
     return "\n".join(rows)
@@ -151,8 +152,7 @@ def build(config: str, variant: str) -> tuple[Any, int]:
     content = yaml.safe_load(config_path(config).read_text(encoding="utf-8"))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Task, "model")
-    given = {"model": content["model"]}
-    parsed = parser.parse_args([f"--model={json.dumps(given['model'])}", *options_of(variant)])
+    parsed = parser.parse_args([f"--model={json.dumps(content['model'])}", *options_of(variant)])
     return parser.instantiate(parsed).model.network, content["data"]["init_args"]["num_points"]
 
 

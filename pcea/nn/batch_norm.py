@@ -78,13 +78,9 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     from pcea.nn.norm_kernels import moments
 
     pivot = rows[0].clone()
-    parts = run(moments, len(rows), *_arrays(rows, pivot))
+    parts = run(moments, len(rows), rows, pivot)
     total, squares = (torch.from_numpy(sum(part)) / len(rows) for part in zip(*parts))
     return (pivot + total).float(), (squares - total.square()).clamp_min(0).float()
-
-
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [t.detach().contiguous().numpy() for t in tensors]
 
 
 class _Normalize(torch.autograd.Function):
@@ -108,10 +104,10 @@ class _Normalize(torch.autograd.Function):
         out = torch.empty_like(rows)
         factors = rows.new_ones(1) if keep is None else keep
         if residual is None and keep is None:
-            run(affine, len(rows), *_arrays(rows, scale, shift, out))
+            run(affine, len(rows), rows, scale, shift, out)
         else:
             added = torch.zeros_like(rows) if residual is None else residual.reshape(rows.shape)
-            run(affine_add, len(rows), *_arrays(rows, scale, shift, added, factors, out))
+            run(affine_add, len(rows), rows, scale, shift, added, factors, out)
         ctx.save_for_backward(tokens, weight, factors, mean, variance)
         ctx.eps, ctx.has_residual = eps, residual is not None
         return out.view(tokens.shape)
@@ -120,22 +116,21 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, keep, mean, variance = ctx.saved_tensors
         to_residual = grad if ctx.has_residual else None
-        if (
-            torch.is_grad_enabled() or is_transformed() or is_batched(grad)
-        ):  # a gradient of this gradient is wanted, or many at once
+        # A gradient of this gradient is wanted, or many gradients at once.
+        if torch.is_grad_enabled() or is_transformed() or is_batched(grad):
             to_tokens, to_weight, to_bias = _plain_gradient(tokens, weight, keep, grad, ctx.eps)
             return to_tokens, to_weight, to_bias, to_residual, None, None, None, None
         from pcea.nn.norm_kernels import gradient, gradient_sums
 
         rows, slope = (t.contiguous().view(-1, t.shape[-1]) for t in (tokens, grad))
-        parts = run(gradient_sums, len(rows), *_arrays(slope, rows, mean, keep))
+        parts = run(gradient_sums, len(rows), slope, rows, mean, keep)
         total, products = (torch.from_numpy(sum(part)) for part in zip(*parts))
         inverse_std = torch.rsqrt(variance.double() + ctx.eps)
         by_grad = weight * inverse_std
         by_row = -by_grad * inverse_std.square() * products / len(rows)
         shift = -by_grad * total / len(rows) - by_row * mean
         out = torch.empty_like(rows)
-        run(gradient, len(rows), *_arrays(slope, rows, by_grad.float(), by_row.float(), shift.float(), keep, out))
+        run(gradient, len(rows), slope, rows, by_grad.float(), by_row.float(), shift.float(), keep, out)
         to_weight = (products * inverse_std).float()
         return out.view(tokens.shape), to_weight, total.float(), to_residual, None, None, None, None
 

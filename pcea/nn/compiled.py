@@ -94,7 +94,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
-    """Call `kernel(*arguments, start, stop)` for parts of range(count), one per thread of torch; return the results."""
+    """Call `kernel(*arguments, start, stop)` for parts of range(count), one per thread of torch; return the results.
+
+    Tensors are given as arrays; one that the kernel fills must be contiguous.
+    """
+    arguments = tuple(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in arguments)
     threads = max(1, min(torch.get_num_threads(), count))
     bounds = [count * i // threads for i in range(threads + 1)]
     if threads == 1:

@@ -155,8 +155,7 @@ def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Te
         xyz = xyz.masked_fill(~mask, torch.inf)
     shape = (*query.shape[:2], k)
     index, squared_distance = torch.zeros(shape, dtype=torch.int64), query.new_full(shape, torch.inf)
-    arrays = [t.detach().contiguous().numpy() for t in (query, xyz, index, squared_distance)]
-    run(compiled.nearest, shape[0] * shape[1], *arrays)
+    run(compiled.nearest, shape[0] * shape[1], query, xyz, index, squared_distance)
     return index, squared_distance
 
 

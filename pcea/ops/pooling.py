@@ -115,10 +115,6 @@ def _monomials(offsets: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], dim=-1)
 
 
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [t.detach().contiguous().numpy() for t in tensors]
-
-
 @torch.library.custom_op("pcea::max_neighbors", mutates_args=())
 def _max_neighbors_op(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """The maxima, (B, M, C), less the values of `own` (B, M) or (B, 0), and the neighbour of each, (B, M, C) int32."""
@@ -126,7 +122,7 @@ def _max_neighbors_op(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tenso
 
     shape = (*index.shape[:2], values.shape[-1])
     out, winner = values.new_empty(shape), torch.empty(shape, dtype=torch.int32)
-    run(max_gathered, shape[0] * shape[1], *_arrays(values, index, own, out, winner))
+    run(max_gathered, shape[0] * shape[1], values, index, own, out, winner)
     return out, winner
 
 
@@ -156,7 +152,7 @@ def _scatter_op(grad: Tensor, winner: Tensor, own: Tensor, num_points: int) -> T
     from pcea.ops.cpu_kernels import scatter_gathered
 
     out = grad.new_empty(grad.shape[0], num_points, grad.shape[2])
-    run(scatter_gathered, len(grad), *_arrays(grad, winner, own, out))
+    run(scatter_gathered, len(grad), grad, winner, own, out)
     return out
 
 
@@ -175,7 +171,7 @@ def _max_quadratic_op(points: Tensor, centers: Tensor, index: Tensor, weight: Te
 
     shape = (*index.shape[:2], len(weight))
     out, winner = weight.new_empty(shape), torch.empty(shape, dtype=torch.int32)
-    run(max_quadratic, shape[0] * shape[1], *_arrays(points, centers, index, weight.T, out, winner))
+    run(max_quadratic, shape[0] * shape[1], points, centers, index, weight.T, out, winner)
     return out, winner
 
 
@@ -219,7 +215,7 @@ def _quadratic_weight_op(points: Tensor, centers: Tensor, winner: Tensor, grad: 
     """The gradient of `max_quadratic` in its weight, (C, 10)."""
     from pcea.ops.cpu_kernels import quadratic_weight_grad
 
-    parts = run(quadratic_weight_grad, winner.shape[0] * winner.shape[1], *_arrays(points, centers, winner, grad))
+    parts = run(quadratic_weight_grad, winner.shape[0] * winner.shape[1], points, centers, winner, grad)
     return torch.from_numpy(sum(parts)).T.contiguous()
 
 

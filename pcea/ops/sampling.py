@@ -154,13 +154,13 @@ def _sample_loop(points: Tensor, num_points: int, mask: Tensor | None, start: Te
 def _sample_compiled(compiled: Any, points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
     """`_sample_loop` as one compiled loop per cloud."""
     b, n, _ = points.shape
-    xyz = points.detach().permute(2, 0, 1).contiguous().numpy()
+    xyz = points.permute(2, 0, 1)
     nearest = np.full((b, n), np.inf, np.float32)
     if mask is not None:
         nearest[~mask.numpy()] = compiled.PADDING
     index = torch.empty(b, num_points, dtype=torch.int64)
     index[:, 0] = start
-    run(compiled.farthest, b, xyz, nearest, nearest.view(np.int32), index.numpy())
+    run(compiled.farthest, b, xyz, nearest, nearest.view(np.int32), index)
     return index
 
 

@@ -119,6 +119,7 @@ class PointSegmentationTask(Task):
         if self.own_parts and self.parts:
             takes_part = _real(self._own_parts(batch).unsqueeze(1).expand(*batch.label.shape, -1), batch)
             loss = cross_entropy_among(logits, label, takes_part, label_smoothing=self.label_smoothing)
+            logits = logits.detach().masked_fill(~takes_part, -torch.inf)
         else:
             loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))
