@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
@@ -81,6 +81,23 @@ class PceaCLI(LightningCLI):
         is_checkpoint = self.weights is not None and self.weights.suffix != ".safetensors"
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
+    def instantiate_classes(self) -> None:
+        """Count the classes of the data for a network whose configuration leaves them open, then make everything."""
+        config = self.config[self.subcommand]
+        network = (config.model.init_args.get("network") or {}).get("init_args") or {}
+        is_open = [name for name in ("num_classes", "num_categories") if name in network and network[name] is None]
+        if is_open:
+            parser = self._parser(self.subcommand)
+            data = parser.instantiate_classes(Namespace(data=config.data.clone())).data
+            train = data.load("train")
+            counts = {
+                "num_classes": len(train.class_names) + bool(config.model.init_args.get("background")),
+                "num_categories": len(getattr(train, "parts", {})),
+            }
+            for name in is_open:
+                network[name] = counts[name]
+        super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log training to TensorBoard and CSV, in one numbered folder per run."""
         config = self.config[self.subcommand].trainer
@@ -125,7 +142,7 @@ class PceaCLI(LightningCLI):
             return {**kwargs, "ckpt_path": str(self.weights)}
         stored = load_weights(self.weights)
         load_state(self.model.network, stored.state, str(self.weights))
-        self.model.trained_on(stored.description.class_names, stored.description.parts)
+        self.model.loaded(stored.description)
         source = stored.description.source
         self.checkpoint = {"epoch": source.get("epoch", 0) - 1, "seed": source.get("seed", -1)}
         return kwargs

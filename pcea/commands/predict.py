@@ -11,10 +11,13 @@ from typing import Any
 
 from pcea.datasets.cache import summarize
 from pcea.inference.base import Predictor
+from pcea.inference.examples import read_examples
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
+from pcea.io.ply import write_ply
 
 OPTIONS = {
     "meshes and clouds": ("up", "seed"),
+    "classes of meshes and clouds": ("like", "explain"),
     "parts of meshes and clouds": ("category", "num_points", "points_per_pass"),
     "classes of clouds and of images": ("top",),
     "pixels of images": ("longest_side",),
@@ -36,6 +39,8 @@ def predict(
     num_points: int | None = None,
     points_per_pass: int | None = None,
     top: int | None = None,
+    like: Path | None = None,
+    explain: bool = False,
     longest_side: int | None = None,
     threshold: float | None = None,
 ) -> None:
@@ -54,7 +59,8 @@ def predict(
         output: Also write the results. Classes go to this CSV file. Others go into this folder: for parts a coloured
             NAME.ply and a NAME.npz with the label and confidence of every point; for pixels a NAME.png of class numbers
             and a NAME_overlay.jpg to look at; for objects a NAME_objects.jpg each, and one objects.json in COCO format.
-        up: The files' upward axis, y by default: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
+        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; auto finds it. By
+            default auto for classes, y for parts.
         seed: Decides which points are sampled, 0 by default.
         category: What all the files show, such as Chair. Required if the network has several categories.
         num_points: Points sampled on each mesh, 10000 by default. Clouds are labelled whole.
@@ -62,6 +68,9 @@ def predict(
             go through in random subsets. 0 shows all at once, which is worse if a cloud is much denser than in
             training.
         top: How many classes are shown for each file, 3 by default.
+        like: A folder with folders of examples: names the one whose files are most alike, without any training.
+        explain: Also print what decided: the regions of the shape, and what it would be without each; and draw them,
+            beside the output or into the current folder.
         longest_side: A larger image is scaled down to this many pixels along its longer side for the network, 1024
             by default. The result has the size of the image.
         threshold: Objects with a lower score, in 0..1, are left out; 0.5 by default.
@@ -77,10 +86,17 @@ def predict(
         num_points=num_points,
         points_per_pass=points_per_pass,
         top=top,
+        like=like,
         longest_side=longest_side,
         threshold=threshold,
     )
     predictor.check(**options)
+    if explain and not hasattr(predictor, "explain"):
+        raise ValueError(f"This network {predictor.purpose}: --explain is not for it.")
+    if explain and like is not None:
+        raise ValueError("--explain is for the classes of the network: leave --like out.")
+    if like is not None:
+        options["like"] = read_examples(predictor, like, seed=seed or 0)  # type: ignore[arg-type]
     width = max(len(str(file)) for file in files)
     unreadable: list[str] = []
     with nullcontext(None) if output is None else predictor.writing(output, files) as write:
@@ -93,6 +109,8 @@ def predict(
             except MISFITS as error:
                 raise misfit(predictor, weights, error) from error
             print(f"{file!s:{width}}  {prediction}", flush=True)
+            if explain:
+                print_explanation(predictor, file, output, up=up, seed=seed)
             if write is not None:
                 write(file, prediction)
         if len(unreadable) == len(files):
@@ -103,6 +121,26 @@ def predict(
     if unreadable:
         print(f"pcea: error: {summarize(unreadable, len(files))}", file=sys.stderr)
         sys.exit(1)
+
+
+def print_explanation(predictor: Any, file: Path, output: Path | None, **options: Any) -> None:
+    """Print what decided the class of a file, and draw it: a picture, or coloured points where nothing can be drawn."""
+    from pcea.visualization.picture_files import save_png
+    from pcea.visualization.renderer import check_rendering
+    from pcea.visualization.sheets import draw_sheet
+
+    explanation = predictor.explain(file, **{name: value for name, value in options.items() if value is not None})
+    view = explanation.view()
+    path = (output.parent if output else Path()) / f"{file.stem}_explained.png"
+    try:
+        check_rendering()
+        save_png(path, next(draw_sheet([view], size=600)))
+    except OSError:
+        path = path.with_suffix(".ply")
+        write_ply(
+            path, dict(zip(("x", "y", "z", "red", "green", "blue"), [*view.points.numpy().T, *view.colors.numpy().T]))
+        )
+    print(f"{explanation}\n  {path}", flush=True)
 
 
 # What a network that is not what its file says may end in.

@@ -32,6 +32,17 @@ def list_split(root: Path, split: str, *, up: str, test_fraction: float, seed: i
     return files
 
 
+def list_files(root: Path) -> dict[str, list[Path]]:
+    """All mesh and cloud files in the folders under `root`, by the name of the folder.
+
+    Raises:
+        FileNotFoundError: If `root` is missing.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"No folder {root}.")
+    return {folder.name: _files(folder) for folder in _folders(root)}
+
+
 def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> dict[str, list[Path]]:
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}.")

@@ -41,7 +41,7 @@ class Predictor:
 
     def __init__(self, network: nn.Module, description: NetworkDescription):
         self.network, self.description = network.eval(), description
-        num_classes = int(getattr(network, "num_classes", 0))
+        num_classes = int(getattr(network, "num_classes", 0)) - description.background
         self.class_names = description.class_names or tuple(f"class {n}" for n in range(num_classes))
 
     @property

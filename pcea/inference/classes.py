@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,30 @@ class ClassPrediction(NamedTuple):
     Attributes:
         class_names: Their names, most probable first.
         probabilities: Their probabilities, in 0..1.
+        score: How well the network knows what it saw: the logarithm of the odds, or of the sum, of all classes.
+        is_known: Whether the score is above that of 95 % of the network's held-out samples; True if that is unknown.
+        pose: How a cloud lies, such as "z up", if that was found; else "".
     """
 
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
+    score: float = math.nan
+    is_known: bool = True
+    pose: str = ""
+
+    @property
+    def title(self) -> str:
+        """The best class on a picture."""
+        best = f"{self.class_names[0]} {100 * self.probabilities[0]:.0f} %"
+        return best if self.is_known else f"unsure, closest {best}"
 
     def __str__(self) -> str:
-        return "  ".join(f"{n} {100 * p:.1f}%" for n, p in zip(self.class_names, self.probabilities))
+        pose = f"  ({self.pose})" if self.pose else ""
+        if not self.is_known:
+            return (
+                f"unsure: nothing it knows (closest: {self.class_names[0]} {100 * self.probabilities[0]:.0f} %){pose}"
+            )
+        return "  ".join(f"{n} {100 * p:.1f}%" for n, p in zip(self.class_names, self.probabilities)) + pose
 
 
 class ClassPredictor(Predictor):
@@ -34,14 +52,17 @@ class ClassPredictor(Predictor):
 
     @contextmanager
     def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Collect the results in a CSV file with the columns file, rank, class and probability."""
+        """Collect the results in a CSV file with the columns file, rank, class, probability, known and pose."""
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: a network that names classes writes a CSV file.")
-        rows: list[tuple[Path, int, str, str]] = []
+        rows: list[tuple[object, ...]] = []
 
         def write(file: Path, prediction: ClassPrediction) -> None:
             ranked = zip(prediction.class_names, prediction.probabilities)
-            rows.extend((file, rank, name, f"{p:.4f}") for rank, (name, p) in enumerate(ranked, start=1))
+            known = "yes" if prediction.is_known else "no"
+            rows.extend(
+                (file, rank, name, f"{p:.4f}", known, prediction.pose) for rank, (name, p) in enumerate(ranked, start=1)
+            )
 
         yield write
         with (
@@ -49,13 +70,28 @@ class ClassPredictor(Predictor):
             part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
         ):
             writer = csv.writer(stream)
-            writer.writerow(["file", "rank", "class", "probability"])
+            writer.writerow(["file", "rank", "class", "probability", "known", "pose"])
             writer.writerows(rows)
 
-    def _rank(self, logits: Tensor, top: int) -> ClassPrediction:
-        """The most probable classes by logits (P,)."""
-        best = logits.float().softmax(-1).topk(min(top, len(self.class_names)))
-        return ClassPrediction(tuple(self.class_names[i] for i in best.indices), tuple(best.values.tolist()))
+    def rank(self, logits: Tensor, top: int, *, score: float | None = None, pose: str = "") -> ClassPrediction:
+        """The `top` most probable classes.
+
+        Args:
+            logits: Of all classes, divided by the temperature, (P,).
+            top: How many are returned.
+            score: See `ClassPrediction`; None for the log-sum-exp of the logits.
+            pose: See `ClassPrediction`.
+        """
+        score = float(logits.logsumexp(-1)) if score is None else score
+        least = self.description.known_above
+        is_known = least is None or score >= least
+        return rank(logits, top, self.class_names)._replace(score=score, is_known=is_known, pose=pose)
+
+
+def rank(logits: Tensor, top: int, class_names: Sequence[str]) -> ClassPrediction:
+    """The `top` most probable classes by logits (P,)."""
+    best = logits.softmax(-1).topk(min(top, len(class_names)))
+    return ClassPrediction(tuple(class_names[i] for i in best.indices), tuple(best.values.tolist()))
 
 
 def check_top(top: int) -> None:

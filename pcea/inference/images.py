@@ -38,7 +38,8 @@ class ImagePredictor(ClassPredictor):
             ValueError: If it is not an image, or the network cannot take it.
         """
         self.check(top=top)
-        return self._rank(self.logits(load_image(source)), top)
+        logits = self.logits(load_image(source)).float() / self.description.temperature
+        return self.rank(logits, top)
 
     def check(self, *, top: int = 3, **_: Any) -> None:
         """Raise a ValueError for invalid options."""

@@ -52,8 +52,9 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
     network = build_network(stored, str(weights), packages=trust)
     names = stored.description.class_names
     num_classes = getattr(network, "num_classes", len(names))
-    if names and len(names) != num_classes and stored.description.builder.startswith("pcea."):
-        raise ValueError(f"{weights} names {len(names)} classes, but its network has {num_classes}.")
+    expected = len(names) + stored.description.background
+    if names and expected != num_classes and stored.description.builder.startswith("pcea."):
+        raise ValueError(f"{weights} names {expected} classes, but its network has {num_classes}.")
     module, name = _PREDICTORS[task]
     predictor: Predictor = getattr(importlib.import_module(module), name)(network, stored.description)
     return predictor.to(chosen)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pcea.inference.base import Predictor
 from pcea.inference.points import CloudSource, load_cloud, name_of, points_shown
+from pcea.inference.pose import up_rotation
 from pcea.io.ply import write_ply
-from pcea.io.points import Points, check_axis, normalize_points, orient
+from pcea.io.points import Points, check_axis, normalize_points
 from pcea.models.subsets import classify_in_subsets
 from pcea.visualization.colors import color_parts
 
@@ -81,7 +82,7 @@ class PartPredictor(Predictor):
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
             category: What it shows, such as Chair; required if the network has several categories.
-            up: Its upward axis: x, y, z, -x, -y or -z.
+            up: Its upward axis: x, y, z, -x, -y or -z; or auto, if a classifier that comes with pcea is to find it.
             num_points: Points sampled on a mesh. All points of a cloud are labelled.
             points_per_pass: Points that the network sees at once; larger clouds go through in random subsets. None for
                 as many as it was trained for; 0 for all points in one pass, which is worse where a cloud is much
@@ -108,7 +109,8 @@ class PartPredictor(Predictor):
     ) -> None:
         """Raise a ValueError for invalid options."""
         find_category(self.description.parts, category)
-        check_axis(up)
+        if up != "auto":
+            check_axis(up)
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}.")
         points_shown(0, points_per_pass)
@@ -123,11 +125,12 @@ class PartPredictor(Predictor):
         """Name the part of every point of a cloud that has been read; the arguments are those of `predict`."""
         about, device = self.description, self.device
         parts = tuple(range(len(self.class_names))) if category is None else tuple(about.parts[category])
-        normals = orient(cloud.normals, up).to(device) if about.has_normals and cloud.normals is not None else None
+        turn = self.rotation(cloud, up=up).T
+        normals = (cloud.normals @ turn).to(device) if about.has_normals and cloud.normals is not None else None
         number = self.category_number(category)
         probabilities = classify_in_subsets(
             self.network,
-            normalize_points(orient(cloud.points, up)).to(device),
+            normalize_points(cloud.points @ turn.to(cloud.points)).to(device),
             normals,
             category=None if number is None else number[0],
             classes=parts,
@@ -139,6 +142,17 @@ class PartPredictor(Predictor):
         return PartPrediction(
             cloud.points, cloud.normals, part_label, best.values, self.class_names, category or "", parts
         )
+
+    def rotation(self, cloud: Points, *, up: str) -> Tensor:
+        """What makes a cloud upright, (3, 3): points @ rotation.T. The arguments are those of `predict`."""
+        if up != "auto":
+            return up_rotation(up)
+        from pcea.inference.networks import DEFAULT_WEIGHTS, load
+
+        finder = load(DEFAULT_WEIGHTS, device=str(self.device))
+        order = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(0))
+        rotation: Tensor = finder.pose(Points(cloud.points[order[: finder.description.num_points]])).rotation  # type: ignore[attr-defined]
+        return rotation
 
     def category_number(self, category: str | None) -> Tensor | None:
         """Number of a category, (1,); None if the network does not take one."""

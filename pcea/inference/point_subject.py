@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.inference.base import Predictor
-from pcea.inference.points import points_shown
+from pcea.inference.points import PointPredictor, points_shown
 from pcea.inference.recording import record_on_cpu
-from pcea.io.points import Points, normalize_points, orient
+from pcea.io.points import Points, normalize_points
 from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, view_class, view_parts, view_values
@@ -32,7 +31,7 @@ class PointSubject(Subject):
         source: The name of the file, for titles and messages.
         cloud: Its points, N, in the file's unit and orientation, with normals if the network needs them.
         predictor: The network.
-        up: The file's upward axis.
+        up: The file's upward axis, or auto; see `PointPredictor.predict`. The cloud is drawn upright.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
         seed: Decides the subset.
@@ -45,7 +44,7 @@ class PointSubject(Subject):
         self,
         source: str,
         cloud: Points,
-        predictor: Predictor,
+        predictor: PointPredictor | PartPredictor,
         *,
         up: str = "y",
         points_per_pass: int | None = None,
@@ -53,13 +52,18 @@ class PointSubject(Subject):
     ):
         self.source, self.source_points, self.predictor = source, cloud, predictor
         self._up, self._points_per_pass, self._seed = up, points_per_pass, seed
-        points = normalize_points(orient(cloud.points, up)).float()
-        normals = None if cloud.normals is None else orient(cloud.normals, up)
         about = predictor.description
         shown = points_shown(about.num_points, points_per_pass)
-        chosen = torch.arange(len(points))
-        if shown is not None and shown < len(points):
-            chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:shown]
+        chosen = torch.arange(len(cloud.points))
+        if shown is not None and shown < len(chosen):
+            chosen = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:shown]
+        seen = Points(cloud.points[chosen], None if cloud.normals is None else cloud.normals[chosen])
+        try:
+            rotation = self._find_rotation(seen, up)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        points = normalize_points(cloud.points @ rotation.T.to(cloud.points)).float()
+        normals = None if cloud.normals is None else cloud.normals @ rotation.T
         # What the network sees: points (1, n, 3), and normals (1, n, 3) if it takes them.
         given = normals[chosen][None].to(predictor.device) if about.has_normals and normals is not None else None
         self._shown = points[chosen][None].to(predictor.device), given
@@ -74,12 +78,17 @@ class PointSubject(Subject):
                 layers[layer] = attention._replace(points=points[chosen][None])
         super().__init__(points, layers, name=name, normals=normals)
 
+    def _find_rotation(self, seen: Points, up: str) -> Tensor:
+        """What makes the cloud upright, (3, 3), by the points that the network sees."""
+        assert isinstance(self.predictor, PointPredictor)
+        posed = self.predictor.pose(seen, up=up)
+        self._class = self.predictor.rank(posed.logits, _CLASSES, score=posed.score, pose=posed.name)
+        return posed.rotation
+
     def _run(self) -> str:
         """Show the network the cloud and return the title."""
-        self._probabilities = self.predictor.network(*self._shown)[0].float().softmax(0).cpu()
-        best = int(self._probabilities.argmax())
-        name = self.predictor.class_names[best]
-        return f"{Path(self.source).stem}: {name} {100 * float(self._probabilities[best]):.0f} %"
+        self.predictor.network(*self._shown)
+        return f"{Path(self.source).stem}: {self._class.title}"
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -91,9 +100,7 @@ class PointSubject(Subject):
         """The probabilities of the cloud's classes, or what each point decides."""
         if mode == "critical":
             return view_values(self.points, self._decided_channels, label="channels decided by the nearest centre")
-        best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
-        names = [self.predictor.class_names[i] for i in best.indices]
-        return view_class(self.points, dict(zip(names, best.values.tolist())))
+        return view_class(self.points, dict(zip(self._class.class_names, self._class.probabilities)))
 
     @cached_property
     @torch.inference_mode()
@@ -153,6 +160,9 @@ class PartSubject(PointSubject):
     ):
         self._category = category
         super().__init__(source, cloud, predictor, up=up, points_per_pass=points_per_pass, seed=seed)
+
+    def _find_rotation(self, seen: Points, up: str) -> Tensor:
+        return self.predictor.rotation(seen, up=up)
 
     def _run(self) -> str:
         self.predictor.network(*self._shown, category=self.predictor.category_number(self._category))

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top
+from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top, rank
+from pcea.inference.examples import Examples, feature_of, read_examples
+from pcea.inference.pose import PosedLogits, find_pose, log_odds, up_rotation
 from pcea.io.points import (
     Points,
     as_points,
@@ -18,12 +20,17 @@ from pcea.io.points import (
     estimate_normals,
     load_points,
     normalize_points,
-    orient,
     sample_points,
 )
+from pcea.transforms.points import axis_rotations
 
 if TYPE_CHECKING:
+    from pcea.inference.explanation import Explanation
     from pcea.inference.point_subject import PointSubject
+
+# Parts of a shape are far apart if no two of their points are nearer, in radii of its bounding sphere: so are parts of
+# 0.25 % of the training shapes of ModelNet40, and of all scenes that were put together from four of them.
+_GAP, _POINTS_TO_CHECK = 0.25, 1024
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -35,30 +42,39 @@ class PointPredictor(ClassPredictor):
     purpose: ClassVar[str] = "names the class of a mesh or cloud"
 
     @torch.inference_mode()
-    def predict(self, source: CloudSource, *, up: str = "y", top: int = 3, seed: int = 0) -> ClassPrediction:
+    def predict(
+        self,
+        source: CloudSource,
+        *,
+        up: str = "auto",
+        top: int = 3,
+        seed: int = 0,
+        like: Examples | str | Path | None = None,
+    ) -> ClassPrediction:
         """Name the class of a mesh or cloud.
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
-            up: Its upward axis: x, y, z, -x, -y or -z.
+            up: Its upward axis: x, y, z, -x, -y or -z. auto finds its pose, if the network was trained with a
+                background; else it is y.
             top: How many classes are returned.
             seed: Decides which points are sampled.
+            like: Folders of examples, or what `read_examples` made of them: the classes are these folders instead, and
+                the pose does not matter.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
         self.check(up=up, top=top)
-        points, normals = self._show(source, up=up, seed=seed)
-        return self._rank(self.network(points, normals)[0], top)
+        if like is not None:
+            examples = like if isinstance(like, Examples) else read_examples(self, like, seed=seed)
+            return rank(examples.compare(self.embed(source, seed=seed)), top, examples.class_names)
+        posed = self.pose(self.read(source, seed=seed), up=up)
+        return self.rank(posed.logits, top, score=posed.score, pose=posed.name)
 
-    def check(self, *, up: str = "y", top: int = 3, **_: Any) -> None:
-        """Raise a ValueError for invalid options."""
-        check_axis(up)
-        check_top(top)
-
-    def _show(self, source: CloudSource, *, up: str, seed: int) -> tuple[Tensor, Tensor | None]:
-        """What the network sees: points (1, n, 3), and normals (1, n, 3) if it takes them."""
+    def read(self, source: CloudSource, *, seed: int = 0) -> Points:
+        """What the network is to see of a file, or of data in memory; arguments and errors as for `predict`."""
         cloud = load_cloud(
             source,
             self.description.num_points or None,
@@ -66,15 +82,65 @@ class PointPredictor(ClassPredictor):
             seed=seed,
             with_normals=self.description.has_normals,
         )
-        points = normalize_points(orient(cloud.points, up))[None].to(self.device)
-        normals = orient(cloud.normals, up)[None].to(self.device) if self.description.has_normals else None  # type: ignore[arg-type]
-        return points, normals
+        check_shape(cloud.points, name_of(source))
+        return cloud
+
+    @torch.inference_mode()
+    def embed(self, source: CloudSource, *, seed: int = 0) -> Tensor:
+        """The feature of a shape before the last layer, (D,): its mean over the 24 poses along the axes."""
+        cloud = self.read(source, seed=seed)
+        turn = axis_rotations().mT.to(self.device)
+        normals = None
+        if self.description.has_normals and cloud.normals is not None:
+            normals = cloud.normals.to(self.device) @ turn
+        points = normalize_points(cloud.points).to(self.device) @ turn
+        return feature_of(self.network, points, normals).mean(0).cpu()
+
+    def explain(self, source: CloudSource, *, up: str = "auto", num_regions: int = 8, seed: int = 0) -> Explanation:
+        """What decides the class of a file: its regions, and what it would be without them; as for `predict`."""
+        from pcea.inference.explanation import explain
+
+        drawn = load_cloud(source, mesh_points=40_000, seed=seed)
+        return explain(self, self.read(source, seed=seed), drawn, up=up, num_regions=num_regions)
+
+    def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
+        """Raise a ValueError for invalid options."""
+        if up != "auto":
+            check_axis(up)
+        check_top(top)
+
+    @torch.inference_mode()
+    def pose(self, cloud: Points, *, up: str = "auto") -> PosedLogits:
+        """What the network says of a cloud, N points in random order, and the pose in which it says that.
+
+        Args:
+            cloud: The points, and normals if the network takes them; as many as the network is to see.
+            up: As for `predict`.
+        """
+        about = self.description
+
+        shuffled = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(0))
+
+        def judge(rotations: Tensor, count: int) -> Tensor:
+            turn, some = rotations.mT.to(self.device), shuffled[:count] if count < len(shuffled) else slice(None)
+            points = normalize_points(cloud.points[some]).to(self.device) @ turn
+            normals = None
+            if about.has_normals and cloud.normals is not None:
+                normals = cloud.normals[some].to(self.device) @ turn
+            return self.network(points, normals)
+
+        if up == "auto" and about.background:
+            return find_pose(judge, normalize_points(cloud.points), temperature=about.temperature)
+        rotation = up_rotation("y" if up == "auto" else up)
+        logits = judge(rotation[None], len(cloud.points))[0]
+        logits = log_odds(logits, about.temperature) if about.background else logits.float().cpu() / about.temperature
+        return PosedLogits(logits, float(logits.logsumexp(0)), rotation)
 
     def subject(
         self,
         source: CloudSource,
         *,
-        up: str = "y",
+        up: str = "auto",
         num_points: int = 40_000,
         points_per_pass: int | None = None,
         seed: int = 0,
@@ -84,6 +150,34 @@ class PointPredictor(ClassPredictor):
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
+
+
+def check_shape(points: Tensor, name: str) -> None:
+    """Warn if points (N, 3) are no shape of one object.
+
+    Raises:
+        ValueError: If all are equal.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    table = normalize_points(points).double().numpy()
+    extents = np.linalg.svd(table - table.mean(0), compute_uv=False)
+    if not extents[0] > 0:
+        raise ValueError(f"{name} holds no shape: {len(points)} points, all in one place.")
+    if extents[1:].max(initial=0) < 1e-3 * extents[0]:
+        warnings.warn(f"{name} is a line, not a shape: its class means little.", stacklevel=3)
+        return
+    some = table[np.random.default_rng(0).permutation(len(table))[:_POINTS_TO_CHECK]]
+    near = cKDTree(some).sparse_distance_matrix(cKDTree(some), _GAP, output_type="coo_matrix")
+    sizes = np.bincount(connected_components(near, directed=False)[1])
+    parts = int((sizes >= 0.05 * len(some)).sum())
+    # Few points lie far apart by themselves.
+    if parts > 1 and len(some) >= _POINTS_TO_CHECK // 2:
+        warnings.warn(
+            f"{name} seems to hold {parts} things far apart, where one object is expected: give each its own file.",
+            stacklevel=3,
+        )
 
 
 def name_of(source: CloudSource) -> str:

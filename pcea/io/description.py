@@ -38,6 +38,10 @@ class NetworkDescription(NamedTuple):
         image_size: Height and width of the training images; () if unknown.
         category_ids: Number of each class in the annotation files that a detector learned from; () if unknown.
         source: Where the weights come from: commit, epoch, seed.
+        background: Whether a classifier has one class more than names, the last: nothing that it knows, or not upright.
+        temperature: Logits are divided by it, so that probabilities are true frequencies on held-out data.
+        known_above: Score that 95 % of held-out samples exceed; below it a sample is none of the classes. None if
+            unknown.
     """
 
     task: str
@@ -52,6 +56,9 @@ class NetworkDescription(NamedTuple):
     image_size: tuple[int, ...] = ()
     category_ids: tuple[int, ...] = ()
     source: Mapping[str, Any] = MappingProxyType({})
+    background: bool = False
+    temperature: float = 1.0
+    known_above: float | None = None
 
     def as_plain(self) -> dict[str, Any]:
         """The fields as dictionaries, lists, text and numbers, for JSON or a checkpoint."""
@@ -187,6 +194,10 @@ def _is_list(value: object, kind: type | tuple[type, ...], lengths: tuple[int, .
     )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_POINTS
 
@@ -209,6 +220,9 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("three positive numbers", lambda v: _is_list(v, (int, float), (0, 3)) and all(0 < x < 1e9 for x in v)),
     "image_size": ("height and width", lambda v: _is_list(v, int, (0, 2)) and all(0 < x <= _LARGEST_SIDE for x in v)),
     "category_ids": ("a list of whole numbers", lambda v: _is_list(v, int)),
+    "background": ("true or false", lambda v: isinstance(v, bool)),
+    "temperature": ("a positive number", lambda v: _is_number(v) and 1e-3 < v < 1e3),
+    "known_above": ("a number or nothing", lambda v: v is None or _is_number(v)),
     "source": ("plain values", lambda v: isinstance(v, Mapping) and _is_plain(v)),
 }
 

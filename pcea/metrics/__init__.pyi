@@ -1,4 +1,5 @@
+from .calibration import Calibration, Trust
 from .generation import ClassSpread, FeatureNetwork, GenerationMetrics
 from .part_iou import PartIoU
 
-__all__ = ["ClassSpread", "FeatureNetwork", "GenerationMetrics", "PartIoU"]
+__all__ = ["Calibration", "ClassSpread", "FeatureNetwork", "GenerationMetrics", "PartIoU", "Trust"]

@@ -262,12 +262,15 @@ def actual_arguments(written: Mapping[str, Any], network: nn.Module) -> dict[str
     """The arguments that build a configured network from scratch, without weights to start from.
 
     Args:
-        written: Arguments in the configuration; if it starts from weights, their file decides the sizes.
+        written: Arguments in the configuration; if it starts from weights, their file decides the sizes. Numbers of
+            classes that it leaves open are the network's.
         network: The network built from them.
     """
-    arguments = dict(written)
+    arguments, sizes = dict(written), ("num_classes", "num_categories")
     if arguments.get("weights"):
         arguments = dict(read_network(arguments["weights"]).description.arguments)
-        sizes = ("num_classes", "num_categories")
-        arguments |= {name: getattr(network, name) for name in sizes if hasattr(network, name)}
+        open_sizes = [name for name in sizes if hasattr(network, name)]
+    else:
+        open_sizes = [name for name in sizes if name in arguments and arguments[name] is None]
+    arguments |= {name: getattr(network, name) for name in open_sizes}
     return without_weights(arguments)

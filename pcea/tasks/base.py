@@ -39,7 +39,8 @@ class OneCycle(OneCycleLR):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, *, max_lr: float, pct_start: float = 0.3):
-        super().__init__(optimizer, max_lr, total_steps, pct_start=pct_start)
+        shares = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+        super().__init__(optimizer, [max_lr * share for share in shares], total_steps, pct_start=pct_start)
 
 
 class Task(L.LightningModule):
@@ -51,6 +52,8 @@ class Task(L.LightningModule):
         scheduler: Builds the learning-rate schedule from the optimizer and the number of optimizer steps of the whole
             training, such as `torch.optim.lr_scheduler.CosineAnnealingLR`; stepped after every batch. None keeps the
             rate.
+        encoder_rate: Learning rate of the network's encoder, as a share of that of the rest: for weights that are good
+            already. With 0 it is frozen, with its batch-norm statistics.
 
     Attributes:
         kind: What the network does, one of `pcea.io.description.TASKS`; it decides how files are shown to the network.
@@ -59,13 +62,27 @@ class Task(L.LightningModule):
         num_points: Points per cloud that the network is trained on; 0 if unknown, and for images.
         num_test_points: Points per cloud that the network was shown in the test; 0 before it, and for images.
         has_normals: Whether the network is given normals.
+        background: Whether the network has one class more than the data: none of them.
     """
 
     kind: ClassVar[TaskKind]
     network_argument: ClassVar[str] = "network"
+    background: bool = False
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerCallable, scheduler: SchedulerCallable | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        scheduler: SchedulerCallable | None = None,
+        *,
+        encoder_rate: float = 1.0,
+    ):
         super().__init__()
+        if not 0 <= encoder_rate <= 1:
+            raise ValueError(f"encoder_rate must be in 0..1, got {encoder_rate}.")
+        if encoder_rate < 1 and not isinstance(getattr(network, "encoder", None), nn.Module):
+            raise ValueError(f"encoder_rate={encoder_rate}: {type(network).__name__} has no part named encoder.")
+        self.encoder_rate = encoder_rate
         with warnings.catch_warnings():
             # Lightning's advice to leave the network out would keep the command line from reloading its checkpoints.
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
@@ -98,13 +115,19 @@ class Task(L.LightningModule):
         if self.data is None:
             return
         names, num_classes = self.data.class_names, self.network.num_classes
-        if names and len(names) != num_classes:
+        expected = len(names) + self.background
+        if names and expected != num_classes:
+            more = " and a background" if self.background else ""
             raise ValueError(
-                f"The data has {len(names)} classes, but the network has num_classes={num_classes}. "
-                f"Set model.init_args.network.init_args.num_classes to {len(names)}."
+                f"The data has {len(names)} classes{more}, but the network has num_classes={num_classes}. "
+                f"Set model.init_args.network.init_args.num_classes to {expected}."
             )
         self.class_names, self.has_normals = tuple(names), self.data.with_normals
         self._match_classes()
+
+    def loaded(self, description: NetworkDescription) -> None:
+        """Take over what is known of weights that were loaded from a weights file."""
+        self.trained_on(description.class_names, description.parts)
 
     def trained_on(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Say what the weights were trained on, by which the classes of the data are numbered; matched by name.
@@ -129,7 +152,9 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self._optimizer(self._parameter_groups())
+        for group in optimizer.param_groups[1:]:
+            group["lr"] *= self.encoder_rate
         if self._scheduler is None:
             return optimizer
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -143,9 +168,29 @@ class Task(L.LightningModule):
         scheduler = self._scheduler(optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _parameter_groups(self) -> Any:
+        """All parameters; or those besides the encoder, then the encoder if it is not frozen."""
+        if self.encoder_rate == 1:
+            return self.parameters()
+        encoder = [*self.network.encoder.parameters()]  # type: ignore[union-attr]
+        own = {id(parameter) for parameter in encoder}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in own]
+        if self.encoder_rate == 0:
+            return [{"params": rest}]
+        return [{"params": rest}, {"params": encoder}]
+
+    def train(self, mode: bool = True) -> Task:
+        """Set the mode; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self.encoder_rate == 0:
+            self.network.encoder.eval()  # type: ignore[union-attr]
+        return self
+
     def on_fit_start(self) -> None:
-        """Load the compiled loops, so that every step is computed alike."""
+        """Load the compiled loops, so that every step is computed alike; freeze an encoder that does not learn."""
         load_numba()
+        if self.encoder_rate == 0:
+            self.network.encoder.requires_grad_(False)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed the dropout of each batch by its number, so that a resumed run draws the same."""

@@ -41,6 +41,7 @@ class PointSegmentationTask(Task):
             protocol to compare by; PCT's paper tests with 0.7, 0.8, ..., 1.4.
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
             random factor in [0.8, 1.25], each in its own subsets. 1 means no voting.
+        encoder_rate: Learning rate of the encoder as a share of that of the rest; see `Task`.
     """
 
     kind = "parts"
@@ -55,8 +56,9 @@ class PointSegmentationTask(Task):
         own_parts: bool = True,
         scales: Sequence[float] = (1.0,),
         votes: int = 1,
+        encoder_rate: float = 1.0,
     ):
-        super().__init__(network, optimizer, scheduler)
+        super().__init__(network, optimizer, scheduler, encoder_rate=encoder_rate)
         if votes < 1:
             raise ValueError(f"votes must be at least 1, got {votes}.")
         if not scales or min(scales) <= 0:

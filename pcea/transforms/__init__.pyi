@@ -1,28 +1,48 @@
+from .corruptions import (
+    Corruption,
+    Normalize,
+    RandomBackground,
+    RandomOneOf,
+    RandomOutliers,
+    RandomRemoval,
+)
 from .images import RandomErase, RandomFlip, RandomScaledCrop, RandomShift
 from .points import (
     FarthestSubset,
+    FirstPoints,
     RandomDropNormals,
     RandomDropPoints,
     RandomJitter,
     RandomOrientation,
+    RandomPose,
     RandomRotate,
     RandomScale,
     RandomSubset,
+    RandomTilt,
     RandomTranslate,
 )
 
 __all__ = [
+    "Corruption",
     "FarthestSubset",
+    "FirstPoints",
+    "Normalize",
+    "RandomBackground",
     "RandomDropNormals",
     "RandomDropPoints",
     "RandomErase",
     "RandomFlip",
     "RandomJitter",
+    "RandomOneOf",
     "RandomOrientation",
+    "RandomOutliers",
+    "RandomPose",
+    "RandomRemoval",
     "RandomRotate",
     "RandomScale",
     "RandomScaledCrop",
     "RandomShift",
     "RandomSubset",
+    "RandomTilt",
     "RandomTranslate",
 ]

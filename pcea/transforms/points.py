@@ -7,6 +7,8 @@ live on the device of the batch; None draws from torch's global one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
+from itertools import permutations, product
 
 import torch
 import torch.nn.functional as F
@@ -84,8 +86,37 @@ class RandomRotate(Transform):
         rotation[:, 0, 0] = rotation[:, 2, 2] = angle.cos()
         rotation[:, 0, 2], rotation[:, 2, 0] = angle.sin(), -angle.sin()
         rotation[:, 1, 1] = 1
-        normals = None if batch.normals is None else batch.normals @ rotation.mT
-        return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+        return rotate_clouds(batch, rotation)
+
+
+class RandomTilt(Transform):
+    """Rotate each cloud about a random axis by a random angle.
+
+    Args:
+        degrees: Largest angle.
+    """
+
+    def __init__(self, *, degrees: float = 15.0):
+        if not 0 <= degrees <= 180:
+            raise ValueError(f"degrees must be in 0..180, got {degrees}.")
+        self.degrees = degrees
+
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
+        """Rotate points and normals (B, N, 3)."""
+        B = len(batch.points)
+        axis = F.normalize(batch.points.new_empty(B, 3).normal_(generator=generator), dim=1)
+        half = _uniform(batch.points, (B, 1), 0, torch.pi * self.degrees / 360, generator)
+        return rotate_clouds(batch, rotation_of(torch.cat([half.cos(), half.sin() * axis], dim=1)))
+
+
+class RandomPose(Transform):
+    """Turn each cloud into a random one of the 24 poses in which its axes lie along the axes."""
+
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
+        """Rotate points and normals (B, N, 3)."""
+        rotations = axis_rotations().to(batch.points)
+        pose = _uniform(batch.points, (len(batch.points),), 0, len(rotations), generator).long()
+        return rotate_clouds(batch, rotations[pose.clamp(max=len(rotations) - 1)])
 
 
 class RandomOrientation(Transform):
@@ -103,17 +134,10 @@ class RandomOrientation(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         B = len(batch.points)
-        w, x, y, z = F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0)
-        rows = (
-            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-        )
-        rotation = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # of the quaternion w, x, y, z
+        rotation = rotation_of(F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0).T)
         is_turned = _uniform(batch.points, (B, 1, 1), 0, 1, generator) < self.probability
         rotation = torch.where(is_turned, rotation, torch.eye(3, dtype=rotation.dtype, device=rotation.device))
-        normals = None if batch.normals is None else batch.normals @ rotation.mT
-        return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+        return rotate_clouds(batch, rotation)
 
 
 class RandomJitter(Transform):
@@ -188,19 +212,50 @@ class RandomSubset(Transform):
 
     Args:
         num_points: Points kept.
+        fewest: Some batches keep fewer points, down to this many: their number is uniform on a logarithmic scale. None
+            for `num_points` always.
+        probability: Share of the batches that do.
+        padded: Whether clouds with fewer points stay padded; else all clouds keep as many as the smallest one has,
+            which trains faster.
+    """
+
+    def __init__(self, *, num_points: int, fewest: int | None = None, probability: float = 0.5, padded: bool = True):
+        if fewest is not None and not 1 <= fewest <= num_points:
+            raise ValueError(f"fewest must be in 1..num_points={num_points}, got {fewest}.")
+        self.num_points, self.fewest, self.padded = num_points, fewest, padded
+        self.probability = _share("probability", probability)
+
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
+        """Choose from points (B, N, 3) with everything that belongs to them."""
+        _check_enough(batch, self.num_points)
+        count = self.num_points
+        if self.fewest is not None:
+            chance, where = torch.rand(2, generator=generator, device=batch.points.device).tolist()
+            if chance < self.probability:
+                count = round(self.fewest * (self.num_points / self.fewest) ** where)
+        key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
+        if batch.mask is not None:
+            key = key + (~batch.mask)  # padding comes last
+            count = count if self.padded else min(count, int(batch.mask.sum(1).min()))
+        subset = select_points(batch, key.argsort(dim=1)[:, :count])
+        return subset if subset.mask is None or not subset.mask.all() else subset._replace(mask=None)
+
+
+class FirstPoints(Transform):
+    """Keep the first points of each cloud, as is usual in tests on the official clouds, whose points come in any order.
+
+    Args:
+        num_points: Points kept.
     """
 
     def __init__(self, *, num_points: int):
         self.num_points = num_points
 
-    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
+    def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:  # noqa: ARG002
         """Choose from points (B, N, 3) with everything that belongs to them."""
         _check_enough(batch, self.num_points)
-        key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
-        if batch.mask is not None:
-            key = key + (~batch.mask)  # padding comes last
-        subset = select_points(batch, key.argsort(dim=1)[:, : self.num_points])
-        return subset if subset.mask is None or not subset.mask.all() else subset._replace(mask=None)
+        index = torch.arange(self.num_points, device=batch.points.device)
+        return select_points(batch, index.expand(len(batch.points), -1))
 
 
 class FarthestSubset(Transform):
@@ -224,6 +279,35 @@ class FarthestSubset(Transform):
         return subset._replace(mask=None if mask.all() else mask)
 
 
+@cache
+def axis_rotations() -> Tensor:
+    """The 24 rotations that map the axes onto axes, (24, 3, 3) float32; the first is the identity."""
+    eye = torch.eye(3)
+    signed = [
+        torch.stack([s * eye[i] for s, i in zip(signs, order)])
+        for order in permutations(range(3))
+        for signs in product((1, -1), repeat=3)
+    ]
+    return torch.stack([matrix for matrix in signed if torch.linalg.det(matrix) > 0])
+
+
+def rotation_of(quaternion: Tensor) -> Tensor:
+    """The rotations (B, 3, 3) of unit quaternions w, x, y, z, (B, 4)."""
+    w, x, y, z = quaternion.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def rotate_clouds(batch: PointBatch, rotation: Tensor) -> PointBatch:
+    """Rotate the points and normals of each cloud by its rotation, (B, 3, 3)."""
+    normals = None if batch.normals is None else batch.normals @ rotation.mT
+    return batch._replace(points=batch.points @ rotation.mT, normals=normals)
+
+
 def select_points(batch: PointBatch, index: Tensor) -> PointBatch:
     """Keep the points at `index`, (B, M), with their normals, labels and mask."""
     return batch._replace(
@@ -237,6 +321,12 @@ def select_points(batch: PointBatch, index: Tensor) -> PointBatch:
 def _check_enough(batch: PointBatch, num_points: int) -> None:
     if num_points > batch.points.shape[1]:
         raise ValueError(f"num_points must be at most N={batch.points.shape[1]}, the cloud size, got {num_points}.")
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {value}.")
+    return value
 
 
 def _uniform(

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,7 +13,7 @@ from examples import TINY
 from pcea.cli import main
 from pcea.commands.export import export
 from pcea.inference.networks import load
-from pcea.io.checkpoints import newest_checkpoint, read_checkpoint
+from pcea.io.checkpoints import newest_checkpoint, read_checkpoint, read_network
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,29 @@ def test_both_processes_end_with_the_same_eat(tmp_path):
         assert torch.equal(stored[name], value), name
         if "running_" not in name:
             assert torch.equal(second[name], value), name
+
+
+def test_the_classes_of_the_data_are_counted(tmp_path):
+    """num_classes: null, for a network from scratch, for a head on trained weights, and with a background."""
+    rng = np.random.default_rng(0)
+    for name in ("ball", "cube", "rod"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for k in range(4):
+            np.save(tmp_path / "own" / name / f"{k}.npy", rng.random((300, 3)))
+    root, fast = (
+        f"--data.init_args.root={tmp_path / 'own'}",
+        ["--trainer.max_epochs=1", "--data.init_args.batch_size=4"],
+    )
+    points = ["--data.init_args.num_points=300", "--data.init_args.augment=[]", "--data.init_args.val_fraction=0"]
+    for config, more, classes in (
+        ("folder_eat", ["--trainer.precision=32-true", "--checkpoint.monitor=null"], 3),
+        ("folder_finetune", [], 3),
+        ("folder_finetune", ["--model.init_args.background=true"], 4),
+    ):
+        folder = tmp_path / f"run{classes}{config}"
+        options = ["--config", config, root, *fast, *points, *more, f"--trainer.default_root_dir={folder}"]
+        main(["fit", *options, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"])
+        stored = read_network(folder / "version_0" / "checkpoints" / "last.ckpt")
+        assert stored.description.class_names == ("ball", "cube", "rod")
+        assert stored.description.arguments["num_classes"] == classes
+        assert stored.description.background == (classes == 4)

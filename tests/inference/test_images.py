@@ -112,7 +112,7 @@ def test_the_class_of_a_picture() -> None:
     expected = (20 * torch.tensor(GREEN) / 255).softmax(0)
     # Only the middle counts: red and blue are cut off.
     for image in (picture(GREEN), picture(RED, GREEN, BLUE, height=8)):
-        names, probabilities = network.predict(image)
+        names, probabilities, *_ = network.predict(image)
         assert names == ("green", "blue", "red")
         assert probabilities == pytest.approx([float(expected[i]) for i in (1, 2, 0)], abs=1e-5)
 

@@ -1,5 +1,6 @@
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,3 +170,118 @@ def test_one_batch_can_be_learned(monkeypatch):
     assert first > 0.9
     assert task.training_step(batch, 0).item() < 0.1
     assert torch.equal(task.predict_step(batch, 0).argmax(1), batch.label)
+
+
+class WithBackground(Size):
+    """`Size` with a fourth logit, of the background, that is always 0.5."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes = NUM_CLASSES + 1
+
+    def forward(self, points, *_, **__):
+        return F.pad(super().forward(points), (0, 1), value=0.5)
+
+
+def test_the_loss_with_a_background_by_hand(batch, monkeypatch):
+    logged = {}
+    task = PointClassificationTask(WithBackground(), SGD, label_smoothing=0.3, background=True)
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    label = torch.tensor([0, 1, 2, -1, -1, 0, 1])
+    loss = task.training_step(batch._replace(label=label), 0)
+    logits = WithBackground()(batch.points)
+    logs = logits.log_softmax(1)
+    expected = []
+    for row, true in zip(logs, label.tolist()):
+        if true < 0:  # the background is sure
+            expected.append(-row[3])
+        else:  # 0.3 is spread over the three classes, nothing over the background
+            expected.append(-(0.7 * row[true] + 0.1 * row[:3].sum()))
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    best = logits[:, :3].argmax(1)
+    assert logged["train/overall_accuracy"] == pytest.approx(float((best == label).sum()) / 5)
+    says_background = logits.argmax(1) == 3
+    assert logged["train/background_accuracy"] == pytest.approx(float((says_background == (label < 0)).float().mean()))
+
+
+def test_a_background_takes_no_part_in_the_classes(batch, monkeypatch):
+    task = PointClassificationTask(WithBackground(), SGD, background=True)
+    torch.testing.assert_close(task(batch), Size()(batch.points) - 0.5)  # log odds
+    torch.testing.assert_close(voted_probabilities(task, batch, 0, monkeypatch), Size()(batch.points).softmax(1))
+    with pytest.raises(ValueError, match="num_classes of at least 2: one more than the classes"):
+        PointClassificationTask(eat_classifier(1), SGD, background=True)
+
+
+def test_a_background_is_one_class_more_than_the_data(trainer):
+    data = Answers(batch_size=2, num_points=5)
+    trainer.test(PointClassificationTask(WithBackground(), SGD, background=True), datamodule=data, verbose=False)
+    message = r"3 classes and a background, but the network has num_classes=3\. Set .* to 4"
+    with pytest.raises(ValueError, match=message):
+        trainer.test(PointClassificationTask(Size(), SGD, background=True), datamodule=data, verbose=False)
+
+
+def test_validation_fits_what_to_trust_and_the_checkpoint_keeps_it(trainer):
+    data = Answers(batch_size=2, num_points=5)
+    data.setup("test")
+    data.sets = {"train": data.sets["test"], "val": data.sets["test"]}
+    task = PointClassificationTask(Given(), SGD)
+    assert task.trust is None
+    trainer.validate(task, datamodule=data, verbose=False)
+    # Five of seven are right, and each answer's logit is 1 above the others': by hand e^(1/t) / (e^(1/t) + 2) = 5/7.
+    assert task.trust is not None
+    assert task.trust.temperature == pytest.approx(1 / torch.tensor(5.0).log().item(), rel=0.01)
+    checkpoint = {"state_dict": task.state_dict(), "network": task.trust._asdict()}
+    again = PointClassificationTask(Given(), SGD)
+    again.on_load_checkpoint(checkpoint)
+    assert again.trust == task.trust
+    [metrics] = trainer.test(task, datamodule=Answers(batch_size=2, num_points=5), verbose=False)
+    assert metrics["test/calibration_error"] == pytest.approx(0, abs=0.01)  # 5/7 sure, 5/7 right
+
+
+def test_an_encoder_learns_at_its_own_rate_or_not_at_all():
+    network = eat(dropout=0)
+    for rate, groups in ((1.0, 1), (0.1, 2), (0.0, 1)):
+        task = PointClassificationTask(network, SGD, encoder_rate=rate)
+        given = task._parameter_groups()
+        optimizer = SGD(given)
+        assert len(optimizer.param_groups) == groups
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        every, encoder = len([*network.parameters()]), len([*network.encoder.parameters()])
+        assert count == (every - encoder if rate == 0 else every)
+        task.train()
+        assert network.encoder.training == (rate > 0)
+        assert network.head.training
+    with pytest.raises(ValueError, match=r"encoder_rate must be in 0\.\.1, got 2"):
+        PointClassificationTask(network, SGD, encoder_rate=2)
+    with pytest.raises(ValueError, match=r"encoder_rate=0\.5: Size has no part named encoder"):
+        PointClassificationTask(Size(), SGD, encoder_rate=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list`:UserWarning")
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_training_moves_the_encoder_by_its_rate(rate, tmp_path):
+    """One step of plain SGD: the encoder moves by a share of what it moves with the rate of the rest."""
+    moves = {}
+    for encoder_rate in (1.0, rate):
+        torch.manual_seed(0)
+        network = eat(dropout=0)
+        before = {name: value.clone() for name, value in network.named_parameters()}
+        task = PointClassificationTask(network, SGD, encoder_rate=encoder_rate)
+        fitter = L.Trainer(
+            accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        fitter.fit(task, Clouds(batch_size=8, num_points=32, val_fraction=0))
+        moves[encoder_rate] = {name: value.detach() - before[name] for name, value in network.named_parameters()}
+    for name, moved in moves[rate].items():
+        if name.startswith("encoder."):
+            torch.testing.assert_close(moved, rate * moves[1.0][name], rtol=1e-2, atol=1e-6)
+    if rate:
+        torch.testing.assert_close(moves[rate]["head.4.weight"], moves[1.0]["head.4.weight"], rtol=1e-3, atol=1e-6)
+    assert moves[rate]["head.4.weight"].abs().sum() > 0
+
+
+class Clouds(PointDataModule):
+    def load(self, split):  # noqa: ARG002
+        points = torch.randn(8, 32, 3, generator=torch.Generator().manual_seed(0))
+        return PointDataset(points, torch.arange(8) % 3, class_names=["a", "b", "c"])

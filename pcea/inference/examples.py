@@ -1,0 +1,99 @@
+"""Classes by example: the folder of a few files whose shapes a new one is most like, without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcea.datasets.folders import list_files
+from pcea.metrics.calibration import fit_temperature
+
+if TYPE_CHECKING:
+    from pcea.inference.points import PointPredictor
+
+# Of similarities in -1..1, if no folder has two examples from which to tell how far alike alike things are.
+_TEMPERATURE = 0.1
+
+
+class Examples(NamedTuple):
+    """Features of examples, with the name of the folder that each came from.
+
+    Attributes:
+        class_names: Names of the folders.
+        features: Standardized and of length 1, one of each example, (E, D).
+        label: Number of each example's folder, (E,).
+        mean: Mean of all features before that, (D,).
+        std: Their standard deviation, (D,).
+        temperature: By which similarities are divided, so that probabilities are true frequencies among the examples.
+    """
+
+    class_names: tuple[str, ...]
+    features: Tensor
+    label: Tensor
+    mean: Tensor
+    std: Tensor
+    temperature: float
+
+    def compare(self, feature: Tensor) -> Tensor:
+        """Logits (P,) of the folders for a feature (D,): the similarity of the most similar example of each."""
+        similarity = self.features @ F.normalize((feature - self.mean) / self.std, dim=0)
+        return _closest(similarity[None], self.label, len(self.class_names))[0] / self.temperature
+
+
+def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -> Examples:
+    """Show a network all files in the class folders under `root`.
+
+    Args:
+        predictor: The network.
+        root: A folder with at least two folders, named after what the files in them are.
+        **options: Those of `PointPredictor.embed`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it has fewer than two folders with files, or a file cannot be read.
+    """
+    files = {name: paths for name, paths in list_files(Path(root)).items() if paths}
+    if len(files) < 2:
+        raise ValueError(
+            f"{root} must hold at least two folders of examples, named after what they are, got {len(files)}: expected "
+            f"{root}/<class>/<file>."
+        )
+    found = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
+    label = torch.tensor([number for number, paths in enumerate(files.values()) for _ in paths])
+    mean, std = found.mean(0), found.std(0).clamp(min=1e-3)
+    features = F.normalize((found - mean) / std, dim=1)
+    # Each example is compared with the others: the alike are how alike?
+    similarity = (features @ features.T).fill_diagonal_(-1)
+    has_peer = label.bincount()[label] > 1
+    temperature = _TEMPERATURE
+    if has_peer.any():
+        temperature = fit_temperature(_closest(similarity, label, len(files))[has_peer], label[has_peer])
+    return Examples(tuple(files), features, label, mean, std, temperature)
+
+
+def _closest(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:
+    """The greatest similarity (Q, E) in each class, (Q, P)."""
+    return torch.stack([similarity[:, label == c].amax(1) for c in range(num_classes)], dim=1)
+
+
+def feature_of(network: nn.Module, *inputs: Any) -> Tensor:
+    """What the last linear layer of a classifier is given for a batch, (B, D).
+
+    Raises:
+        ValueError: If the network has no linear layer that gives its classes.
+    """
+    num_classes = getattr(network, "num_classes", 0)
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no linear layer that gives its classes, so no feature either.")
+    given: list[Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    try:
+        network(*inputs)
+    finally:
+        hook.remove()
+    return given[0].float()

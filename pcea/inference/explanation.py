@@ -1,0 +1,131 @@
+"""What decided a class: the regions of a cloud, what they decide, and what the cloud would be without them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pcea.inference.classes import ClassPrediction
+from pcea.io.points import Points, normalize_points
+from pcea.ops import farthest_point_sample
+from pcea.visualization.views import View, view_values
+
+if TYPE_CHECKING:
+    from pcea.inference.points import PointPredictor
+
+
+class Region(NamedTuple):
+    """A region of a cloud.
+
+    Attributes:
+        place: Where it is, in words: top, middle or bottom; inner or outer.
+        share_of_points: In 0..1.
+        share_of_feature: Share of the pooled channels that its points decide, in 0..1; None if the network cannot tell.
+        without: What the network says of the cloud without the region.
+    """
+
+    place: str
+    share_of_points: float
+    share_of_feature: float | None
+    without: ClassPrediction
+
+
+class Explanation(NamedTuple):
+    """What decided the class of a cloud.
+
+    Attributes:
+        prediction: The class.
+        regions: The regions, that whose loss costs the class most probability first.
+        points: Upright points to draw, (N, 3).
+        region_of: Number of the region of each, (N,).
+    """
+
+    prediction: ClassPrediction
+    regions: tuple[Region, ...]
+    points: Tensor
+    region_of: Tensor
+
+    def __str__(self) -> str:
+        lines = []
+        for number, region in enumerate(self.regions, start=1):
+            size = f"{100 * region.share_of_points:3.0f} % of the points"
+            if region.share_of_feature is not None:
+                size += f", decides {100 * region.share_of_feature:.0f} % of the feature"
+            lines.append(f"  {number}. {region.place:14} {size}; without it: {region.without.title}")
+        return "\n".join(lines)
+
+    def view(self) -> View:
+        """The cloud, coloured by how much probability the class would lose without each region."""
+        name, probability = self.prediction.class_names[0], self.prediction.probabilities[0]
+        lost = torch.tensor([probability - _probability(region.without, name) for region in self.regions])
+        view = view_values(self.points, 100 * lost[self.region_of], label=f"% of {name} lost without the region")
+        return view._replace(title=self.prediction.title)
+
+
+def explain(
+    predictor: PointPredictor, cloud: Points, drawn: Points, *, up: str = "auto", num_regions: int = 8
+) -> Explanation:
+    """Find what decides the class of a cloud: take its regions away one after another.
+
+    Args:
+        predictor: The network.
+        cloud: The points that it sees.
+        drawn: Points of the same shape that are drawn.
+        up: See `PointPredictor.predict`.
+        num_regions: Number of regions: the points nearest to as many that lie far apart.
+
+    Raises:
+        ValueError: If there are too few points for so many regions.
+    """
+    posed = predictor.pose(cloud, up=up)
+    every = len(predictor.class_names)
+    whole = predictor.rank(posed.logits, every, score=posed.score, pose=posed.name)
+    upright, to_draw = (normalize_points(c.points @ posed.rotation.T.to(c.points)) for c in (cloud, drawn))
+    normals = None if cloud.normals is None else cloud.normals @ posed.rotation.T
+    if len(upright.unique(dim=0)) <= num_regions:
+        raise ValueError(f"A cloud of more than {num_regions} different points is needed, got {len(upright)} points.")
+    seeds = upright[farthest_point_sample(upright[None], min(num_regions, len(upright)))[0]]
+    region_of = torch.cdist(upright, seeds).argmin(1)
+    feature_shares = _feature_shares(predictor, upright, normals, seeds)
+    regions = []
+    for number in range(len(seeds)):
+        inside = region_of == number
+        rest = Points(upright[~inside], None if normals is None else normals[~inside])
+        left = predictor.pose(rest, up="y")
+        regions.append(
+            Region(
+                _place(upright, inside),
+                float(inside.float().mean()),
+                None if feature_shares is None else float(feature_shares[number]),
+                predictor.rank(left.logits, every, score=left.score),
+            )
+        )
+    order = sorted(range(len(regions)), key=lambda i: _probability(regions[i].without, whole.class_names[0]))
+    rank = torch.tensor([order.index(i) for i in range(len(regions))])
+    return Explanation(whole, tuple(regions[i] for i in order), to_draw, rank[torch.cdist(to_draw, seeds).argmin(1)])
+
+
+def _feature_shares(predictor: PointPredictor, points: Tensor, normals: Tensor | None, seeds: Tensor) -> Tensor | None:
+    """Share of the pooled channels that the centres nearest to each seed decide, (R,)."""
+    if not hasattr(predictor.network, "pooled_centers"):
+        return None
+    given = normals[None].to(predictor.device) if predictor.description.has_normals and normals is not None else None
+    with torch.inference_mode():
+        centers, winner = predictor.network.pooled_centers(points[None].to(predictor.device), given)  # type: ignore[operator]
+    nearest = torch.cdist(centers[0].float().cpu(), seeds).argmin(1)
+    return nearest[winner[0].cpu()].bincount(minlength=len(seeds)) / winner.shape[1]
+
+
+def _place(points: Tensor, inside: Tensor) -> str:
+    """Where some of upright points (N, 3) are."""
+    low, high = points[:, 1].min(), points[:, 1].max()
+    height = (points[inside, 1].mean() - low) / (high - low).clamp(min=1e-9)
+    aside = points[:, ::2].norm(dim=1)
+    level = "bottom" if height < 1 / 3 else "middle" if height < 2 / 3 else "top"
+    return f"{level}, {'outer' if aside[inside].mean() > aside.mean() else 'inner'}"
+
+
+def _probability(prediction: ClassPrediction, name: str) -> float:
+    return prediction.probabilities[prediction.class_names.index(name)]

@@ -1,0 +1,119 @@
+"""In which pose a file holds its shape: found by a network that tells upright shapes of its classes from all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcea.io.points import orient
+from pcea.transforms.points import axis_rotations
+
+# Points with which all poses are judged at first, and the number of poses that are then judged with all points.
+_COARSE_POINTS, _FINALISTS = 256, 6
+# How much likelier than a pose among the 24 these are before the shape is seen: as the network knows shapes, and z up,
+# as CAD programs write them. Poses along no axis of the file come from few sources: scans of things that lie about.
+_AS_IS, _Z_UP, _OBLIQUE = 24.0, 12.0, 0.2
+
+
+class PosedLogits(NamedTuple):
+    """What a classifier says of a cloud, over the poses that it may be in.
+
+    Attributes:
+        logits: Logarithms of the probabilities of the classes, up to a constant, (P,).
+        score: How well it knows the upright shape: the logarithm of the odds that it is of a class, not background;
+            without a background the log-sum-exp of the logits.
+        rotation: The most probable pose: upright points are points @ rotation.T, (3, 3).
+        name: The pose in words, such as "z up"; "" if it was given.
+    """
+
+    logits: Tensor
+    score: float
+    rotation: Tensor
+    name: str = ""
+
+
+def up_rotation(up: str) -> Tensor:
+    """The rotation (3, 3) by which points of a file with this upward axis become upright: points @ rotation.T.
+
+    Raises:
+        ValueError: If `up` is none of x, y, z, -x, -y and -z.
+    """
+    return orient(torch.eye(3), up).T
+
+
+def find_pose(
+    judge: Callable[[Tensor, int], Tensor], points: Tensor, *, temperature: float = 1.0, is_axis_aligned: bool = False
+) -> PosedLogits:
+    """Find the class of a cloud together with its pose.
+
+    A network trained with `RandomBackground` gives, for a cloud in one pose, the odds of each class in its upright pose
+    against a cloud in any pose; as exactly one of the poses is upright, those of all poses and classes, weighted by how
+    usual the poses are, are their joint probabilities.
+
+    Args:
+        judge: Maps rotations (R, 3, 3) and how many points to use to logits (R, P + 1), the last one the background.
+        points: The cloud, (N, 3).
+        temperature: By which the logits are divided, so that probabilities are true frequencies.
+        is_axis_aligned: Whether only the 24 poses along the axes of the file are tried.
+    """
+    rotations, prior = axis_rotations(), torch.ones(24)
+    prior[_index_of(rotations, torch.eye(3))] = _AS_IS
+    prior[_index_of(rotations, up_rotation("z"))] = _Z_UP
+    if not is_axis_aligned:
+        frames = oblique_frames(points)
+        rotations = torch.cat([rotations, *(axis_rotations() @ frame for frame in frames)])
+        prior = torch.cat([prior, torch.full((24 * len(frames),), _OBLIQUE)])
+    prior = prior.log()
+    few = min(_COARSE_POINTS, len(points))
+    odds = log_odds(judge(rotations, few), temperature) + prior[:, None]
+    best = odds.logsumexp(1).topk(min(_FINALISTS, len(odds))).indices
+    fine = log_odds(judge(rotations[best], len(points)), temperature)
+    joint = fine + prior[best, None]
+    winner = int(joint.logsumexp(1).argmax())
+    rotation = rotations[best[winner]]
+    return PosedLogits(joint.logsumexp(0), float(fine[winner].logsumexp(0)), rotation, pose_name(rotation))
+
+
+def log_odds(logits: Tensor, temperature: float) -> Tensor:
+    """Log odds of each class against the background, (..., P), from logits (..., P + 1)."""
+    logits = logits.float().cpu() / temperature
+    return logits[..., :-1] - logits[..., -1:]
+
+
+def oblique_frames(points: Tensor) -> list[Tensor]:
+    """Rotations (3, 3) that bring a shape's own axes along the axes, as rows: principal axes, and its smallest box.
+
+    Frames that are the axes of the file already, up to 10 degrees, are left out: a tilt of so much changes little.
+    """
+    import trimesh
+
+    table = points.double().cpu().numpy()
+    frames = [np.linalg.svd(table - table.mean(0), full_matrices=False)[2]]
+    try:
+        to_box, _ = trimesh.bounds.oriented_bounds(table)
+        frames.append(to_box[:3, :3])
+    except Exception:  # flat or too few points: there is no hull
+        pass
+    kept = []
+    for frame in frames:
+        rotation = torch.from_numpy(frame * (1 if np.linalg.det(frame) > 0 else -1)).float()
+        if float(rotation.abs().max(1).values.min()) < np.cos(np.radians(10)):
+            kept.append(rotation)
+    return kept
+
+
+def pose_name(rotation: Tensor) -> str:
+    """The upward direction of a pose in words: an axis of the file, or x, y and z of a unit vector."""
+    up = rotation[1]  # what becomes y
+    axis = int(up.abs().argmax())
+    if float(up[axis].abs()) > 1 - 1e-6:
+        return f"{'-' if up[axis] < 0 else ''}{'xyz'[axis]} up"
+    return f"up {', '.join(f'{value:.2f}' for value in up.tolist())}"
+
+
+def _index_of(rotations: Tensor, rotation: Tensor) -> int:
+    return int((rotations - rotation).abs().sum((1, 2)).argmin())

@@ -1,0 +1,69 @@
+"""How much to trust what a classifier says: its temperature, and the score of what it knows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class Trust(NamedTuple):
+    """What held-out samples say of a classifier.
+
+    Attributes:
+        temperature: By which logits are divided, so that probabilities are true frequencies.
+        known_above: Score, the log-sum-exp of the divided logits, that 95 % of the samples exceed; None if unknown.
+    """
+
+    temperature: float
+    known_above: float | None
+
+
+class Calibration(Metric):
+    """Fit the temperature of a classifier to held-out samples, by maximum likelihood, and the score of what it knows.
+
+    Args:
+        known_share: Share of the samples that count as known.
+        **options: Those of `torchmetrics.Metric`.
+
+    Source:
+        Guo et al., "On Calibration of Modern Neural Networks", 2017, for the temperature; Liu et al., "Energy-based
+        Out-of-distribution Detection", 2020, for the score.
+    """
+
+    full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, *, known_share: float = 0.95, **options: Any):
+        super().__init__(**options)
+        self.known_share = known_share
+        self.add_state("logits", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take logits (B, P) and labels (B,)."""
+        self.logits.append(logits.detach().float())
+        self.labels.append(labels)
+
+    def compute(self) -> Trust:
+        """Temperature and score of all samples."""
+        logits, labels = dim_zero_cat(self.logits).cpu().double(), dim_zero_cat(self.labels).cpu()
+        temperature = fit_temperature(logits, labels)
+        scores = (logits / temperature).logsumexp(1)
+        return Trust(temperature, float(scores.quantile(1 - self.known_share)))
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature at which labels (L,) are most likely by logits (L, P); within 0.05..20."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / torch.tensor(log_temperature).exp(), labels))
+
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    return float(torch.tensor(found.x).exp())

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from examples import POINT_SIZES as SIZES
+
+from pcea import eat_classifier
+from pcea.datasets.shapes import Shapes
+from pcea.inference.examples import feature_of, read_examples
+from pcea.inference.points import PointPredictor
+from pcea.io.description import NetworkDescription
+from pcea.transforms.points import axis_rotations
+
+
+@pytest.fixture(scope="module")
+def network() -> PointPredictor:
+    torch.manual_seed(0)
+    names = tuple("abcdef")
+    return PointPredictor(eat_classifier(6, **SIZES).eval(), NetworkDescription("points", "own", {}, names, 128))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three examples of each of three kinds of shapes, each in another pose."""
+    root = tmp_path_factory.mktemp("examples")
+    shapes = Shapes("train", num_shapes=240, num_points=400)
+    for number in (0, 3, 7):
+        (root / shapes.class_names[number]).mkdir()
+        for k, cloud in enumerate(shapes.points[shapes.label == number][:3]):
+            np.save(root / shapes.class_names[number] / f"{k}.npy", (cloud @ axis_rotations()[5 * k].T).numpy())
+    return root
+
+
+def test_an_example_is_like_itself_and_the_pose_does_not_matter(network: PointPredictor, folder: Path) -> None:
+    examples = read_examples(network, folder)
+    assert examples.class_names == tuple(sorted(path.name for path in folder.iterdir()))
+    assert examples.label.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for file in sorted(folder.glob("*/*.npy")):
+        found = network.predict(file, like=examples)
+        assert found.class_names[0] == file.parent.name
+        assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
+        turned = network.predict(torch.from_numpy(np.load(file)) @ axis_rotations()[7].T, like=examples)
+        assert turned.class_names == found.class_names
+        assert turned.probabilities == pytest.approx(found.probabilities, abs=1e-3)
+    assert network.predict(file, like=folder) == found
+
+
+def test_the_feature_is_what_the_last_layer_gets(network: PointPredictor) -> None:
+    points = torch.rand(2, 100, 3)
+    with torch.inference_mode():
+        feature = feature_of(network.network, points)
+        torch.testing.assert_close(network.network.head[-1](feature), network.network(points))
+    with pytest.raises(ValueError, match="Identity has no linear layer that gives its classes"):
+        feature_of(torch.nn.Identity(), points)
+
+
+def test_too_few_folders(network: PointPredictor, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No folder"):
+        read_examples(network, tmp_path / "missing")
+    (tmp_path / "chair").mkdir()
+    np.save(tmp_path / "chair" / "1.npy", np.random.default_rng(0).random((200, 3)))
+    np.save(tmp_path / "loose.npy", np.random.default_rng(0).random((200, 3)))
+    with pytest.raises(ValueError, match=r"must hold at least two folders of examples, .*, got 1: expected .*<class>"):
+        read_examples(network, tmp_path)
+
+
+def test_one_example_a_folder_is_enough(network: PointPredictor, folder: Path, tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+    files = sorted(folder.glob("*/0.npy"))[:2]
+    for name, file in zip(("left", "right"), files):
+        (tmp_path / name / "x.npy").write_bytes(file.read_bytes())
+    examples = read_examples(network, tmp_path)
+    assert [network.predict(file, like=examples).class_names[0] for file in files] == ["left", "right"]
+
+
+def test_an_explanation_takes_regions_away(network: PointPredictor, folder: Path) -> None:
+    file = next(folder.glob("*/0.npy"))
+    explanation = network.explain(file, num_regions=5)
+    assert len(explanation.regions) == 5
+    assert sum(region.share_of_points for region in explanation.regions) == pytest.approx(1)
+    assert sum(region.share_of_feature or 0 for region in explanation.regions) == pytest.approx(1)
+    name = explanation.prediction.class_names[0]
+    left = [r.without.probabilities[r.without.class_names.index(name)] for r in explanation.regions]
+    assert left == sorted(left)  # what matters most comes first
+    # By hand: the network's answer to the points of the file without the first region.
+    cloud = network.read(file)
+    seen = explanation.points  # a cloud is drawn whole
+    assert len(seen) == 400
+    assert str(explanation).count("\n") == 4
+    assert explanation.regions[0].without.title in str(explanation)
+    view = explanation.view()
+    lost = 100 * (explanation.prediction.probabilities[0] - torch.tensor(left))
+    torch.testing.assert_close(view.values, lost[explanation.region_of])
+    assert len(cloud.points) == 128
+
+
+def test_no_explanation_of_a_few_points(network: PointPredictor) -> None:
+    with pytest.raises(ValueError, match="more than 8 different points"):
+        network.explain(torch.rand(3, 3).repeat(50, 1))

@@ -1,0 +1,154 @@
+"""Poses found by a network whose answers are worked out by hand: it knows two shapes by their third moments."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pcea.inference.points import PointPredictor, check_shape
+from pcea.inference.pose import find_pose, log_odds, oblique_frames, pose_name, up_rotation
+from pcea.io.description import NetworkDescription
+from pcea.io.points import Points, normalize_points, orient
+from pcea.transforms.points import axis_rotations, rotation_of
+
+UPS = ("x", "y", "z", "-x", "-y", "-z")
+
+
+def shape(sizes: tuple[float, float, float], N: int = 600) -> Tensor:
+    """Points that thin out along every axis, each another length, so that no two poses are alike."""
+    steps = torch.rand(N, 3, generator=torch.Generator().manual_seed(0)) ** 3
+    return normalize_points(steps * torch.tensor(sizes))
+
+
+SHAPES = torch.stack([shape((1.0, 0.6, 0.3)), shape((0.3, 1.0, 0.5))])
+
+
+def moments(points: Tensor) -> Tensor:
+    """The mean of the cubes of the coordinates, with their sign, (B, 3)."""
+    cubes = points.pow(3).mean(1)
+    return cubes.sign() * cubes.abs().pow(1 / 3)
+
+
+class Moments(nn.Module):
+    """Knows `SHAPES`, upright; the third class is the background."""
+
+    num_classes = 3
+
+    def forward(self, points: Tensor, *_: object, **__: object) -> Tensor:
+        far = torch.cdist(moments(points), moments(SHAPES))
+        return torch.cat([8 - 400 * far, torch.zeros(len(points), 1)], dim=1)
+
+
+def predictor(**about: object) -> PointPredictor:
+    description = NetworkDescription("points", "own.network", {}, ("tall", "wide"), 600, background=True)
+    return PointPredictor(Moments(), description._replace(**about))
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_each_of_the_24_poses_is_found(number: int) -> None:
+    network = predictor()
+    for rotation in axis_rotations():
+        posed = network.pose(Points(SHAPES[number] @ rotation.T))
+        assert torch.allclose(posed.rotation @ rotation, torch.eye(3))
+        assert int(posed.logits.argmax()) == number
+        assert posed.score > 3
+
+
+def test_a_shape_that_lies_along_no_axis_is_found_by_its_own_axes() -> None:
+    turned = rotation_of(nn.functional.normalize(torch.tensor([[0.7, 0.3, -0.5, 0.2]]), dim=1))[0]
+    posed = predictor().pose(Points(SHAPES[0] @ turned.T))
+    assert torch.allclose(posed.rotation @ turned, torch.eye(3), atol=0.1)
+    assert int(posed.logits.argmax()) == 0
+    assert posed.name.startswith("up ")
+    aligned = find_pose(
+        lambda rotations, count: Moments()(SHAPES[0][:count] @ turned.T @ rotations.mT),
+        SHAPES[0] @ turned.T,
+        is_axis_aligned=True,
+    )
+    assert aligned.score < posed.score - 1
+
+
+def test_the_axes_of_a_shape() -> None:
+    turned = rotation_of(nn.functional.normalize(torch.tensor([[0.7, 0.3, -0.5, 0.2]]), dim=1))[0]
+    box = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 3.0])
+    frames = oblique_frames(box @ turned.T)
+    assert len(frames) == 2
+    for frame in frames:
+        assert float(torch.linalg.det(frame)) == pytest.approx(1, abs=1e-5)
+        extents = (box @ turned.T @ frame.T).aminmax(dim=0)
+        assert sorted((extents.max - extents.min).tolist()) == pytest.approx([1, 2, 3], abs=0.3)
+    assert oblique_frames(box) == []  # its axes are the file's already
+    oblique_frames(torch.zeros(3, 3))  # no box: nothing is raised
+
+
+def test_a_file_is_as_it_is_unless_another_pose_says_otherwise() -> None:
+    """Where all poses look alike, the prior decides: as the network knows shapes, and then z up."""
+    posed = find_pose(lambda rotations, _: torch.zeros(len(rotations), 3), torch.rand(50, 3))
+    assert posed.name == "y up"
+    assert posed.rotation.equal(torch.eye(3))
+    assert posed.logits[0] == posed.logits[1]
+    assert posed.score == pytest.approx(math.log(2))
+
+
+def test_a_stated_axis_is_exact() -> None:
+    network, points = predictor(), SHAPES[0]
+    for up in UPS:
+        posed = network.pose(Points(points), up=up)
+        expected = log_odds(Moments()(normalize_points(orient(points, up))[None])[0], 1.0)
+        torch.testing.assert_close(posed.logits, expected)
+        assert posed.name == ""
+        assert torch.allclose(points @ posed.rotation.T, orient(points, up))
+
+
+def test_without_a_background_y_is_up() -> None:
+    network = predictor(background=False, class_names=("tall", "wide", "none"))
+    posed = network.pose(Points(SHAPES[0]))
+    torch.testing.assert_close(posed.logits, Moments()(SHAPES[:1])[0])
+    assert posed.score == pytest.approx(float(posed.logits.logsumexp(0)))
+
+
+def test_the_temperature_divides_the_logits() -> None:
+    cold, warm = (predictor(temperature=t).pose(Points(SHAPES[0]), up="y") for t in (1.0, 2.0))
+    torch.testing.assert_close(cold.logits, 2 * warm.logits)
+
+
+def test_names() -> None:
+    for up in UPS:
+        assert pose_name(up_rotation(up)) == f"{up} up"
+    assert pose_name(axis_rotations()[2]) == "y up"  # turned about y
+    turned = rotation_of(nn.functional.normalize(torch.tensor([[0.7, 0.3, -0.5, 0.2]]), dim=1))[0]
+    assert pose_name(turned) == f"up {', '.join(f'{value:.2f}' for value in turned[1].tolist())}"
+
+
+def test_what_is_printed() -> None:
+    network = predictor(known_above=2.0)
+    lying = orient(SHAPES[1], "x")
+    found = network.predict(lying)
+    assert found.class_names[0] == "wide"
+    assert found.is_known
+    assert found.pose.endswith(" up")
+    assert str(found).endswith(f"  ({found.pose})")
+    strange = network.predict(torch.rand(600, 3, generator=torch.Generator().manual_seed(0)))
+    assert not strange.is_known
+    assert str(strange).startswith("unsure: nothing it knows (closest: ")
+    assert strange.title.startswith("unsure, closest ")
+    assert str(network.predict(SHAPES[1], up="y")).startswith("wide 100.0%")
+
+
+def test_what_is_no_shape() -> None:
+    with pytest.raises(ValueError, match="x holds no shape: 5 points, all in one place"):
+        check_shape(torch.ones(5, 3), "x")
+    with pytest.warns(UserWarning, match="x is a line, not a shape"):
+        check_shape(torch.linspace(0, 1, 50)[:, None] * torch.ones(3), "x")
+    one = torch.rand(512, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="x seems to hold 3 things far apart"):
+        check_shape(torch.cat([one, one + 3, one - 3]), "x")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "points", [torch.rand(64, 3) * torch.tensor([1.0, 1.0, 0.0]), torch.randn(1024, 3), torch.rand(64, 3)]
+)
+def test_what_is_a_shape(points: Tensor) -> None:
+    check_shape(points, "x")
