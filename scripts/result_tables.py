@@ -5,10 +5,12 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is betwee
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pcea.commands.record import Record, category_headings, read_records
 
@@ -141,6 +143,36 @@ def headline_table(records: Iterable[Record]) -> str:
     return "\n".join(rows)
 
 
+def robustness_table() -> str:
+    """A markdown table of the records of `benchmark_robustness.py`: a row for what was measured, a column a network."""
+    found = [json.loads(path.read_text()) for path in sorted((CONFIGS / "results" / "robustness").glob("*.json"))]
+
+    def row(name: str, value: Callable[[Mapping[str, Any]], object]) -> str:
+        return f"| {name} | {' | '.join(str(value(record)) for record in found)} |"
+
+    def levels(name: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda r: ", ".join(f"{level['accuracy']:.0f}" for level in r["corruptions"][name])
+
+    rows = [
+        "| | " + " | ".join(f"`{r['weights']}`, up: {r['up']}" for r in found) + " |",
+        "|---" * (1 + len(found)) + "|",
+        row("test split as it is: accuracy", lambda r: r["whole"]["accuracy"]),
+        row("its calibration error", lambda r: r["whole"]["calibration_error"]),
+        *(row(f"{name}, levels 1 to 5", levels(name)) for name in found[0]["corruptions"]),
+        row("mean of these", lambda r: r["mean_accuracy"]),
+        row("Labeled PSB, classes in common", lambda r: r["psb"]["all"]),
+        row("AUROC, its other categories against the test split", lambda r: r["psb"]["auroc"]),
+        row("called unsure: of them / of the test split", _called_unsure),
+    ]
+    return "\n".join(rows)
+
+
+def _called_unsure(record: Mapping[str, Any]) -> str:
+    if "unknown_found" not in record["psb"]:
+        return "-"
+    return f"{record['psb']['unknown_found']:.0f} / {100 - record['whole']['known']:.1f}"
+
+
 def configuration_table() -> str:
     """A markdown table of all configurations, with the first line of each."""
     rows = ["| configuration | what it trains |", "|---|---|"]
@@ -190,6 +222,7 @@ def _categories(prefix: str) -> Callable[[Sequence[Record]], str]:
 TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
     "headlines": headline_table,
     "configurations": lambda _: configuration_table(),
+    "robustness": lambda _: robustness_table(),
     "point classification": _of_points(CLASSIFICATION),
     "parts": _of_points(PARTS),
     "parts by category": _categories("labeled_psb_"),

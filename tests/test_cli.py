@@ -163,7 +163,7 @@ def test_fit_test_export_predict(capsys, config, tmp_path):
     expected = {"config": "tiny", "seed": 0, "epoch": 2, "selection": "last", "dataset": "Shapes", "split": "test",
                 "num_points": 32, "votes": 1}  # fmt: skip
     assert {key: record[key] for key in expected} == expected
-    assert record["metrics"].keys() == {"overall_accuracy", "mean_class_accuracy"}
+    assert record["metrics"].keys() == {"overall_accuracy", "mean_class_accuracy", "calibration_error"}
     assert record["metrics"]["overall_accuracy"] == pytest.approx(record["metrics"]["mean_class_accuracy"], abs=0.011)
 
     run(capsys, "test", "--config", config, "--weights", best, "--model.init_args.votes", 3)

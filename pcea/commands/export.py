@@ -69,6 +69,8 @@ def _metadata(description: NetworkDescription) -> dict[str, str]:
             "scale": "divide by the distance of the farthest point",
             "num_points": description.num_points,
             "features": "unit normals" if description.has_normals else "none",
+            "temperature": description.temperature,
+            "background": description.background,
         }
     else:
         preprocessing = {

@@ -77,7 +77,8 @@ def visualize(
             an equals sign if it begins with a minus, --query=-1,0,2.
         grid: One file gives a sheet of all layers and modes, several files a sheet of all files.
         size: Side of each view in pixels, of an image the longer one; by default 800, and 300 in a grid.
-        up: The files' upward axis, y by default: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z.
+        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; auto finds it. By
+            default auto for classes, y for parts.
         seed: Decides which points are sampled and shown to the network, 0 by default.
         num_points: Points sampled on each mesh, 40000 by default. Clouds are drawn whole.
         points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By

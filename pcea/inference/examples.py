@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.datasets.folders import list_files
-from pcea.metrics.calibration import fit_temperature
+from pcea.metrics.temperature import fit_temperature
 
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor

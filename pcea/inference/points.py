@@ -118,7 +118,6 @@ class PointPredictor(ClassPredictor):
             up: As for `predict`.
         """
         about = self.description
-
         shuffled = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(0))
 
         def judge(rotations: Tensor, count: int) -> Tensor:
@@ -130,7 +129,9 @@ class PointPredictor(ClassPredictor):
             return self.network(points, normals)
 
         if up == "auto" and about.background:
-            return find_pose(judge, normalize_points(cloud.points), temperature=about.temperature)
+            fewest = int(getattr(self.network, "min_points", 1))
+            points = normalize_points(cloud.points)
+            return find_pose(judge, points, temperature=about.temperature, min_points=fewest)
         rotation = up_rotation("y" if up == "auto" else up)
         logits = judge(rotation[None], len(cloud.points))[0]
         logits = log_odds(logits, about.temperature) if about.background else logits.float().cpu() / about.temperature

@@ -46,7 +46,7 @@ def up_rotation(up: str) -> Tensor:
 
 
 def find_pose(
-    judge: Callable[[Tensor, int], Tensor], points: Tensor, *, temperature: float = 1.0, is_axis_aligned: bool = False
+    judge: Callable[[Tensor, int], Tensor], points: Tensor, *, temperature: float = 1.0, min_points: int = 1
 ) -> PosedLogits:
     """Find the class of a cloud together with its pose.
 
@@ -58,17 +58,15 @@ def find_pose(
         judge: Maps rotations (R, 3, 3) and how many points to use to logits (R, P + 1), the last one the background.
         points: The cloud, (N, 3).
         temperature: By which the logits are divided, so that probabilities are true frequencies.
-        is_axis_aligned: Whether only the 24 poses along the axes of the file are tried.
+        min_points: Fewest points that the network takes.
     """
-    rotations, prior = axis_rotations(), torch.ones(24)
-    prior[_index_of(rotations, torch.eye(3))] = _AS_IS
-    prior[_index_of(rotations, up_rotation("z"))] = _Z_UP
-    if not is_axis_aligned:
-        frames = oblique_frames(points)
-        rotations = torch.cat([rotations, *(axis_rotations() @ frame for frame in frames)])
-        prior = torch.cat([prior, torch.full((24 * len(frames),), _OBLIQUE)])
+    axes, frames = axis_rotations(), oblique_frames(points)
+    rotations = torch.cat([axes, *(axes @ frame for frame in frames)])
+    prior = torch.tensor([1.0] * len(axes) + [_OBLIQUE] * len(axes) * len(frames))
+    prior[_index_of(axes, torch.eye(3))] = _AS_IS
+    prior[_index_of(axes, up_rotation("z"))] = _Z_UP
     prior = prior.log()
-    few = min(_COARSE_POINTS, len(points))
+    few = min(max(_COARSE_POINTS, min_points), len(points))
     odds = log_odds(judge(rotations, few), temperature) + prior[:, None]
     best = odds.logsumexp(1).topk(min(_FINALISTS, len(odds))).indices
     fine = log_odds(judge(rotations[best], len(points)), temperature)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from pcea.metrics.temperature import fit_temperature
 
 
 class Trust(NamedTuple):
@@ -56,14 +56,3 @@ class Calibration(Metric):
         temperature = fit_temperature(logits, labels)
         scores = (logits / temperature).logsumexp(1)
         return Trust(temperature, float(scores.quantile(1 - self.known_share)))
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature at which labels (L,) are most likely by logits (L, P); within 0.05..20."""
-    from scipy.optimize import minimize_scalar
-
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits / torch.tensor(log_temperature).exp(), labels))
-
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    return float(torch.tensor(found.x).exp())

@@ -3,7 +3,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from pcea.metrics import Calibration
-from pcea.metrics.calibration import fit_temperature
+from pcea.metrics.temperature import fit_temperature
 
 
 def drawn(temperature: float, L: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,22 @@
+"""The temperature of a classifier."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature, within 0.05..20, at which labels (L,) are most likely by logits (L, P) that it divides.
+
+    Source:
+        Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits / torch.tensor(log_temperature).exp(), labels))
+
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    return float(torch.tensor(found.x).exp())
