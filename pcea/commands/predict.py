@@ -90,11 +90,11 @@ def predict(
         longest_side=longest_side,
         threshold=threshold,
     )
-    predictor.check(**options)
     if explain and not hasattr(predictor, "explain"):
         raise ValueError(f"This network {predictor.purpose}: --explain is not for it.")
     if explain and like is not None:
         raise ValueError("--explain is for the classes of the network: leave --like out.")
+    predictor.check(**options)
     if like is not None:
         options["like"] = read_examples(predictor, like, seed=seed or 0)  # type: ignore[arg-type]
     width = max(len(str(file)) for file in files)

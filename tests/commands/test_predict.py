@@ -261,3 +261,48 @@ def test_a_network_that_is_not_what_its_file_says(tmp_path, capsys, weights, clo
     for command in (["predict"], ["visualize", "--output", tmp_path / "x.png"]):
         result = run(capsys, command[0], file, *command[1:], "--weights", tmp_path / "odd.safetensors")
         assert_one_line(result, "odd.safetensors does not work as one for the task", task)
+
+
+def test_what_is_alike(weights, tmp_path, capsys):
+    """Two folders of boxes of other sizes than in training; the files are told apart by their alike."""
+    generator = np.random.default_rng(0)
+    kinds = {"tower": (1, 6, 1), "plate": (5, 0.5, 5)}
+    for name, extents in kinds.items():
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        for k in range(3):
+            np.save(tmp_path / "examples" / name / f"{k}.npy", (generator.random((64, 3)) - 0.5) * extents)
+        np.save(tmp_path / f"{name}.npy", (generator.random((64, 3)) - 0.5) * extents)
+    files = [tmp_path / f"{name}.npy" for name in kinds]
+    code, output, errors = run(capsys, "predict", *files, "--weights", weights, "--like", tmp_path / "examples")
+    assert code == 0, errors
+    assert [line.split()[1] for line in output.splitlines()] == ["tower", "plate"]
+    assert_one_line(
+        run(capsys, "predict", *files, "--weights", weights, "--like", tmp_path / "examples" / "tower"),
+        "at least two folders of examples",
+    )
+    assert_one_line(
+        run(capsys, "predict", *files, "--weights", weights, "--like", tmp_path / "examples", "--explain"), "--like out"
+    )
+
+
+def test_what_decided(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("tower.npy", (np.random.default_rng(0).random((64, 3)) - 0.5) * (1, 6, 1))
+    # Where nothing can be drawn, the coloured points are written.
+    monkeypatch.setattr("pcea.visualization.renderer.check_rendering", lambda: (_ for _ in ()).throw(OSError("no")))
+    code, output, errors = run(capsys, "predict", "tower.npy", "--weights", weights, "--explain")
+    assert code == 0, errors
+    lines = output.splitlines()
+    assert lines[0].startswith("tower.npy  standing ")
+    assert len(lines) == 10
+    assert all(
+        re.match(r"  \d\. (top|middle|bottom), (inner|outer) +\d+ % of the points, decides", line)
+        for line in lines[1:9]
+    )
+    assert lines[9] == "  tower_explained.ply"
+    assert len(trimesh.load("tower_explained.ply").vertices) == 64
+
+
+def test_no_explanation_of_parts(part_weights, cloud, capsys):
+    result = run(capsys, "predict", cloud[0], "--weights", part_weights, "--explain")
+    assert_one_line(result, "names the parts of points", "--explain is not for it")
