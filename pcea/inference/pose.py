@@ -16,7 +16,7 @@ from pcea.transforms.points import axis_rotations
 _COARSE_POINTS, _FINALISTS = 256, 6
 # How much likelier than a pose among the 24 these are before the shape is seen: as the network knows shapes, and z up,
 # as CAD programs write them. Poses along no axis of the file come from few sources: scans of things that lie about.
-_AS_IS, _Z_UP, _OBLIQUE = 24.0, 12.0, 0.2
+_AS_IS, _Z_UP, _OBLIQUE = 24.0, 10.0, 0.2
 
 
 class PosedLogits(NamedTuple):
