@@ -27,8 +27,8 @@ usage: pcea COMMAND [OPTIONS]
   download   Fetch a dataset: `pcea download modelnet40 --root data`
   configs    List the configurations that come with pcea.
 
-`--weights` names a trained network everywhere: weights that come with pcea (modelnet40_eat_cpu), a weights file, a
-checkpoint, or a configuration (its newest run).
+`--weights` names a trained network everywhere: weights that come with pcea (modelnet40_pointea_files), a weights file,
+a checkpoint, or a configuration (its newest run).
 
 `pcea COMMAND --help` shows the options of a command. With PCEA_TRACEBACK=1 in the environment, errors show where they
 come from."""

@@ -40,7 +40,8 @@ def main() -> None:
             },
         }  # fmt: skip
         for name in options.names or pictures:
-            visualize(**pictures[name], output=PICTURES / f"{name}.png")
+            # All tokens of this network are points of a fine layer.
+            visualize(**{"weights": "modelnet40_eat_cpu", **pictures[name]}, output=PICTURES / f"{name}.png")
             _compress(PICTURES / f"{name}.png")
 
 

@@ -57,7 +57,7 @@ def test_the_wheel_holds_code_stubs_configurations_and_weights_alone(wheel):
     expected |= {f"pcea/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert {name for name in names if not name.endswith(".md")} == expected
     assert {"pcea/__init__.pyi", "pcea/py.typed", "pcea/configs/shapes_eat.yaml"} <= names
-    assert sum(name.endswith(".safetensors") for name in names) == 4
+    assert sum(name.endswith(".safetensors") for name in names) == 5
 
 
 def test_the_installed_package_classifies_a_file(environment, tmp_path):

@@ -12,7 +12,7 @@ from pcea.inference.base import Predictor
 from pcea.io.checkpoints import read_network
 from pcea.models.build import build_network
 
-DEFAULT_WEIGHTS = "modelnet40_eat_cpu"
+DEFAULT_WEIGHTS = "modelnet40_pointea_files"
 # Imported when they are needed: point-cloud networks do not wait for image code.
 _PREDICTORS = {
     "points": ("pcea.inference.points", "PointPredictor"),
@@ -27,7 +27,7 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
     """Load a trained network, ready to be shown files.
 
     Example:
-        network = pcea.load("modelnet40_eat_cpu")
+        network = pcea.load("modelnet40_pointea_files")
         print(network.predict("chair.obj"))
 
     Args:

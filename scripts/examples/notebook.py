@@ -7,7 +7,7 @@ import torch
 import pcea
 from pcea.datasets import Shapes
 
-network = pcea.load("modelnet40_eat_cpu")
+network = pcea.load()  # the classifier that comes with pcea
 shapes = Shapes("test", num_shapes=12, num_points=2048, seed=0)
 index = shapes.class_names.index("table")
 # Points and normals, (2048, 6), y up. Points alone, (N, 3), or the path of a file will do as well.

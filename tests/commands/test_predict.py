@@ -235,12 +235,14 @@ def test_normals_without_open3d(weights_with_normals, cloud, monkeypatch, capsys
     assert capsys.readouterr().out == ""
 
 
-def test_the_shipped_weights_know_40_classes():
-    trained = load("modelnet40_eat_cpu")
+@pytest.mark.parametrize("name", ["modelnet40_eat_cpu", "modelnet40_pointea_fast", "modelnet40_pointea_files"])
+def test_the_shipped_weights_know_40_classes(name):
+    trained = load(name)
     assert not trained.network.training
     about = trained.description
     assert (len(about.class_names), about.class_names[0], about.num_points) == (40, "airplane", 1024)
-    assert trained.network(torch.randn(2, 1024, 3)).shape == (2, 40)
+    assert trained.network(torch.randn(2, 1024, 3)).shape == (2, 40 + about.background)
+    assert about.background == (name == "modelnet40_pointea_files")
 
 
 def test_weights_of_another_builder(tmp_path):

@@ -147,6 +147,6 @@ def test_a_notebook():
     assert {scope["parts"].part_names[part] for part in scope["part_label"].unique()} <= {"Table/leg", "Table/support"}
     assert scope["picture"].shape[2] == 3
     assert scope["picture"].dtype == np.uint8
-    assert scope["logits"].shape == (1, 40)
+    assert scope["logits"].shape == (1, 41)  # the classes and the background
     for weights in scope["weights"].values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
