@@ -24,6 +24,6 @@ Trained, tested and drawn in $((SECONDS - started)) s. Next:
   pcea predict FILE...                       # classify meshes and point clouds
   pcea visualize FILE...                     # see what each point attends to
   pcea download modelnet40 --root data       # real shapes
-  pcea fit --config modelnet40_eat_cpu       # about an hour on two cores
+  pcea fit --config modelnet40_pointea_fast  # about an hour on one core
   pcea configs                               # list everything else that can be trained
 END

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -90,12 +91,10 @@ def oblique_frames(points: Tensor) -> list[Tensor]:
     import trimesh
 
     table = points.double().cpu().numpy()
-    frames = [np.linalg.svd(table - table.mean(0), full_matrices=False)[2]]
-    try:
-        to_box, _ = trimesh.bounds.oriented_bounds(table)
-        frames.append(to_box[:3, :3])
-    except Exception:  # flat or too few points: there is no hull
-        pass
+    centered = table - table.mean(0)
+    frames = [np.linalg.eigh(centered.T @ centered)[1].T]
+    with suppress(Exception), np.errstate(all="ignore"):  # flat or too few points have no hull
+        frames.append(trimesh.bounds.oriented_bounds(table)[0][:3, :3])
     kept = []
     for frame in frames:
         rotation = torch.from_numpy(frame * (1 if np.linalg.det(frame) > 0 else -1)).float()

@@ -75,7 +75,15 @@ def test_the_axes_of_a_shape() -> None:
         extents = (box @ turned.T @ frame.T).aminmax(dim=0)
         assert sorted((extents.max - extents.min).tolist()) == pytest.approx([1, 2, 3], abs=0.3)
     assert oblique_frames(box) == []  # its axes are the file's already
-    oblique_frames(torch.zeros(3, 3))  # no box: nothing is raised
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sizes", [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1e-9)])
+def test_what_is_flat_or_nothing_has_axes_too_or_none(sizes: tuple[float, ...]) -> None:
+    for N in (1, 3, 100):
+        for frame in oblique_frames(torch.rand(N, 3) * torch.tensor(sizes)):
+            assert frame.isfinite().all()
+            assert torch.allclose(frame @ frame.T, torch.eye(3), atol=1e-4)
 
 
 def test_a_file_is_as_it_is_unless_another_pose_says_otherwise() -> None:
