@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from pcea.io.checkpoints import read_network
 from pcea.io.description import NetworkDescription, StoredNetwork, is_part, without_weights
@@ -51,11 +52,24 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
     check_paths(description, where, packages=packages)
     builder = _resolve(description.builder, where)
     if _is_ours(description.builder):
-        with torch.device("meta"), _at_most(2 * len(state) + 100):
+        with torch.device("meta"), _Unfilled(), _at_most(2 * len(state) + 100):
             _check_shapes(_call(builder, description, where), state, where)
     network = _call(builder, description, where)
     load_state(network, state, where)
     return network.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills weights at random: those of the meta device have no values.
+
+    There torch would import its compiler to do nothing, which takes more than a second.
+    """
+
+    def __torch_function__(self, func: Callable[..., Any], _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -163,8 +163,11 @@ class EllipsoidEncoding(nn.Module):
     def __init__(self, dim: int, *, radius: float):
         super().__init__()
         self.radius = radius
-        self.axes = nn.Parameter(torch.eye(3) + 0.3 * torch.randn(dim, 3, 3))
-        self.center = nn.Parameter(torch.randn(dim, 3) * 0.6)
+        self.axes, self.center = nn.Parameter(torch.empty(dim, 3, 3)), nn.Parameter(torch.empty(dim, 3))
+        nn.init.normal_(self.axes, std=0.3)
+        nn.init.normal_(self.center, std=0.6)
+        with torch.no_grad():
+            self.axes.diagonal(dim1=1, dim2=2).add_(1)
         self.linear = Linear(dim, dim, bias=False)
         self.norm = nn.BatchNorm1d(dim)
 

@@ -150,7 +150,8 @@ class ExternalAttention(RecordedLayer):
         if normalization not in _NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {', '.join(_NORMALIZATIONS)}, got {normalization!r}.")
         self.dim, self.memory_units, self.tied, self.normalization = dim, memory_units, tied, normalization
-        self.key = nn.Parameter(torch.randn(memory_units, dim) * (2 / dim) ** 0.5)
+        self.key = nn.Parameter(torch.empty(memory_units, dim))
+        nn.init.normal_(self.key, std=(2 / dim) ** 0.5)
         self.value = None if tied else nn.Parameter(self.key.detach().clone())
         self.value_bias = nn.Parameter(torch.zeros(dim)) if value_bias else None
         self.dropout = nn.Dropout(dropout)

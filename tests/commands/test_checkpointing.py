@@ -82,7 +82,7 @@ def start(config, *options, wait_for=None):
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=config.parent
     )
     last = wait_for or config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
-    for _ in range(600):
+    for _ in range(1800):  # a busy machine takes its time
         if last.is_file() or process.poll() is not None:
             break
         time.sleep(0.1)
