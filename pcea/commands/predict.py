@@ -6,11 +6,12 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pcea.datasets.cache import summarize
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, check_output_folder
 from pcea.inference.examples import read_examples
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
@@ -94,6 +95,8 @@ def predict(
         raise ValueError(f"This network {predictor.purpose}: --explain is not for it.")
     if explain and like is not None:
         raise ValueError("--explain is for the classes of the network: leave --like out.")
+    if explain:
+        check_output_folder(output.parent if output else Path(), files, endings=("_explained.png", "_explained.ply"))
     predictor.check(**options)
     if like is not None:
         options["like"] = read_examples(predictor, like, seed=seed or 0)  # type: ignore[arg-type]
@@ -123,19 +126,29 @@ def predict(
         sys.exit(1)
 
 
+@cache
+def can_draw() -> bool:
+    """Whether Open3D can draw pictures here; it takes seconds to try."""
+    from pcea.visualization import renderer
+
+    try:
+        renderer.check_rendering()
+    except OSError:
+        return False
+    return True
+
+
 def print_explanation(predictor: Any, file: Path, output: Path | None, **options: Any) -> None:
     """Print what decided the class of a file, and draw it: a picture, or coloured points where nothing can be drawn."""
     from pcea.visualization.picture_files import save_png
-    from pcea.visualization.renderer import check_rendering
     from pcea.visualization.sheets import draw_sheet
 
     explanation = predictor.explain(file, **{name: value for name, value in options.items() if value is not None})
     view = explanation.view()
     path = (output.parent if output else Path()) / f"{file.stem}_explained.png"
-    try:
-        check_rendering()
+    if can_draw():
         save_png(path, next(draw_sheet([view], size=600)))
-    except OSError:
+    else:
         path = path.with_suffix(".ply")
         write_ply(
             path, dict(zip(("x", "y", "z", "red", "green", "blue"), [*view.points.numpy().T, *view.colors.numpy().T]))

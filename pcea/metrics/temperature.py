@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits / torch.tensor(log_temperature).exp(), labels))
+        return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
 
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    return float(torch.tensor(found.x).exp())
+    return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)

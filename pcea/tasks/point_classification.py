@@ -87,6 +87,8 @@ class PointClassificationTask(Task):
             is_right = (logits.detach().argmax(1) < logits.shape[1] - 1) == is_known
             log("train/background_accuracy", is_right.float().mean())
             logits = logits[:, :-1]
+        elif not is_known.all():
+            raise ValueError("RandomBackground makes clouds of no class: set model.init_args.background to true.")
         else:
             loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
         is_right = (logits.detach().argmax(1) == batch.label).float().sum()

@@ -18,8 +18,8 @@ from pcea.transforms.points import (
     RandomScale,
     RandomTilt,
     Transform,
-    _share,
-    _uniform,
+    check_share,
+    uniform,
 )
 
 Where = Literal["anywhere", "half_space", "ball", "slope"]
@@ -42,8 +42,7 @@ class RandomRemoval(Transform):
     def __init__(self, where: Where, *, low: float = 0.0, high: float = 0.5):
         if where not in get_args(Where):
             raise ValueError(f"where must be one of {', '.join(get_args(Where))}, got {where!r}.")
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"0 <= low <= high <= 1 expected, got low={low}, high={high}.")
+        _check_range(low, high)
         self.where, self.low, self.high = where, low, high
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
@@ -53,14 +52,14 @@ class RandomRemoval(Transform):
         mask = torch.ones(B, N, dtype=torch.bool, device=points.device) if batch.mask is None else batch.mask
         key = self._key(points, mask, generator).masked_fill(~mask, torch.inf)
         count = mask.sum(1, keepdim=True)
-        share = _uniform(points, (B, 1), self.low, self.high, generator)
+        share = uniform(points, (B, 1), self.low, self.high, generator)
         kept = (count * (1 - share)).round().long().clamp(min=1)
         return batch._replace(mask=mask & (key <= key.sort(dim=1).values.gather(1, kept - 1)))
 
     def _key(self, points: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
         """A number for each point, (B, N): the points with the greatest ones are removed."""
         B, N, _ = points.shape
-        noise = _uniform(points, (B, N), 0, 1, generator)
+        noise = uniform(points, (B, N), 0, 1, generator)
         if self.where == "anywhere":
             return noise
         if self.where == "ball":
@@ -88,8 +87,7 @@ class RandomOutliers(Transform):
     """
 
     def __init__(self, *, low: float = 0.0, high: float = 0.05):
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"0 <= low <= high <= 1 expected, got low={low}, high={high}.")
+        _check_range(low, high)
         self.low, self.high = low, high
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
@@ -99,9 +97,9 @@ class RandomOutliers(Transform):
         norm = points.norm(dim=-1)
         radius = (norm if batch.mask is None else norm * batch.mask).amax(1).view(B, 1, 1)
         direction, normal = (F.normalize(torch.empty_like(points).normal_(generator=generator), dim=-1) for _ in "dn")
-        share = _uniform(points, (B, 1, 1), self.low, self.high, generator)
-        is_outlier = _uniform(points, (B, N, 1), 0, 1, generator) < share
-        distance = _uniform(points, (B, N, 1), 0, 1, generator) ** (1 / 3)  # uniform in the volume
+        share = uniform(points, (B, 1, 1), self.low, self.high, generator)
+        is_outlier = uniform(points, (B, N, 1), 0, 1, generator) < share
+        distance = uniform(points, (B, N, 1), 0, 1, generator) ** (1 / 3)  # uniform in the volume
         return batch._replace(
             points=torch.where(is_outlier, radius * distance * direction, points),
             normals=None if batch.normals is None else torch.where(is_outlier, normal, batch.normals),
@@ -121,13 +119,13 @@ class RandomOneOf(Transform):
         if not transforms:
             raise ValueError("RandomOneOf needs at least one transform.")
         self.transforms = tuple(transforms)
-        self.probability, self.batches = _share("probability", probability), _share("batches", batches)
+        self.probability, self.batches = check_share("probability", probability), check_share("batches", batches)
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Transform clouds (B, N, 3)."""
-        if float(_uniform(batch.points, (1,), 0, 1, generator)) >= self.batches:
+        if float(uniform(batch.points, (1,), 0, 1, generator)) >= self.batches:
             return batch._replace(points=batch.points.clone())
-        draw = _uniform(batch.points, (len(batch.points),), 0, 1, generator)
+        draw = uniform(batch.points, (len(batch.points),), 0, 1, generator)
         for number, transform in enumerate(self.transforms):
             start, end = (i * self.probability / len(self.transforms) for i in (number, number + 1))
             batch = choose_clouds((start <= draw) & (draw < end), transform(batch, generator=generator), batch)
@@ -146,6 +144,11 @@ class Normalize(Transform):
         points = batch.points - (batch.points * mask).sum(1, keepdim=True) / count
         radius = (points * mask).norm(dim=-1, keepdim=True).amax(1, keepdim=True)
         return batch._replace(points=points / radius.masked_fill(radius == 0, 1))
+
+
+def _check_range(low: float, high: float) -> None:
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"0 <= low <= high <= 1 expected, got low={low}, high={high}.")
 
 
 BACKGROUND = -1
@@ -168,7 +171,7 @@ class RandomBackground(Transform):
 
     def __init__(self, *, poses: float = 0.2, orientations: float = 0.1, mixtures: float = 0.1):
         for name, value in (("poses", poses), ("orientations", orientations), ("mixtures", mixtures)):
-            _share(name, value)
+            check_share(name, value)
         if poses + orientations + mixtures > 1:
             raise ValueError(f"The shares must sum to at most 1, got {poses + orientations + mixtures:g}.")
         self.poses, self.orientations, self.mixtures = poses, orientations, mixtures
@@ -176,7 +179,9 @@ class RandomBackground(Transform):
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Transform clouds (B, N, 3) with a label each, (B,)."""
-        draw = _uniform(batch.points, (len(batch.points),), 0, 1, generator)
+        if batch.label.ndim != 1:
+            raise ValueError(f"RandomBackground is for one label a cloud, (B,), got {tuple(batch.label.shape)}.")
+        draw = uniform(batch.points, (len(batch.points),), 0, 1, generator)
         first, second, third = (
             self.poses,
             self.poses + self.orientations,

@@ -43,7 +43,7 @@ class RandomScale(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Scale points (B, N, 3)."""
         shape = (len(batch.points), 1, 3 if self.anisotropic else 1)
-        factor = _uniform(batch.points, shape, self.low, self.high, generator)
+        factor = uniform(batch.points, shape, self.low, self.high, generator)
         normals = None if batch.normals is None else F.normalize(batch.normals / factor, dim=-1)
         return batch._replace(points=batch.points * factor, normals=normals)
 
@@ -62,7 +62,7 @@ class RandomTranslate(Transform):
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Shift points (B, N, 3)."""
-        shift = _uniform(batch.points, (len(batch.points), 1, 3), -self.extent, self.extent, generator)
+        shift = uniform(batch.points, (len(batch.points), 1, 3), -self.extent, self.extent, generator)
         return batch._replace(points=batch.points + shift)
 
 
@@ -81,7 +81,7 @@ class RandomRotate(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         radians = torch.pi * self.degrees / 180
-        angle = _uniform(batch.points, (len(batch.points),), -radians, radians, generator)
+        angle = uniform(batch.points, (len(batch.points),), -radians, radians, generator)
         rotation = torch.zeros(len(angle), 3, 3, dtype=angle.dtype, device=angle.device)
         rotation[:, 0, 0] = rotation[:, 2, 2] = angle.cos()
         rotation[:, 0, 2], rotation[:, 2, 0] = angle.sin(), -angle.sin()
@@ -105,7 +105,7 @@ class RandomTilt(Transform):
         """Rotate points and normals (B, N, 3)."""
         B = len(batch.points)
         axis = F.normalize(batch.points.new_empty(B, 3).normal_(generator=generator), dim=1)
-        half = _uniform(batch.points, (B, 1), 0, torch.pi * self.degrees / 360, generator)
+        half = uniform(batch.points, (B, 1), 0, torch.pi * self.degrees / 360, generator)
         return rotate_clouds(batch, rotation_of(torch.cat([half.cos(), half.sin() * axis], dim=1)))
 
 
@@ -115,7 +115,7 @@ class RandomPose(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         rotations = axis_rotations().to(batch.points)
-        pose = _uniform(batch.points, (len(batch.points),), 0, len(rotations), generator).long()
+        pose = uniform(batch.points, (len(batch.points),), 0, len(rotations), generator).long()
         return rotate_clouds(batch, rotations[pose.clamp(max=len(rotations) - 1)])
 
 
@@ -127,15 +127,13 @@ class RandomOrientation(Transform):
     """
 
     def __init__(self, *, probability: float = 1.0):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in 0..1, got {probability}.")
-        self.probability = probability
+        self.probability = check_share("probability", probability)
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Rotate points and normals (B, N, 3)."""
         B = len(batch.points)
         rotation = rotation_of(F.normalize(batch.points.new_empty(4, B).normal_(generator=generator), dim=0).T)
-        is_turned = _uniform(batch.points, (B, 1, 1), 0, 1, generator) < self.probability
+        is_turned = uniform(batch.points, (B, 1, 1), 0, 1, generator) < self.probability
         rotation = torch.where(is_turned, rotation, torch.eye(3, dtype=rotation.dtype, device=rotation.device))
         return rotate_clouds(batch, rotation)
 
@@ -170,15 +168,13 @@ class RandomDropNormals(Transform):
     """
 
     def __init__(self, *, probability: float = 0.2):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must be in 0..1, got {probability}.")
-        self.probability = probability
+        self.probability = check_share("probability", probability)
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Drop normals (B, N, 3)."""
         if batch.normals is None:
             raise ValueError("RandomDropNormals needs normals: set data.init_args.with_normals to true.")
-        is_kept = _uniform(batch.points, (len(batch.points), 1, 1), 0, 1, generator) >= self.probability
+        is_kept = uniform(batch.points, (len(batch.points), 1, 1), 0, 1, generator) >= self.probability
         return batch._replace(normals=batch.normals * is_kept)
 
 
@@ -197,8 +193,8 @@ class RandomDropPoints(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Drop points (B, N, 3) and everything that belongs to them."""
         b, n, _ = batch.points.shape
-        ratio = _uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
-        dropped = _uniform(batch.points, (b, n), 0, 1, generator) < ratio
+        ratio = uniform(batch.points, (b, 1), 0, self.max_ratio, generator)
+        dropped = uniform(batch.points, (b, n), 0, 1, generator) < ratio
         index = torch.arange(n, device=dropped.device).expand(b, n)
         first: Tensor | int = 0
         if batch.mask is not None:
@@ -223,7 +219,7 @@ class RandomSubset(Transform):
         if fewest is not None and not 1 <= fewest <= num_points:
             raise ValueError(f"fewest must be in 1..num_points={num_points}, got {fewest}.")
         self.num_points, self.fewest, self.padded = num_points, fewest, padded
-        self.probability = _share("probability", probability)
+        self.probability = check_share("probability", probability)
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Choose from points (B, N, 3) with everything that belongs to them."""
@@ -233,7 +229,7 @@ class RandomSubset(Transform):
             chance, where = torch.rand(2, generator=generator, device=batch.points.device).tolist()
             if chance < self.probability:
                 count = round(self.fewest * (self.num_points / self.fewest) ** where)
-        key = _uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
+        key = uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
         if batch.mask is not None:
             key = key + (~batch.mask)  # padding comes last
             count = count if self.padded else min(count, int(batch.mask.sum(1).min()))
@@ -241,15 +237,19 @@ class RandomSubset(Transform):
         return subset if subset.mask is None or not subset.mask.all() else subset._replace(mask=None)
 
 
-class FirstPoints(Transform):
+class _Subset(Transform):
+    """Keeps the same number of points of each cloud."""
+
+    def __init__(self, *, num_points: int):
+        self.num_points = num_points
+
+
+class FirstPoints(_Subset):
     """Keep the first points of each cloud, as is usual in tests on the official clouds, whose points come in any order.
 
     Args:
         num_points: Points kept.
     """
-
-    def __init__(self, *, num_points: int):
-        self.num_points = num_points
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:  # noqa: ARG002
         """Choose from points (B, N, 3) with everything that belongs to them."""
@@ -258,15 +258,12 @@ class FirstPoints(Transform):
         return select_points(batch, index.expand(len(batch.points), -1))
 
 
-class FarthestSubset(Transform):
+class FarthestSubset(_Subset):
     """Keep the points that farthest point sampling chooses, for evaluation: even coverage, nothing random.
 
     Args:
         num_points: Points kept.
     """
-
-    def __init__(self, *, num_points: int):
-        self.num_points = num_points
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:  # noqa: ARG002
         """Choose from points (B, N, 3) with everything that belongs to them."""
@@ -323,13 +320,15 @@ def _check_enough(batch: PointBatch, num_points: int) -> None:
         raise ValueError(f"num_points must be at most N={batch.points.shape[1]}, the cloud size, got {num_points}.")
 
 
-def _share(name: str, value: float) -> float:
+def check_share(name: str, value: float) -> float:
+    """The value; a ValueError with its name if it is not in 0..1."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in 0..1, got {value}.")
     return value
 
 
-def _uniform(
+def uniform(
     like: Tensor, shape: tuple[int, ...] | torch.Size, low: float, high: float, generator: torch.Generator | None
 ) -> Tensor:
+    """Numbers uniform in low..high, of the dtype and on the device of `like`."""
     return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(low, high, generator=generator)

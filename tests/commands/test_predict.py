@@ -291,7 +291,7 @@ def test_what_decided(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("tower.npy", (np.random.default_rng(0).random((64, 3)) - 0.5) * (1, 6, 1))
     # Where nothing can be drawn, the coloured points are written.
-    monkeypatch.setattr("pcea.visualization.renderer.check_rendering", lambda: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr("pcea.commands.predict.can_draw", lambda: False)
     code, output, errors = run(capsys, "predict", "tower.npy", "--weights", weights, "--explain")
     assert code == 0, errors
     lines = output.splitlines()
@@ -303,6 +303,15 @@ def test_what_decided(weights, tmp_path, capsys, monkeypatch):
     )
     assert lines[9] == "  tower_explained.ply"
     assert len(trimesh.load("tower_explained.ply").vertices) == 64
+
+
+def test_two_explanations_of_one_name(weights, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "x.npy", np.random.default_rng(0).random((64, 3)))
+    files = [tmp_path / folder / "x.npy" for folder in ("a", "b")]
+    result = run(capsys, "predict", *files, "--weights", weights, "--explain")
+    assert_one_line(result, "would both be written to x_explained.png")
 
 
 def test_no_explanation_of_parts(part_weights, cloud, capsys):

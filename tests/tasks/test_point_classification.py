@@ -212,6 +212,12 @@ def test_a_background_takes_no_part_in_the_classes(batch, monkeypatch):
         PointClassificationTask(eat_classifier(1), SGD, background=True)
 
 
+def test_a_background_that_the_task_does_not_know(batch):
+    task = PointClassificationTask(Size(), SGD)
+    with pytest.raises(ValueError, match=r"set model\.init_args\.background to true"):
+        task.training_step(batch._replace(label=torch.tensor([0, 1, 2, -1, 0, 1, 2])), 0)
+
+
 def test_a_background_is_one_class_more_than_the_data(trainer):
     data = Answers(batch_size=2, num_points=5)
     trainer.test(PointClassificationTask(WithBackground(), SGD, background=True), datamodule=data, verbose=False)

@@ -173,6 +173,11 @@ def test_background_has_its_shares_and_keeps_the_others_as_they_are() -> None:
     assert (is_background & ~keeps_size).float().mean() == pytest.approx(0.1, abs=0.02)
 
 
+def test_no_background_of_parts(batch: PointBatch) -> None:
+    with pytest.raises(ValueError, match=r"one label a cloud, \(B,\), got \(6, 200\)"):
+        RandomBackground()(batch._replace(label=torch.zeros(B, N, dtype=torch.long)))
+
+
 def test_a_mixture_is_half_of_one_cloud_and_half_of_the_next() -> None:
     # Every cloud has points at its own distance from the origin, which a rotation keeps.
     radius = torch.arange(1.0, 7).view(6, 1, 1)
