@@ -38,6 +38,11 @@ def can_shortcut() -> bool:
     return not is_capturing() and not is_transformed()
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd follows what is computed from the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def is_plain(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether the module does what one of `types` does, and nothing else.
 

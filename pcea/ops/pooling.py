@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import can_shortcut
+from pcea.nn.shortcuts import can_shortcut, needs_gradient
 from pcea.ops.checks import check_points
 from pcea.ops.grouping import gather_points
 
@@ -51,9 +51,10 @@ def max_neighbors(values: Tensor, index: Tensor, *, own: Tensor | None = None) -
         highest = gather_points(values, index).max(2).values
         return highest if own is None else highest - gather_points(values, own)
     exact = values.to(_compiled_dtype(values.dtype))
-    return _max_neighbors_op(exact, index, index.new_empty(index.shape[0], 0) if own is None else own)[0].to(
-        values.dtype
-    )
+    # Where no gradient is wanted, not through the custom op: its first call imports torch's compiler, which takes longer
+    # than a prediction.
+    maximum = _max_neighbors_op if needs_gradient(values) else _max_neighbors
+    return maximum(exact, index, index.new_empty(index.shape[0], 0) if own is None else own)[0].to(values.dtype)
 
 
 def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor
         offsets = gather_points(points, index) - centers.unsqueeze(2)
         return F.linear(_monomials(offsets).to(weight.dtype), weight).max(2).values
     dtype = _compiled_dtype(torch.promote_types(points.dtype, weight.dtype))
-    return _max_quadratic_op(points.to(dtype), centers.to(dtype), index, weight.to(dtype))[0].to(weight.dtype)
+    maximum = _max_quadratic_op if needs_gradient(points, centers, weight) else _max_quadratic
+    return maximum(points.to(dtype), centers.to(dtype), index, weight.to(dtype))[0].to(weight.dtype)
 
 
 def _check_index(num_points: int, **indices: Tensor) -> None:
@@ -115,8 +117,7 @@ def _monomials(offsets: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], dim=-1)
 
 
-@torch.library.custom_op("pcea::max_neighbors", mutates_args=())
-def _max_neighbors_op(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _max_neighbors(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """The maxima, (B, M, C), less the values of `own` (B, M) or (B, 0), and the neighbour of each, (B, M, C) int32."""
     from pcea.ops.cpu_kernels import max_gathered
 
@@ -124,6 +125,9 @@ def _max_neighbors_op(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tenso
     out, winner = values.new_empty(shape), torch.empty(shape, dtype=torch.int32)
     run(max_gathered, shape[0] * shape[1], values, index, own, out, winner)
     return out, winner
+
+
+_max_neighbors_op = torch.library.custom_op("pcea::max_neighbors", mutates_args=())(_max_neighbors)
 
 
 @_max_neighbors_op.register_fake
@@ -164,8 +168,7 @@ def _(grad: Tensor, winner: Tensor, own: Tensor, num_points: int) -> Tensor:  # 
 _max_neighbors_op.register_autograd(_to_winner, setup_context=_keep_winner)
 
 
-@torch.library.custom_op("pcea::max_quadratic", mutates_args=())
-def _max_quadratic_op(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The maxima, (B, M, C), and the neighbour of each, (B, M, C) int32."""
     from pcea.ops.cpu_kernels import max_quadratic
 
@@ -173,6 +176,9 @@ def _max_quadratic_op(points: Tensor, centers: Tensor, index: Tensor, weight: Te
     out, winner = weight.new_empty(shape), torch.empty(shape, dtype=torch.int32)
     run(max_quadratic, shape[0] * shape[1], points, centers, index, weight.T, out, winner)
     return out, winner
+
+
+_max_quadratic_op = torch.library.custom_op("pcea::max_quadratic", mutates_args=())(_max_quadratic)
 
 
 @_max_quadratic_op.register_fake
