@@ -170,7 +170,7 @@ def _call(
 
     Args:
         function: The function. Arguments without a default are positional, those of type bool are switched on by their
-            bare option, and each repetition of an option adds to a list of text.
+            bare option, each repetition of an option adds to a list of text, and a list of paths takes several.
         options: The options.
         files: Whether its first argument is a list of paths, `files`.
         groups: Options that have their own section in the help, by its title.
@@ -199,6 +199,8 @@ def _call(
             place.add_argument(f"--{name}", action="store_true", help=helps[name])
         elif hints[name] == list[str] | None:
             place.add_argument(f"--{name}", action="append", default=None, help=helps[name])
+        elif hints[name] == list[Path] | None:
+            place.add_argument(f"--{name}", nargs="+", type=_path, metavar="FILE", help=helps[name])
         elif parameter.default is not parameter.empty:
             place.add_argument(f"--{name}", type=hints[name], default=parameter.default, help=helps[name])
         elif parameter.kind is parameter.KEYWORD_ONLY:

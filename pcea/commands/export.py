@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pcea.commands.predict import check_files
 from pcea.commands.record import commit
+from pcea.inference.base import Predictor
+from pcea.inference.networks import load
 from pcea.io.atomic import atomic_file
 from pcea.io.checkpoints import read_network
 from pcea.io.description import NetworkDescription
 from pcea.io.weights import save_weights
 from pcea.models.build import build_network
+from pcea.visualization.color_basis import fit_color_basis
 
 
-def export(weights: str, *, output: Path, trust: list[str] | None = None) -> None:
+def export(weights: str, *, output: Path, trust: list[str] | None = None, examples: list[Path] | None = None) -> None:
     """Turn a trained network into a small weights file, or into a graph that runs without pcea.
 
     Args:
@@ -29,6 +33,8 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None) -> Non
             metadata of both.
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
+        examples: Training files of all classes, upright. By them the colours of `pcea visualize` are chosen once, and
+            mean the same in every picture. For part networks with categories, each in a folder named by its category.
     """
     if output.suffix not in (".safetensors", ".onnx", ".pt2"):
         raise ValueError(f"--output must end in .safetensors, .onnx or .pt2, got {output}.")
@@ -38,12 +44,32 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None) -> Non
     network = build_network(stored, str(weights), packages=trust or ())  # refuses what could not be loaded
     source = {"commit": commit(), **stored.description.source}
     description = stored.description._replace(source=source)
+    if examples:
+        bases = _color_bases(load(weights, trust=trust or ()), check_files(examples))
+        description = description._replace(color_bases=bases)
     with atomic_file(output) as part:
         if output.suffix == ".safetensors":
             save_weights(part, stored._replace(description=description))
         else:
             _write_graph(part, output.suffix, network, description)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+
+
+def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list[float]]]:
+    """What colours of attention mean, found from files, for every layer whose slots are the same in all of them."""
+    weights: dict[str, list[Tensor]] = {}
+    for file in files:
+        options: dict[str, Any] = {} if predictor.sees_images else {"up": "y"}
+        if predictor.description.parts:
+            options["category"] = file.parent.name
+        subject = predictor.subject(file, **options)
+        for layer, (name, attention) in enumerate(subject.layers.items()):
+            if not attention.slots_are_tokens:
+                weights.setdefault(name, []).append(subject.tokens(layer).weights)
+    return {
+        name: [[float(f"{number:.5g}") for number in row] for row in fit_color_basis(clouds).tolist()]
+        for name, clouds in weights.items()
+    }
 
 
 def _write_graph(path: Path, suffix: str, network: nn.Module, description: NetworkDescription) -> None:

@@ -65,11 +65,13 @@ def visualize(
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
         output: A picture (.png), or the coloured points in the file's coordinates (.ply).
-        mode: What is shown. slots: the strongest memory slot of each point. slot: the weights for one slot. query: how
-            alike the attention of each point and of the query point is. critical: how many channels of the pooled
-            feature the nearest centre decides. prediction: the class, or how sure the network is of each point's part.
-            parts: the part of each point. By default query or slot if that option is given, else slots.
-            Images have slots, slot, query and prediction (the class, the class of each pixel, or the objects).
+        mode: What is shown. colors: points whose attention deviates from the mean in the same way have the same
+            colour, in all files. slots: the strongest memory slot of each point. slot: the weights for one slot.
+            query: how alike the attention of each point and of the query point is. critical: how many channels of the
+            pooled feature the nearest centre decides. prediction: the class, or how sure the network is of each point's
+            part.
+            parts: the part of each point. By default query or slot if that option is given, else colors.
+            Images have colors, slots, slot, query and prediction (the class, the class of each pixel, or the objects).
         layer: Attention layer, counted from 0; by default the last one.
         slot: Memory slot, counted from 0; by default the one that is strongest at the most points.
         query: Number of a point, counted from 0, or x,y,z in the file's coordinates for the point nearest to it; by
@@ -90,7 +92,7 @@ def visualize(
         head: Attention head, counted from 0; by default the mean over all.
     """
     files = check_files(files)
-    mode = mode or ("query" if query is not None else "slot" if slot is not None else "slots")
+    mode = mode or ("query" if query is not None else "slot" if slot is not None else "colors")
     has_all_modes = grid and len(files) == 1
     for name, value in (("slot", slot), ("query", query)):
         if value is not None and mode != name and not has_all_modes:

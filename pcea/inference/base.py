@@ -106,7 +106,7 @@ class Predictor:
 
         Args:
             source: As for `predict`.
-            mode: What to show: `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the network
+            mode: What to show: `colors`, `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the network
                 has it; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
             layer: Attention layer, counted from 0; None for the last.
             slot: For mode "slot"; None for the one that is strongest at most points.

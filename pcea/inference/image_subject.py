@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -40,6 +41,7 @@ class ImageSubject(Subject):
         size: Longest side of what is drawn, in pixels.
         title: Follows the file name above the drawing.
         head: Which attention head is shown; None averages over all.
+        color_bases: What colours mean; as for `Subject`.
 
     Raises:
         ValueError: If the network has no attention, or no such head.
@@ -55,13 +57,15 @@ class ImageSubject(Subject):
         size: int,
         title: str = "",
         head: int | None = None,
+        color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
     ):
         self.source = str(source) if isinstance(source, str | Path) else "The image"
         self._window, self._size = window, (image.shape[1], image.shape[2])
         self.shown = resize_picture(window.cut(image), size)
         name = Path(self.source).stem + (f": {title}" if title else "")
         points = pixel_points(*self.shown.shape[1:])
-        super().__init__(points, layers, name=name, picture=to_greyscale(self.shown), head=head)
+        picture = to_greyscale(self.shown)
+        super().__init__(points, layers, name=name, picture=picture, head=head, color_bases=color_bases)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -113,7 +117,8 @@ class ClassSubject(ImageSubject):
         self._class_names = predictor.class_names
         best = self._probabilities.max(0)
         title = f"{self._class_names[int(best.indices)]} {100 * float(best.values):.0f} %"
-        super().__init__(source, image, layers, window=predictor.window(image), size=size, title=title, head=head)
+        window, bases = predictor.window(image), predictor.description.color_bases
+        super().__init__(source, image, layers, window=window, size=size, title=title, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image as it is, with the probabilities of classes."""
@@ -132,7 +137,8 @@ class MaskSubject(ImageSubject):
         with record_on_cpu(predictor.network) as layers, torch.inference_mode():
             self._logits = named_errors(source, predictor.logits, image)
         self._class_names = predictor.class_names
-        super().__init__(source, image, layers, window=predictor.window(image), size=size, head=head)
+        window, bases = predictor.window(image), predictor.description.color_bases
+        super().__init__(source, image, layers, window=window, size=size, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The class of every pixel; the legend names those that occur, largest first."""
@@ -157,7 +163,8 @@ class ObjectSubject(ImageSubject):
             seen, _ = transform([image.float() / 255])
             share = tuple(own / whole for own, whole in zip(seen.image_sizes[0], seen.tensors.shape[2:]))
             layers = {name: _without_filling(attention, share) for name, attention in layers.items()}
-        super().__init__(source, image, layers, window=Window(0, 0, *image.shape[1:]), size=size, head=head)
+        window, bases = Window(0, 0, *image.shape[1:]), predictor.description.color_bases
+        super().__init__(source, image, layers, window=window, size=size, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image with boxes, masks, names and scores."""

@@ -76,7 +76,7 @@ class PointSubject(Subject):
             # A network that does not locate its tokens has one token per point that it saw.
             if attention.points is None and attention.weights.shape[-2] == len(chosen):
                 layers[layer] = attention._replace(points=points[chosen][None])
-        super().__init__(points, layers, name=name, normals=normals)
+        super().__init__(points, layers, name=name, normals=normals, color_bases=about.color_bases)
 
     def _find_rotation(self, seen: Points, up: str) -> Tensor:
         """What makes the cloud upright, (3, 3), by the points that the network sees."""

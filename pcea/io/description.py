@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -42,6 +42,8 @@ class NetworkDescription(NamedTuple):
         temperature: Logits are divided by it, so that probabilities are true frequencies on held-out data.
         known_above: Score that 95 % of held-out samples exceed; below it a sample is none of the classes. None if
             unknown.
+        color_bases: What the colours of attention mean, by layer name: three rows of a number for each slot, by which
+            every file is coloured alike; see `pcea.visualization.color_basis`. Empty if unknown.
     """
 
     task: str
@@ -59,6 +61,7 @@ class NetworkDescription(NamedTuple):
     background: bool = False
     temperature: float = 1.0
     known_above: float | None = None
+    color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({})
 
     def as_plain(self) -> dict[str, Any]:
         """The fields as dictionaries, lists, text and numbers, for JSON or a checkpoint."""
@@ -198,6 +201,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_basis(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(row, list | tuple) and all(map(_is_number, row)) for row in value)
+        and len({len(row) for row in value}) == 1
+    )
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_POINTS
 
@@ -223,6 +235,10 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "background": ("true or false", lambda v: isinstance(v, bool)),
     "temperature": ("a positive number", lambda v: _is_number(v) and 1e-3 < v < 1e3),
     "known_above": ("a number or nothing", lambda v: v is None or _is_number(v)),
+    "color_bases": (
+        "three lists of numbers, of one length, for each layer",
+        lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and _is_basis(b) for k, b in v.items()),
+    ),
     "source": ("plain values", lambda v: isinstance(v, Mapping) and _is_plain(v)),
 }
 

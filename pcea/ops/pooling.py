@@ -51,8 +51,8 @@ def max_neighbors(values: Tensor, index: Tensor, *, own: Tensor | None = None) -
         highest = gather_points(values, index).max(2).values
         return highest if own is None else highest - gather_points(values, own)
     exact = values.to(_compiled_dtype(values.dtype))
-    # Where no gradient is wanted, not through the custom op: its first call imports torch's compiler, which takes longer
-    # than a prediction.
+    # Where no gradient is wanted, not through the custom op: its first call imports torch's compiler, which takes
+    # longer than a prediction.
     maximum = _max_neighbors_op if needs_gradient(values) else _max_neighbors
     return maximum(exact, index, index.new_empty(index.shape[0], 0) if own is None else own)[0].to(values.dtype)
 

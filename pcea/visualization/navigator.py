@@ -28,7 +28,7 @@ class Navigator:
         self,
         subjects: Sequence[Subject],
         *,
-        mode: str = "slots",
+        mode: str = "colors",
         layer: int | None = None,
         slot: int | None = None,
         query: int | None = None,

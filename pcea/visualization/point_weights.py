@@ -159,7 +159,7 @@ def weights_at(points: Tensor, attention: AttentionMap, *, cloud: int | None = N
     if attention.slots_are_tokens:
         raise ValueError("The layer is self-attention, which has no slots: give a query point instead.")
     weights, positions = select_tokens(points, attention, cloud=cloud, head=head)
-    return _interpolate(attention, weights, positions, points)
+    return interpolate(attention, weights, positions, points)
 
 
 def weights_of_query(
@@ -167,11 +167,11 @@ def weights_of_query(
 ) -> Tensor:
     """Self-attention: the weight that the point with index `query` gives to each point, (N,)."""
     weights, positions = select_tokens(points, attention, cloud=cloud, head=head)
-    row = _interpolate(attention, weights, positions, points[query : query + 1])[0]
-    return _interpolate(attention, row[:, None], positions, points)[:, 0]
+    row = interpolate(attention, weights, positions, points[query : query + 1])[0]
+    return interpolate(attention, row[:, None], positions, points)[:, 0]
 
 
-def _interpolate(attention: AttentionMap, features: Tensor, positions: Tensor, points: Tensor) -> Tensor:
+def interpolate(attention: AttentionMap, features: Tensor, positions: Tensor, points: Tensor) -> Tensor:
     """Interpolate in the way that suits the layer: on the grid of an image, or between the tokens of a cloud."""
     if attention.grid is None:
         return interpolate_tokens(features, positions, points)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.point_weights import check_cloud, select_tokens, weights_at
-from pcea.visualization.views import View, rank_slots, share_scale, view_query, view_slot, view_slots
+from pcea.visualization.color_basis import color_tokens, fit_color_basis
+from pcea.visualization.point_weights import TokenWeights, check_cloud, interpolate, select_tokens, weights_at
+from pcea.visualization.views import View, rank_slots, share_scale, view_colors, view_query, view_slot, view_slots
 
-ATTENTION_MODES = ("slots", "slot", "query")
+ATTENTION_MODES = ("colors", "slots", "slot", "query")
 
 
 class Subject:
@@ -28,6 +31,8 @@ class Subject:
             (H, W, 3) uint8.
         cloud: Index of the cloud in the recorded batch; required if the batch has several.
         head: Index of the attention head; None averages over all heads.
+        color_bases: For mode "colors": what the colours of some layers mean, (3, S) by layer name, as stored in weights
+            files for the mean over all heads. By default they are found from what is shown.
 
     Raises:
         ValueError: If `points` is not a single cloud, or the positions of a layer's tokens are unknown.
@@ -43,6 +48,7 @@ class Subject:
         picture: Tensor | None = None,
         cloud: int | None = None,
         head: int | None = None,
+        color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
     ):
         points = check_cloud(points)
         if not layers:
@@ -54,13 +60,14 @@ class Subject:
                 raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
         self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture
         self.cloud, self.head = cloud, head
+        self._color_bases = color_bases if head is None else {}
         self._weights: tuple[int, Tensor] | None = None
 
     @property
     def modes(self) -> tuple[str, ...]:
         """What `view` can show. Self-attention has no slots."""
         has_slots = not any(attention.slots_are_tokens for attention in self.layers.values())
-        return ATTENTION_MODES if has_slots else ("query",)
+        return ATTENTION_MODES if has_slots else ("colors", "query")
 
     def attention(self, layer: int) -> AttentionMap:
         """The attention map of a layer, given its number.
@@ -79,6 +86,32 @@ class Subject:
             self._weights = layer, weights_at(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
         return self._weights[1]
 
+    def tokens(self, layer: int) -> TokenWeights:
+        """The attention weights of the tokens of a layer, and where they are."""
+        return select_tokens(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
+
+    def color_basis(self, layer: int, subjects: Sequence[Subject] = ()) -> Tensor:
+        """What the colours of a layer mean, (3, S): as stored with the network, or found from what is shown.
+
+        Args:
+            layer: Number of the layer.
+            subjects: All that is shown, by the same network. Self-attention has no slots in common between clouds, so
+                that its colours mean the same within one cloud only.
+
+        Raises:
+            ValueError: If there is no such layer, or the stored colours are for another number of slots.
+        """
+        attention, name = self.attention(layer), list(self.layers)[layer]
+        if name in self._color_bases:
+            basis = torch.tensor(self._color_bases[name], dtype=torch.float32)
+            if basis.shape[1] != attention.weights.shape[-1]:
+                raise ValueError(
+                    f"The colours of layer {name} are for {basis.shape[1]} slots, it has {attention.weights.shape[-1]}."
+                )
+            return basis
+        shown = [self] if attention.slots_are_tokens or not subjects else subjects
+        return fit_color_basis([subject.tokens(layer).weights for subject in shown])
+
     def farthest_point(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
         return int((self.points - self.points.mean(0)).norm(dim=1).argmax())
@@ -91,6 +124,7 @@ class Subject:
         slot: int | None = None,
         query: int | None = None,
         ranking: Sequence[int] | None = None,
+        basis: Tensor | None = None,
     ) -> View:
         """Colour the cloud.
 
@@ -100,6 +134,7 @@ class Subject:
             slot: For mode "slot"; None takes the slot that is strongest at most points.
             query: For mode "query", the index of a point; None takes the farthest point.
             ranking: For mode "slots", as in `view_slots`.
+            basis: For mode "colors", what they mean, (3, S); None for `color_basis`.
 
         Raises:
             ValueError: If there is no such mode, layer, slot or point.
@@ -107,7 +142,7 @@ class Subject:
         if mode not in self.modes:
             raise ValueError(f"This network has the modes {', '.join(self.modes)}, not {mode!r}.")
         if mode in ATTENTION_MODES:
-            view = self._view_attention(mode, layer=layer, slot=slot, query=query, ranking=ranking)
+            view = self._view_attention(mode, layer=layer, slot=slot, query=query, ranking=ranking, basis=basis)
         else:
             self.attention(layer)
             view = self._view_result(mode)
@@ -118,9 +153,20 @@ class Subject:
         raise NotImplementedError
 
     def _view_attention(
-        self, mode: str, *, layer: int, slot: int | None, query: int | None, ranking: Sequence[int] | None
+        self,
+        mode: str,
+        *,
+        layer: int,
+        slot: int | None,
+        query: int | None,
+        ranking: Sequence[int] | None,
+        basis: Tensor | None,
     ) -> View:
-        if mode == "slots":
+        if mode == "colors":
+            weights, positions = self.tokens(layer)
+            colors = color_tokens(weights, self.color_basis(layer) if basis is None else basis)
+            view = view_colors(self.points, interpolate(self.attention(layer), colors, positions, self.points))
+        elif mode == "slots":
             view = view_slots(self.points, self.weights(layer), ranking=ranking)
         elif mode == "slot":
             weights = self.weights(layer)
@@ -130,7 +176,7 @@ class Subject:
             view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
         if view.color_bar is not None:
             view = view._replace(color_bar=view.color_bar._replace(label=f"{view.color_bar.label}, layer {layer}"))
-        else:
+        elif view.legend:
             view = view._replace(legend_title=f"{view.legend_title}, layer {layer}")
         return view._replace(picture=self.picture)
 
@@ -147,14 +193,16 @@ def shared_views(
         slot: For mode "slot"; None takes the slot that is strongest at most points of all clouds.
         queries: For mode "query": the index of a point in each cloud.
     """
-    ranking = None
+    ranking = basis = None
+    if mode == "colors" and mode in subjects[0].modes and not subjects[0].attention(layer).slots_are_tokens:
+        basis = subjects[0].color_basis(layer, subjects)
     if mode in ("slots", "slot"):
         ranking = rank_slots([subject.weights(layer) for subject in subjects])
         slot = ranking[0] if slot is None else slot
     queries = queries or [None] * len(subjects)
     return share_scale(
         [
-            subject.view(mode, layer=layer, slot=slot, query=query, ranking=ranking)
+            subject.view(mode, layer=layer, slot=slot, query=query, ranking=ranking, basis=basis)
             for subject, query in zip(subjects, queries)
         ]
     )

@@ -125,6 +125,17 @@ def rank_slots(weights: Sequence[Tensor]) -> list[int]:
     return order[counts[order] > 0].tolist()
 
 
+def view_colors(points: Tensor, colors: Tensor, *, title: str = "") -> View:
+    """Colour each point with what `color_tokens` made of the attention; the colours have no names.
+
+    Args:
+        points: (N, 3).
+        colors: Red, green and blue in 0..1, (N, 3).
+        title: A line of text.
+    """
+    return View(points, (255 * colors).round().to(torch.uint8), title).cpu()
+
+
 def view_slots(points: Tensor, weights: Tensor, *, ranking: Sequence[int] | None = None, title: str = "") -> View:
     """Colour each point by its strongest slot. The twelve slots ranked first have a colour each; the others are grey.
 

@@ -14,6 +14,7 @@ from pcea.datasets.shapes import Shapes
 from pcea.inference.networks import load
 from pcea.io.description import StoredNetwork
 from pcea.io.weights import save_weights
+from pcea.visualization.subject import shared_views
 
 EXAMPLE = Path(__file__).parents[2] / "scripts" / "examples" / "run_onnx.py"
 
@@ -71,3 +72,25 @@ def test_bad_input(capsys, tmp_path):
     assert_one_line(run(capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / "no" / "x.onnx"), "No folder")
     assert_one_line(run(capsys, "export", "nothing", "--output", tmp_path / "x.onnx"), "No trained network 'nothing'")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_colors_chosen_by_examples_mean_the_same_in_every_file(capsys, tmp_path):
+    files = []
+    for i, points in enumerate(Shapes("train", num_shapes=4, num_points=1024).points):
+        files.append(tmp_path / f"{i}.npy")
+        np.save(files[-1], points.numpy())
+    for name, examples in (("without", ()), ("with", ("--examples", *files[1:]))):
+        code, _, errors = run(
+            capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / f"{name}.safetensors", *examples
+        )
+        assert code == 0, errors
+
+    def colors(weights, *shown):
+        subjects = [load(tmp_path / f"{weights}.safetensors").subject(file, up="y") for file in shown]
+        return shared_views(subjects, "colors", layer=3)[0].colors
+
+    assert colors("with", files[0]).equal(colors("with", files[0], files[2]))
+    assert not colors("without", files[0]).equal(colors("without", files[0], files[2]))
+    # Found from the very files that are shown, the colours are those that were stored.
+    stored, found = (colors(weights, *files[1:]).int() for weights in ("with", "without"))
+    assert (stored - found).abs().max() <= 1

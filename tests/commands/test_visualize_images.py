@@ -91,7 +91,7 @@ def over_black(color: tuple[int, ...] | list[int]) -> list[int]:
 @pytest.mark.usefixtures("segmenter")
 def test_a_planted_slot_is_drawn_exactly_on_its_region(files, tmp_path, capsys) -> None:
     output = tmp_path / "out.png"
-    code, out, error = run(capsys, files[0], "--size", 120, "--output", output)
+    code, out, error = run(capsys, files[0], "--mode", "slots", "--size", 120, "--output", output)
     assert (code, error) == (0, "")
     picture = drawn(output, 80, 120)
     assert out == f"{output}: {np.asarray(Image.open(output)).shape[1]} x {TITLE + 2 * BORDER + 80} pixels\n"
@@ -133,7 +133,7 @@ def test_a_prediction_has_the_colours_of_its_classes(files, segmenter, tmp_path,
 
 @pytest.mark.usefixtures("segmenter")
 def test_sheets(files, tmp_path, capsys) -> None:
-    run(capsys, *files, "--grid", "--size", 60, "--output", tmp_path / "sheet.png")
+    run(capsys, *files, "--mode", "slots", "--grid", "--size", 60, "--output", tmp_path / "sheet.png")
     several = np.asarray(Image.open(tmp_path / "sheet.png"))
     # The second picture, which is a square, is higher than the first.
     assert several.shape[0] == TITLE + 2 * BORDER + 60
@@ -144,7 +144,7 @@ def test_sheets(files, tmp_path, capsys) -> None:
     assert not np.array_equal(second[30, 4], second[30, 50])
     run(capsys, files[0], "--grid", "--size", 60, "--output", tmp_path / "sheet.png")
     one = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert one.shape[0] == 4 * (TITLE + 2 * BORDER + 40)  # slots, slot, query; and the prediction
+    assert one.shape[0] == 5 * (TITLE + 2 * BORDER + 40)  # colors, slots, slot, query; and the prediction
 
 
 # Networks for classes: a class token, several layers and heads, and the middle of the picture
@@ -197,10 +197,10 @@ def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
 def test_self_attention_has_no_slots(files) -> None:
     trained = classifier(SelfAttention)
     subject = trained.subject(files[0], size=48)
-    assert subject.modes == ("query", "prediction")
+    assert subject.modes == ("colors", "query", "prediction")
     view = subject.view("query", layer=2, query=subject.farthest_point())
     assert view.color_bar.label == "weight of the query, layer 2"
-    with pytest.raises(ValueError, match="has the modes query, prediction, not 'slots'"):
+    with pytest.raises(ValueError, match="has the modes colors, query, prediction, not 'slots'"):
         subject.view("slots", layer=2)
 
 
@@ -220,7 +220,10 @@ BAD = [
     (("halves.png", "--query", "30,2", *OUT), "--query must be a pixel x,y with x in 0..29 and y in 0..29, got 30,2"),
     (("halves.png", "--query", "5", *OUT), "--query must be a pixel x,y, got '5'"),
     (("halves.png", "--query", "ear", *OUT), "--query must be a pixel x,y, got 'ear'"),
-    (("halves.png", "--mode", "critical", *OUT), "has the modes slots, slot, query, prediction, not 'critical'"),
+    (
+        ("halves.png", "--mode", "critical", *OUT),
+        "has the modes colors, slots, slot, query, prediction, not 'critical'",
+    ),
     (("halves.png", "--size", "0", *OUT), "size must be in 1..4096 pixels, got 0"),
     (("halves.png", "--size", "5000", *OUT), "size must be in 1..4096 pixels, got 5000"),
     (("halves.png", "rectangle.png", *OUT), "2 files make one picture only as a sheet: add --grid"),

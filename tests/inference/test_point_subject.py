@@ -89,7 +89,7 @@ def test_critical_points_are_those_that_win_the_maximum() -> None:
 def test_parts_and_their_confidence() -> None:
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
     subject = PartSubject("tower.npy", Points(points), trained(), category="tower")
-    assert subject.modes == ("slots", "slot", "query", "critical", "prediction", "parts")
+    assert subject.modes == ("colors", "slots", "slot", "query", "critical", "prediction", "parts")
     view = subject.view("parts", layer=0)
     assert [name for name, _ in view.legend] == ["foot", "head"]
     truth = true_parts(normalize_points(points), "tower")
@@ -110,9 +110,9 @@ def test_self_attention_has_no_slots() -> None:
     encoder = PointTransformerEncoder(OffsetAttention, dim=16, num_centers=(), input_layers=0, out_channels=32)
     network = PointTransformerClassifier(encoder, num_classes=3, widths=(16, 8)).eval()
     subject = PointSubject(FILE, cloud(), predictor(network, ("a", "b", "c"), 40))
-    assert subject.modes == ("query", "critical", "prediction")
+    assert subject.modes == ("colors", "query", "critical", "prediction")
     assert subject.view("query", layer=1, query=3).color_bar.label.startswith("weight of the query")
-    with pytest.raises(ValueError, match="has the modes query, critical, prediction, not 'slots'"):
+    with pytest.raises(ValueError, match="has the modes colors, query, critical, prediction, not 'slots'"):
         subject.view("slots", layer=0)
 
 
@@ -168,7 +168,7 @@ class Own(torch.nn.Module):
 def test_tokens_without_positions_are_the_points_that_were_shown() -> None:
     subject = PointSubject(FILE, cloud(), predictor(Own(), ("a", "b", "c"), 40), seed=3)
     chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:40]
-    assert subject.modes == ("slots", "slot", "query", "prediction")
+    assert subject.modes == ("colors", "slots", "slot", "query", "prediction")
     torch.testing.assert_close(subject.weights(0)[chosen], subject.attention(0).weights[0])
 
 

@@ -12,7 +12,7 @@ def state(navigator):
 
 
 def test_a_navigator_begins_with_the_last_layer():
-    assert state(Navigator([subject()])) == (0, "slots", 1, None, None)
+    assert state(Navigator([subject()])) == (0, "colors", 1, None, None)
     assert state(Navigator([subject()], mode="query", layer=0, slot=2, query=3)) == (0, "query", 0, 2, 3)
 
 
@@ -37,8 +37,8 @@ def pressed(navigator, key, name, *, times, back=False):
 
 def test_m_steps_through_the_modes():
     navigator = Navigator([subject()])
-    assert pressed(navigator, "m", "mode", times=4) == ["slot", "query", "slots", "slot"]
-    assert pressed(navigator, "m", "mode", times=3, back=True) == ["slots", "query", "slot"]
+    assert pressed(navigator, "m", "mode", times=5) == ["slots", "slot", "query", "colors", "slots"]
+    assert pressed(navigator, "m", "mode", times=3, back=True) == ["colors", "query", "slot"]
 
 
 def test_l_steps_through_the_layers():
@@ -85,7 +85,7 @@ def test_a_slot_that_the_next_layer_lacks_is_reset():
 def test_keys_without_effect():
     navigator = Navigator([self_attention()], mode="query")
     before = state(navigator)
-    assert not [key for key in "mlsfxq" for back in (False, True) if navigator.press(key, back=back)]
+    assert not [key for key in "lsfxq" for back in (False, True) if navigator.press(key, back=back)]
     assert state(navigator) == before
 
 

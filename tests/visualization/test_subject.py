@@ -58,13 +58,13 @@ def test_one_head():
 
 
 def test_modes():
-    assert subject().modes == ("slots", "slot", "query")
-    assert self_attention().modes == ("query",)
+    assert subject().modes == ("colors", "slots", "slot", "query")
+    assert self_attention().modes == ("colors", "query")
     mixed = {
         "a": AttentionMap(torch.rand(1, 5, 3)),
         "b": AttentionMap(torch.rand(1, 5, 5), slots_are_tokens=True),
     }
-    assert Subject(torch.randn(5, 3), mixed).modes == ("query",)
+    assert Subject(torch.randn(5, 3), mixed).modes == ("colors", "query")
 
 
 class WithHeight(Subject):
@@ -89,10 +89,10 @@ def test_a_subclass_adds_a_mode():
     assert view.normals.equal(normals)
     assert view.picture is None
     # Colours of the attention are laid over the picture.
-    assert [seen.view(mode, layer=0).picture.equal(picture) for mode in seen.modes[:-1]] == [True] * 3
+    assert [seen.view(mode, layer=0).picture.equal(picture) for mode in seen.modes[:-1]] == [True] * 4
     with pytest.raises(ValueError, match=r"layer must be one of 0 \(a\), got 1"):
         seen.view("height", layer=1)
-    with pytest.raises(ValueError, match="has the modes slots, slot, query, height, not 'parts'"):
+    with pytest.raises(ValueError, match="has the modes colors, slots, slot, query, height, not 'parts'"):
         seen.view("parts", layer=0)
 
 
@@ -107,9 +107,9 @@ def test_errors_of_a_subject():
     for layer in (2, -1):
         with pytest.raises(ValueError, match=rf"layer must be one of 0 \(a\), 1 \(b\), got {layer}"):
             seen.view("slots", layer=layer)
-    with pytest.raises(ValueError, match="has the modes slots, slot, query, not 'parts'"):
+    with pytest.raises(ValueError, match="has the modes colors, slots, slot, query, not 'parts'"):
         seen.view("parts", layer=0)
-    with pytest.raises(ValueError, match="has the modes query, not 'slot'"):
+    with pytest.raises(ValueError, match="has the modes colors, query, not 'slot'"):
         self_attention().view("slot", layer=0)
 
 
