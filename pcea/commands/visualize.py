@@ -1,14 +1,17 @@
-"""`pcea visualize`: what a trained network attends to and predicts in files, in a window or a picture."""
+"""`pcea visualize`: what a trained network attends to and predicts in files, in a window, on a page or in a picture."""
 
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from pcea.commands.predict import MISFITS, applicable, check_files, misfit
 from pcea.datasets.cache import summarize
+from pcea.inference.base import Predictor
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
@@ -35,6 +38,7 @@ def visualize(
     files: list[Path],
     *,
     weights: str = DEFAULT_WEIGHTS,
+    compare: str | None = None,
     device: str = "auto",
     trust: list[str] | None = None,
     output: Path | None = None,
@@ -56,15 +60,19 @@ def visualize(
 ) -> None:
     """Show what a network attends to and predicts: in a window, or with --output or --animate in a file.
 
+    Where no window can be opened, a page for a browser is written into the current folder.
+
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); for networks of
-            images JPG, PNG, ..., which are drawn with --output only.
+            images JPG, PNG, ....
         weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
             newest run).
+        compare: Weights of a second network, which the page shows beside the first.
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
-        output: A picture (.png), or the coloured points in the file's coordinates (.ply).
+        output: A page for a browser (.html), which shows everything and needs nothing else; a picture (.png); or the
+            coloured points in the file's coordinates (.ply).
         mode: What is shown. colors: points whose attention deviates from the mean in the same way have the same
             colour, in all files. slots: the strongest memory slot of each point. slot: the weights for one slot.
             query: how alike the attention of each point and of the query point is. critical: how many channels of the
@@ -94,35 +102,30 @@ def visualize(
     files = check_files(files)
     mode = mode or ("query" if query is not None else "slot" if slot is not None else "colors")
     has_all_modes = grid and len(files) == 1
+    suffix = "" if output is None else output.suffix.lower()
+    page = output if suffix == ".html" else None
     for name, value in (("slot", slot), ("query", query)):
         if value is not None and mode != name and not has_all_modes:
             raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
     size = (300 if grid else 800) if size is None else size
     _check_outputs(output, animate, size, grid=grid, files=files)
+    if compare is not None and (suffix in (".png", ".ply") or animate is not None):
+        raise ValueError("--compare is for a page: give --output page.html.")
+    given = {
+        "up": up, "seed": seed, "num_points": num_points, "points_per_pass": points_per_pass, "category": category,
+        "head": head,
+    }  # fmt: skip
     predictor = load(weights, device=device, trust=trust or ())
-    options = applicable(
-        predictor,
-        predictor.subject,
-        up=up,
-        seed=seed,
-        num_points=num_points,
-        points_per_pass=points_per_pass,
-        category=category,
-        head=head,
-    )
+    options = _options(predictor, size, given)
     if predictor.sees_images:
         if animate is not None:
             raise ValueError(f"This network {predictor.purpose}: --animate is not for it.")
-        if output is None or output.suffix.lower() != ".png":
-            raise ValueError("Images are drawn into a picture: add --output drawn.png.")
-        options["size"] = size
-    predictor.check(**options)
-    is_window = output is None and animate is None
-    if is_window:
-        from pcea.visualization.window import check_display
-
-        check_display()
-    elif not predictor.sees_images and (animate is not None or (output and output.suffix.lower() == ".png")):
+        if suffix == ".ply":
+            raise ValueError("Images have no coordinates: give --output page.html or drawn.png.")
+    is_window = page is output is animate is compare is None and not predictor.sees_images and _has_window()
+    if page is output is animate is None and not is_window:
+        page = _default_page(files)
+    if not predictor.sees_images and (animate is not None or suffix == ".png"):
         check_rendering()
     subjects = _make_subjects(predictor, weights, files, options)
     queries = [None if query is None else subject.find_query(query) for subject in subjects]
@@ -133,11 +136,24 @@ def visualize(
 
         open_window(Navigator(subjects, mode=mode, layer=layer, slot=slot, query=queries[0]))
         return
+    if page is not None:
+        from pcea.visualization.pages import Page, open_in_browser
+
+        networks = {weights: subjects}
+        if compare is not None:
+            other = load(compare, device=device, trust=trust or ())
+            networks[compare] = _make_subjects(other, compare, files, _options(other, size, given))
+        title = ", ".join(file.stem for file in files) if len(files) < 4 else f"{len(files)} files"
+        Page(networks, mode=mode, layer=layer, slot=slot, query=queries[0], title=title).save(page)
+        print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
+        if output is None:
+            open_in_browser(page)
+        return
     if has_all_modes:
         views, columns = _all_views(subjects[0], slot=slot, query=queries[0])
     else:
         views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
-    if output is not None and output.suffix.lower() == ".ply":
+    if output is not None and suffix == ".ply":
         _write_cloud(output, subjects[0].source_points, views[0], mode)
         print(f"{output}: {len(subjects[0].points)} points")
     pictures = draw_sheet(
@@ -148,7 +164,7 @@ def visualize(
         angles=[azimuth + 360 * i / _FRAMES for i in range(_FRAMES if animate else 1)],
         elevation=elevation,
     )
-    if output is not None and output.suffix.lower() == ".png":
+    if output is not None and suffix == ".png":
         first = next(pictures)
         save_png(output, first)
         print(f"{output}: {first.shape[1]} x {first.shape[0]} pixels")
@@ -156,6 +172,33 @@ def visualize(
     if animate is not None:
         save_gif(animate, list(pictures))
         print(f"{animate}: {_FRAMES} pictures")
+
+
+def _options(predictor: Predictor, size: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a network takes; one that was given and is not for it is refused."""
+    options = applicable(predictor, predictor.subject, **given)
+    if predictor.sees_images:
+        options["size"] = size
+    predictor.check(**options)
+    return options
+
+
+def _has_window() -> bool:
+    """Whether Open3D can open a window here; if not, why is printed."""
+    from pcea.visualization.window import check_display
+
+    try:
+        check_display()
+    except (OSError, ImportError) as error:
+        print(f"pcea: no window: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _default_page(files: list[Path]) -> Path:
+    """Where the page goes if no place was given: into the current folder, or where that cannot be written."""
+    name = f"{files[0].stem}_attention.html"
+    return Path(name) if os.access(Path.cwd(), os.W_OK) else Path(tempfile.mkdtemp(prefix="pcea_")) / name
 
 
 def _make_subjects(predictor: Any, weights: str, files: list[Path], options: dict[str, Any]) -> list[Any]:
@@ -175,16 +218,22 @@ def _make_subjects(predictor: Any, weights: str, files: list[Path], options: dic
 
 def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid: bool, files: list[Path]) -> None:
     """Refuse outputs that could not be written, before anything is computed."""
-    if output is not None and output.suffix.lower() not in (".png", ".ply"):
-        raise ValueError(f"--output must end in .png or .ply, got {output}. Turntables (.gif) are for --animate.")
+    suffix = "" if output is None else output.suffix.lower()
+    if output is not None and suffix not in (".html", ".png", ".ply"):
+        raise ValueError(
+            f"--output must end in .html, .png or .ply, got {output}. Turntables (.gif) are for --animate."
+        )
     if animate is not None and animate.suffix.lower() != ".gif":
         raise ValueError(f"--animate must end in .gif, got {animate}.")
     check_size(size)
-    is_cloud = output is not None and output.suffix.lower() == ".ply"
-    if is_cloud and (grid or len(files) > 1):
+    if suffix == ".ply" and (grid or len(files) > 1):
         raise ValueError(f"--output {output} holds the points of one file in one view: give one file, without --grid.")
-    if (output or animate) and len(files) > 1 and not grid:
-        raise ValueError(f"{len(files)} files make one picture only as a sheet: add --grid, or give one file.")
+    if (animate or suffix == ".png") and len(files) > 1 and not grid:
+        raise ValueError(
+            f"{len(files)} files make one picture only as a sheet: add --grid, give one file, or --output page.html."
+        )
+    if suffix == ".html" and (grid or animate):
+        raise ValueError(f"--output {output} shows all layers and modes as it is: leave out --grid and --animate.")
     if grid and output is None and animate is None:
         raise ValueError("--grid is a picture: add --output sheet.png or --animate sheet.gif.")
     for path in filter(None, (output, animate)):

@@ -15,6 +15,7 @@ from pcea.io.atomic import atomic_folder
 from pcea.io.description import NetworkDescription
 
 if TYPE_CHECKING:
+    from pcea.visualization.pages import Page
     from pcea.visualization.subject import Subject
 
 
@@ -91,6 +92,31 @@ class Predictor:
 
     def visualize(
         self,
+        *sources: Any,
+        mode: str | None = None,
+        layer: int | None = None,
+        slot: int | None = None,
+        query: int | None = None,
+        **options: Any,
+    ) -> Page:
+        """Show what the network attends to and predicts, in a page that a notebook displays and that can be saved.
+
+        Args:
+            *sources: Each as for `predict`.
+            mode: What to show first: `colors`, `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the
+                network has it; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
+            layer: Attention layer to show first, counted from 0; None for the last.
+            slot: For mode "slot"; None for the one that is strongest at most tokens.
+            query: For mode "query", the index of a point; None for the point farthest from the middle.
+            **options: Further arguments of `subject`.
+        """
+        from pcea.visualization.pages import Page
+
+        subjects = [self.subject(source, **options) for source in sources]
+        return Page(subjects, mode=mode, layer=layer, slot=slot, query=query)
+
+    def draw(
+        self,
         source: Any,
         *,
         mode: str | None = None,
@@ -102,15 +128,14 @@ class Predictor:
         elevation: float | None = None,
         **options: Any,
     ) -> np.ndarray:
-        """Draw what the network attends to or predicts, as a picture for a notebook.
+        """Draw what the network attends to or predicts, as a picture.
 
         Args:
             source: As for `predict`.
-            mode: What to show: `colors`, `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the network
-                has it; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
+            mode: As for `visualize`, as are `layer`, `slot` and `query`.
             layer: Attention layer, counted from 0; None for the last.
-            slot: For mode "slot"; None for the one that is strongest at most points.
-            query: For mode "query", the index of a point; None for the point farthest from the middle.
+            slot: For mode "slot".
+            query: For mode "query".
             size: Side of the picture in pixels, without the legend.
             azimuth: Degrees around the upward axis from which a cloud is seen; None for 35.
             elevation: Degrees above the horizon; None for 20.

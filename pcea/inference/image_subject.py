@@ -68,6 +68,16 @@ class ImageSubject(Subject):
         super().__init__(points, layers, name=name, picture=picture, head=head, color_bases=color_bases)
 
     @property
+    def file_name(self) -> str:
+        """The name of the file without its ending."""
+        return Path(self.source).stem
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """The part of the file's pixels that is shown: top, left, height, width."""
+        return self._window._asdict()
+
+    @property
     def modes(self) -> tuple[str, ...]:
         """What `view` can show."""
         return (*super().modes, "prediction")

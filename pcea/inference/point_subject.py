@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pcea.inference.points import PointPredictor, points_shown
 from pcea.inference.recording import record_on_cpu
-from pcea.io.points import Points, normalize_points
+from pcea.io.points import Normalization, Points
 from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
 from pcea.visualization.views import View, view_class, view_parts, view_values
@@ -62,7 +62,13 @@ class PointSubject(Subject):
             rotation = self._find_rotation(seen, up)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        points = normalize_points(cloud.points @ rotation.T.to(cloud.points)).float()
+        turned = cloud.points @ rotation.T.to(cloud.points)
+        normalization = Normalization.of(turned)
+        points = normalization.apply(turned).float()
+        turn_back = rotation.double().T
+        self._frame = torch.cat(
+            [turn_back * normalization.scale.double(), turn_back @ normalization.center.double().T], dim=1
+        )
         normals = None if cloud.normals is None else cloud.normals @ rotation.T
         # What the network sees: points (1, n, 3), and normals (1, n, 3) if it takes them.
         given = normals[chosen][None].to(predictor.device) if about.has_normals and normals is not None else None
@@ -89,6 +95,23 @@ class PointSubject(Subject):
         """Show the network the cloud and return the title."""
         self.predictor.network(*self._shown)
         return f"{Path(self.source).stem}: {self._class.title}"
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file without its ending."""
+        return Path(self.source).stem
+
+    @property
+    def frame(self) -> Tensor:
+        """From the coordinates of `points` to those of the file: a matrix and an offset, (3, 4) fp64."""
+        return self._frame
+
+    @property
+    def note(self) -> str:
+        """The probabilities of the likeliest classes, and how the file lies."""
+        likely = zip(self._class.class_names[:3], self._class.probabilities)
+        pose = f" ({self._class.pose} in the file)" if self._class.pose else ""
+        return f"{', '.join(f'{name} {100 * p:.1f} %' for name, p in likely)}{pose}."
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -163,6 +186,11 @@ class PartSubject(PointSubject):
 
     def _find_rotation(self, seen: Points, up: str) -> Tensor:
         return self.predictor.rotation(seen, up=up)
+
+    @property
+    def note(self) -> str:
+        """The category, if the network knows several."""
+        return f"{self._category}." if self._category else ""
 
     def _run(self) -> str:
         self.predictor.network(*self._shown, category=self.predictor.category_number(self._category))

@@ -18,6 +18,8 @@ FIELD_OF_VIEW = 30.0
 _BORDER = 0.03
 # Pixels.
 _SMALLEST_POINT = 2
+# Points whose neighbours are held at the same time.
+_CHUNK = 1 << 16
 
 
 class Camera(NamedTuple):
@@ -70,6 +72,30 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
         eye = (low_end * away[high] + high_end * away[low]) / (away[low] + away[high])
     middle = (depth.min() + depth.max()) / 2
     return Camera(rotation, np.array([*eye, middle]) @ rotation, float(middle - eye_depth))
+
+
+def estimate_normals(points: Tensor, *, neighbors: int = 12) -> Tensor | None:
+    """Estimate unit normals of a cloud for shading: the direction in which the nearest points spread least.
+
+    Args:
+        points: (N, 3).
+        neighbors: How many of the nearest points say what the surface is like.
+
+    Returns:
+        (N, 3) fp32, of arbitrary sign; None if there are fewer than four points.
+    """
+    if len(points) < 4:
+        return None
+    from scipy.spatial import cKDTree
+
+    positions = points.double().cpu().numpy()
+    tree, normals = cKDTree(positions), []
+    for chunk in np.array_split(positions, math.ceil(len(positions) / _CHUNK)):
+        near = positions[tree.query(chunk, min(neighbors, len(positions)), workers=-1)[1]]
+        near -= near.mean(1, keepdims=True)
+        spread = torch.from_numpy(np.einsum("nki,nkj->nij", near, near))
+        normals.append(torch.linalg.eigh(spread).eigenvectors[..., 0].float())  # eigenvalues ascend
+    return torch.cat(normals)
 
 
 def shade(view: View, camera: Camera) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import View, rank_slots
+from pcea.visualization.views import View
 
 
 class Navigator:
@@ -67,10 +67,11 @@ class Navigator:
             if self.slot is not None and self.slot >= self.subject.attention(self.layer).weights.shape[-1]:
                 self.slot = None
         elif key == "s" and "slot" in modes:
-            weights = self.subject.weights(self.layer)
-            slot = rank_slots([weights])[0] if self.slot is None else self.slot
+            slot = self.subject.ranking(self.layer)[0] if self.slot is None else self.slot
             # In another mode, the first press goes to the mode "slot", and shows the slot that this mode begins with.
-            self.slot = (slot + step) % weights.shape[1] if self.mode == "slot" else slot
+            self.slot = (
+                (slot + step) % self.subject.attention(self.layer).weights.shape[-1] if self.mode == "slot" else slot
+            )
             self.mode = "slot"
         elif key == "f" and len(self.subjects) > 1:
             self.subject_index = (self.subject_index + step) % len(self.subjects)

@@ -179,4 +179,7 @@ def probe_open3d(task: Literal["picture", "window"], *, seconds: float) -> str:
 
 
 def _cannot_draw_message(reason: str) -> str:
-    return f"Open3D cannot draw on this machine: {reason}. On Debian or Ubuntu: {SYSTEM_PACKAGES}"
+    return (
+        f"Open3D cannot draw on this machine: {reason}. Write a page for a browser instead: --output page.html. Or, on "
+        f"Debian or Ubuntu: {SYSTEM_PACKAGES}"
+    )

@@ -64,6 +64,27 @@ class Subject:
         self._weights: tuple[int, Tensor] | None = None
 
     @property
+    def file_name(self) -> str:
+        """What is shown, in short."""
+        return self.name
+
+    @property
+    def note(self) -> str:
+        """What else there is to say of it."""
+        return ""
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """The part of the file's pixels that a picture shows: top, left, height, width."""
+        height, width = (0, 0) if self.picture is None else self.picture.shape[:2]
+        return {"top": 0, "left": 0, "height": height, "width": width}
+
+    @property
+    def frame(self) -> Tensor:
+        """From the coordinates of `points` to those of the file: a matrix and an offset, (3, 4) fp64."""
+        return torch.eye(3, 4, dtype=torch.float64)
+
+    @property
     def modes(self) -> tuple[str, ...]:
         """What `view` can show. Self-attention has no slots."""
         has_slots = not any(attention.slots_are_tokens for attention in self.layers.values())
@@ -112,6 +133,10 @@ class Subject:
         shown = [self] if attention.slots_are_tokens or not subjects else subjects
         return fit_color_basis([subject.tokens(layer).weights for subject in shown])
 
+    def ranking(self, layer: int, subjects: Sequence[Subject] = ()) -> list[int]:
+        """The slots of a layer by the number of tokens (of all subjects) at which they are the strongest."""
+        return rank_slots([subject.tokens(layer).weights for subject in subjects or [self]])
+
     def farthest_point(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
         return int((self.points - self.points.mean(0)).norm(dim=1).argmax())
@@ -131,7 +156,7 @@ class Subject:
         Args:
             mode: One of `modes`.
             layer: Number of the layer. Must exist in every mode, though only those of the attention depend on it.
-            slot: For mode "slot"; None takes the slot that is strongest at most points.
+            slot: For mode "slot"; None takes the slot that is strongest at most tokens.
             query: For mode "query", the index of a point; None takes the farthest point.
             ranking: For mode "slots", as in `view_slots`.
             basis: For mode "colors", what they mean, (3, S); None for `color_basis`.
@@ -167,10 +192,9 @@ class Subject:
             colors = color_tokens(weights, self.color_basis(layer) if basis is None else basis)
             view = view_colors(self.points, interpolate(self.attention(layer), colors, positions, self.points))
         elif mode == "slots":
-            view = view_slots(self.points, self.weights(layer), ranking=ranking)
+            view = view_slots(self.points, self.weights(layer), ranking=ranking or self.ranking(layer))
         elif mode == "slot":
-            weights = self.weights(layer)
-            view = view_slot(self.points, weights, rank_slots([weights])[0] if slot is None else slot)
+            view = view_slot(self.points, self.weights(layer), self.ranking(layer)[0] if slot is None else slot)
         else:
             query = self.farthest_point() if query is None else query
             view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
@@ -197,7 +221,7 @@ def shared_views(
     if mode == "colors" and mode in subjects[0].modes and not subjects[0].attention(layer).slots_are_tokens:
         basis = subjects[0].color_basis(layer, subjects)
     if mode in ("slots", "slot"):
-        ranking = rank_slots([subject.weights(layer) for subject in subjects])
+        ranking = subjects[0].ranking(layer, subjects)
         slot = ranking[0] if slot is None else slot
     queries = queries or [None] * len(subjects)
     return share_scale(

@@ -14,7 +14,7 @@ from pcea.visualization.point_weights import check_cloud, weights_at, weights_of
 
 GREY = (190, 190, 190)
 # More slots than this could not be told apart by colour, and their legend could not be read.
-_MAX_COLORED_SLOTS = 12
+MAX_COLORED_SLOTS = 12
 
 
 class ColorBar(NamedTuple):
@@ -145,7 +145,7 @@ def view_slots(points: Tensor, weights: Tensor, *, ranking: Sequence[int] | None
         ranking: Slots in the order of the palette; None ranks those of this cloud with `rank_slots`.
         title: A line of text.
     """
-    ranking = list(rank_slots([weights]) if ranking is None else ranking)[:_MAX_COLORED_SLOTS]
+    ranking = list(rank_slots([weights]) if ranking is None else ranking)[:MAX_COLORED_SLOTS]
     strongest = weights.argmax(1).cpu()
     occurring = set(strongest.unique().tolist())
     colors = torch.tensor(GREY, dtype=torch.uint8).repeat(len(points), 1)

@@ -16,6 +16,7 @@ from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
 from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
+from pcea.visualization.pages import Page, make_page
 from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, to_vectors
 from pcea.visualization.subject import Subject
 
@@ -38,7 +39,7 @@ _WIDTH, _HEIGHT = 1100, 800
 _LEGEND_HEIGHT = 400
 # Multiple of the font size.
 _PANEL_WIDTH = 17
-_ALTERNATIVE = "Draw a picture instead: --output picture.png, or `pcea.visualization.render` in Python."
+_ALTERNATIVE = "Write a page for a browser instead: --output page.html, or `pcea.visualization.make_page` in Python."
 
 
 def show(
@@ -48,8 +49,8 @@ def show(
     slot: int | None = None,
     query: int | None = None,
     cloud: int | None = None,
-) -> None:
-    """Show what the points of a cloud attend to in a window, which lists its keys. Returns when it is closed.
+) -> Page | None:
+    """Show what the points of a cloud attend to: in a notebook as a page, elsewhere in a window, which lists its keys.
 
     Example:
         with record_attention(model) as attention:
@@ -65,14 +66,27 @@ def show(
         query: Show first how each point relates to the point with this index.
         cloud: Index of the cloud in the recorded batch; required if the batch has several.
 
+    Returns:
+        In a notebook the page, which it displays at the end of a cell. Elsewhere None, once the window is closed.
+
     Raises:
         ValueError: If the arguments do not match each other or the attention.
-        OSError: If there is no display, or Open3D cannot open a window on it. `render` needs no display.
+        OSError: If there is no display, or Open3D cannot open a window on it. `make_page` and `render` need none.
     """
+    if in_notebook():
+        return make_page(points, attention, slot=slot, query=query, cloud=cloud)
     layers = {"": attention} if isinstance(attention, AttentionMap) else attention
     subject = Subject(points, layers, cloud=cloud)
     mode = "query" if query is not None else "slot" if slot is not None else subject.modes[0]
     open_window(Navigator([subject], mode=mode, slot=slot, query=query))
+    return None
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter notebook, or another place that displays HTML."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def open_window(navigator: Navigator) -> None:

@@ -22,9 +22,13 @@ best, probability = prediction.class_names[0], prediction.probabilities[0]  # th
 parts = pcea.load("labeled_psb_pointea").predict(table, category="Table")
 part_label, confidence = parts.part_label, parts.confidence  # (2048,) each
 
-# %% See what its points attend to. The picture is an array that a notebook shows: PIL.Image.fromarray(picture)
-picture = network.visualize(table, mode="slots")
-assert isinstance(picture, np.ndarray)  # (H, W, 3) uint8
+# %% See what its points attend to: turn it, click a point. A page that needs no server, here and as a file.
+network.visualize(table).save("table.html")
+network.visualize(table)
+
+# %% The same as a picture, an array (H, W, 3) uint8; needs Open3D's system libraries.
+picture = network.draw(table, mode="slots")
+assert isinstance(picture, np.ndarray)
 
 # %% Go below: the torch module, and the weights of every attention layer.
 points = table[None, :1024, :3]

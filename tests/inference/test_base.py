@@ -36,15 +36,17 @@ def test_endings_may_be_more_than_a_suffix(tmp_path):
         check(tmp_path / "out", files, ["_overlay.png", ".png"])
 
 
-def test_a_picture_for_a_notebook():
+def test_a_picture():
     try:
         check_rendering()
     except (OSError, ImportError) as error:
         pytest.skip(str(error))
     points = torch.rand(100, 3)
-    picture = trained_on_parts().visualize(points, mode="query", query=5, category="bar", size=120, azimuth=10)
+    picture = trained_on_parts().draw(points, mode="query", query=5, category="bar", size=120, azimuth=10)
     assert picture.dtype == np.uint8
     assert picture.shape[0] == 150  # with the title
     assert (picture[40:, :120] != 255).any(-1).mean() > 0.05
-    with pytest.raises(ValueError, match="has the modes slots, slot, query, critical, prediction, parts, not 'x'"):
-        trained_on_parts().visualize(points, mode="x", category="bar")
+    with pytest.raises(
+        ValueError, match="has the modes colors, slots, slot, query, critical, prediction, parts, not 'x'"
+    ):
+        trained_on_parts().draw(points, mode="x", category="bar")
