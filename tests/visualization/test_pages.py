@@ -127,7 +127,7 @@ def test_images_and_their_heads_are_as_in_python(visit, attention, heads):
     tab = visit(Page([by_head[None]]))
     assert tab.evaluate("pcea.networks[0].subjects[0].layers.map(({ heads }) => heads)") == [1, heads, heads]
     for head, subject in by_head.items():
-        for layer in (1, 2) if head == 1 else range(3):  # the first layer has one head
+        for layer in range(3) if head is None else (1, 2):  # the first layer has one head
             for mode in [mode for mode in subject.modes if mode != "prediction"]:
                 expected = subject.view(mode, layer=layer, slot=2, query=100).colors
                 found = colors_in(tab, mode=mode, layer=layer, slot=2, query=100, head=-1 if head is None else head)

@@ -66,7 +66,7 @@ class Pane {
     if (choice.layer === null || choice.layer >= subject.layers.length) choice.layer = subject.layers.length - 1;
     choice.layer = within(choice.layer, subject.layers.length);
     if (!subject.modes.includes(choice.mode)) choice.mode = subject.modes[0];
-    if (!(choice.head >= -1 && choice.head < this.layer.heads)) choice.head = -1;
+    if (this.layer.heads < 2 || !(choice.head >= -1 && choice.head < this.layer.heads)) choice.head = -1;
     const ranking = this.layer.ranking[choice.head + 1];
     if (choice.slot === null || !(choice.slot >= 0 && choice.slot < this.layer.slots)) choice.slot = ranking[0] || 0;
     if ("file" in change || "network" in change || !(choice.query >= 0 && choice.query < subject.count))
