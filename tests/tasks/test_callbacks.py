@@ -1,3 +1,5 @@
+import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +82,23 @@ def test_a_classifier_logs_its_strongest_slots(tmp_path: Path) -> None:
     tags = logged(tmp_path)
     assert {tag.rpartition("_")[0] for tag in tags} == {f"cloud {i}, strongest slot" for i in range(4)}
     assert {step for values in tags.values() for step, _ in values} == {6}
+
+
+@pytest.mark.parametrize("make", [segmentation, classification])
+def test_pages_show_each_cloud_with_what_the_network_says(make, tmp_path: Path) -> None:
+    task, data = make()
+    fit(tmp_path, task, data, LogClouds(every_n_epochs=2, num_clouds=3))
+    pages = sorted((tmp_path / "attention").iterdir())
+    assert [page.name for page in pages] == ["epoch_002.html", "epoch_004.html"]
+    about = json.loads(re.search(r'id="about">(.*?)</script>', pages[1].read_text(encoding="utf-8"), re.S)[1])
+    [network] = about["networks"]
+    for i, subject in enumerate(network["subjects"]):
+        assert subject["title"].startswith(f"cloud {i}")
+        assert subject["count"] == 64
+        assert subject["modes"][-1] == "prediction"
+        shown = {name for name, _ in subject["results"]["prediction"]["legend"]}
+        assert shown
+        assert all(any(name.startswith(own) for own in data.class_names) for name in shown)
 
 
 @pytest.mark.parametrize("make", [segmentation, classification])
