@@ -14,11 +14,10 @@ shapes = Shapes("test", num_shapes=12, num_points=10_000)
 for points, label in zip(shapes.points, shapes.label):
     np.save(f"runs/demo/{shapes.class_names[label]}.npy", points)
 END
-# If this machine cannot draw, the command says what to install, and the demo goes on.
-.venv/bin/pcea visualize runs/demo/*.npy --weights shapes_eat --grid --output runs/demo/attention.png || true
+.venv/bin/pcea visualize runs/demo/*.npy --weights shapes_eat --output runs/demo/attention.html
 cat <<END
 
-Trained, tested and drawn in $((SECONDS - started)) s. Next:
+Trained, tested and drawn in $((SECONDS - started)) s. Open runs/demo/attention.html in a browser, on any machine. Next:
 
   . .venv/bin/activate
   pcea predict FILE...                       # classify meshes and point clouds

@@ -1,6 +1,9 @@
 """The command: files in, pictures and coloured clouds out. Pictures need Open3D and EGL."""
 
+import json
 import os
+import re
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -137,11 +140,17 @@ def test_without_output_the_window_begins_with_what_was_asked_for(files, weights
 
 
 BAD = [
-    (("cloud.npy", "--output", "picture.jpg"), "--output must end in .png or .ply, got picture.jpg"),
+    (("cloud.npy", "--output", "picture.jpg"), "--output must end in .html, .png or .ply, got picture.jpg"),
     (("cloud.npy", "--animate", "turn.png"), "--animate must end in .gif"),
     (("cloud.npy", "--output", "no/where/picture.png"), "No folder no/where to write picture.png into"),
     (("cloud.npy", "text.xyz", "--output", "o.png"), "2 files make one picture only as a sheet: add --grid"),
     (("cloud.npy", "text.xyz", "--output", "o.ply"), "holds the points of one file in one view"),
+    (("cloud.npy", "--grid", "--output", "o.html"), "shows all layers and modes as it is: leave out --grid"),
+    (("cloud.npy", "--output", "no/where/page.html"), "No folder no/where to write page.html into"),
+    (("cloud.npy", "--layer", "4", "--output", "o.html"), "layer must be one of 0 (encoder.blocks.0.attention)"),
+    (("empty.npy", "--output", "o.html"), "empty.npy is empty or unreadable"),
+    (("cloud.npy", "--compare", "modelnet40_eat_cpu", "--output", "o.png"), "--compare is for a page"),
+    (("cloud.npy", "--compare", "nothing", "--output", "o.html"), "nothing"),
     (("cloud.npy", "--grid"), "--grid is a picture: add --output sheet.png"),
     (("cloud.npy", "--query", "300", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
     (("cloud.npy", "--query=-1", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
@@ -194,14 +203,45 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, wei
     assert sorted(Path().iterdir()) == before
 
 
-def test_no_display(files, weights, monkeypatch, capsys) -> None:
+def test_without_a_display_there_is_a_page(files, weights, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    code, _, error = run(capsys, files[1], "--weights", weights)
-    assert code == 2
-    assert "There is no display to open a window on" in error
-    assert "--output picture.png" in error
+    monkeypatch.setattr("webbrowser.open", lambda _: pytest.fail("no browser can be seen here"))
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(capsys, files[1], "--weights", weights, "--slot", 3)
+    assert code == 0
+    assert error.startswith("pcea: no window: There is no display to open a window on.")
+    assert out.startswith("cloud_attention.html: 0.")
+    start = json.loads(re.search(r'"start": (\{.*?\})', Path("cloud_attention.html").read_text(encoding="utf-8"))[1])
+    assert (start["mode"], start["slot"], start["layer"]) == ("slot", 3, 3)
+
+
+def test_where_open3d_has_no_window_the_browser_opens_the_page(files, weights, tmp_path, monkeypatch, capsys) -> None:
+    def fail():
+        raise OSError("Open3D cannot open a window")
+
+    opened = []
+    monkeypatch.setattr("pcea.visualization.window.check_display", fail)
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # nor can the current folder be written
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    assert run(capsys, files[1], "--weights", weights)[0] == 0
+    assert opened == [(tmp_path / "cloud_attention.html").as_uri()]
+
+
+def test_a_page_of_many_files_and_two_networks(files, weights, tmp_path, capsys) -> None:
+    options = ("--weights", weights, "--compare", "modelnet40_eat_cpu", "--num_points", 600)
+    code, out, error = run(capsys, files[0], *options, "--output", tmp_path / "page.html")
+    assert (code, error) == (0, "")
+    assert out.startswith(f"{tmp_path / 'page.html'}: 0.")
+    about = json.loads(re.search(r'id="about">(.*?)</script>', (tmp_path / "page.html").read_text("utf-8"), re.S)[1])
+    assert [network["name"] for network in about["networks"]] == [str(weights), "modelnet40_eat_cpu"]
+    assert [len(network["subjects"][0]["layers"]) for network in about["networks"]] == [4, 4]
+    run(capsys, *files[1:], "--weights", weights, "--output", tmp_path / "page.html")
+    about = json.loads(re.search(r'id="about">(.*?)</script>', (tmp_path / "page.html").read_text("utf-8"), re.S)[1])
+    assert [subject["name"] for subject in about["networks"][0]["subjects"]] == ["cloud", "text"]
 
 
 def test_a_read_only_folder(files, weights, tmp_path, monkeypatch, capsys) -> None:

@@ -208,8 +208,7 @@ def test_self_attention_has_no_slots(files) -> None:
 
 OUT = ("--output", "o.png")
 BAD = [
-    (("halves.png",), "Images are drawn into a picture: add --output drawn.png"),
-    (("halves.png", "--output", "o.ply"), "Images are drawn into a picture: add --output drawn.png"),
+    (("halves.png", "--output", "o.ply"), "Images have no coordinates: give --output page.html or drawn.png"),
     (("halves.png", "--output", "no/where/o.png"), "No folder no/where to write o.png into"),
     (("halves.png", "--animate", "o.gif"), "names the class of every pixel: --animate is not for it"),
     (("halves.png", "--category", "Chair", *OUT), "names the class of every pixel: --category is not for it"),

@@ -68,7 +68,7 @@ def no_display(monkeypatch):
 def test_without_a_display_there_is_one_clear_line(no_display):
     for call in (check_display, lambda: show(torch.rand(5, 3), AttentionMap(torch.rand(1, 5, 3)))):
         with pytest.raises(
-            OSError, match=r"There is no display to open a window on\. Draw a picture instead"
+            OSError, match=r"There is no display to open a window on\. Write a page for a browser instead"
         ) as raised:
             call()
         assert str(raised.value).isprintable()
@@ -87,7 +87,9 @@ def test_a_display_on_which_no_window_opens(monkeypatch, no_display):
 
     for answer in (fails, hangs):
         monkeypatch.setattr(renderer.subprocess, "run", answer)
-        with pytest.raises(OSError, match=r"needs Vulkan\. On Debian .*libvulkan1.* Draw a picture instead"):
+        with pytest.raises(
+            OSError, match=r"needs Vulkan\. On Debian .*libvulkan1.* Write a page for a browser instead"
+        ):
             check_display()
     assert called
     monkeypatch.setattr(renderer.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
@@ -175,13 +177,15 @@ def display(tmp_path):
 SHOW = """
 import torch
 from pcea.nn.attention import AttentionMap
-from pcea.visualization import show
+from pcea.visualization.navigator import Navigator
+from pcea.visualization.subject import Subject
+from pcea.visualization.window import open_window
 {before}
 points = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
 by_height, by_width = ((points[:, axis] * 1.49 + 1.5).long() for axis in (1, 0))
 layers = {{"a": by_height, "b": by_width}}
 maps = {{name: AttentionMap(torch.nn.functional.one_hot(slots, 3)[None].float()) for name, slots in layers.items()}}
-show(points, maps)
+open_window(Navigator([Subject(points, maps)], mode="slots"))
 print("closed")
 """
 
