@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -231,7 +232,8 @@ def test_where_open3d_has_no_window_the_browser_opens_the_page(files, weights, t
     assert opened == [(tmp_path / "cloud_attention.html").as_uri()]
 
 
-def test_a_page_of_many_files_and_two_networks(files, weights, tmp_path, capsys) -> None:
+def test_a_page_of_many_files_and_two_networks(files, weights, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "open3d", None)  # its libraries are missing
     options = ("--weights", weights, "--compare", "modelnet40_eat_cpu", "--num_points", 600)
     code, out, error = run(capsys, files[0], *options, "--output", tmp_path / "page.html")
     assert (code, error) == (0, "")

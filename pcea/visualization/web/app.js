@@ -90,8 +90,8 @@ class Pane {
     this.slider.value = choice.slot;
     this.slotName.textContent = choice.slot;
     this.slider.parentElement.hidden = choice.mode !== "slot";
-    this.what.replaceChildren(element("span", { className: "name", textContent: subject.title }), ` ${MEANING[choice.mode] || ""}`);
-    if (subject.note) this.what.append(` ${subject.note}`);
+    const texts = [subject.note, MEANING[choice.mode]].filter(Boolean).map((text) => ` · ${text}`);
+    this.what.replaceChildren(element("span", { className: "name", textContent: subject.title }), ...texts);
     this.show();
   }
 
@@ -115,7 +115,10 @@ class Pane {
 
   async compute() {
     const { subject, choice, scene } = this;
-    if (scene.subject !== subject) scene.show(subject);
+    if (scene.subject !== subject) {
+      scene.show(subject);
+      this.app.hurried = Math.max(1, subject.count / 150_000);
+    }
     this.view = subject.view(choice, this.app.scale);
     this.drawLegend();
     await scene.colors(this.view, choice.mode === "query" ? choice.query : null);
@@ -246,7 +249,8 @@ class App {
     this.camera = new Camera();
     this.panes = [];
     this.start = about.start;
-    Object.assign(this, { size: 0, strength: 0.6 });
+    // While it moves, one of so many points is drawn.
+    Object.assign(this, { size: 0, strength: 0.6, hurried: 1 });
     this.setTheme(window.matchMedia("(prefers-color-scheme: dark)").matches);
     this.read();
     const isPicture = Boolean(this.networks[0].subjects[0].picture);
@@ -358,7 +362,13 @@ class App {
   }
 
   draw() {
-    for (const pane of this.panes) pane.draw(this.isMoving ? Math.ceil(pane.subject.count / 150_000) : 1);
+    const start = performance.now();
+    for (const pane of this.panes) pane.draw(this.isMoving ? Math.ceil(this.hurried) : 1);
+    if (!this.isMoving) return;
+    for (const { scene } of this.panes) if (scene.wait) scene.wait();
+    // About 30 pictures a second while it moves.
+    const took = performance.now() - start;
+    this.hurried = Math.min(64, Math.max(1, this.hurried * (took > 35 ? 1.4 : took < 20 ? 0.9 : 1)));
   }
 
   mark() {

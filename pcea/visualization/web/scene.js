@@ -169,6 +169,11 @@ class CloudScene {
     gl.drawArrays(gl.POINTS, this.marker, 1);
   }
 
+  /** Wait until all is drawn. */
+  wait() {
+    this.gl.readPixels(0, 0, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, new Uint8Array(4));
+  }
+
   point(every) {
     const { gl } = this;
     for (const [name, entry] of Object.entries(this.buffers)) {
