@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.fonts import drawable, font_families
+from pcea.visualization.gaps import bridge_gaps
 from pcea.visualization.images import draw_overlay, view_picture
 from pcea.visualization.legends import DPI, FONT_SIZE, MARGIN, canvas_pixels, legend_of, merge_legends, text_width
 from pcea.visualization.renderer import Renderer, check_size, estimate_normals
@@ -129,6 +131,8 @@ def draw_sheet(
     views = [
         view if view.normals is not None else view._replace(normals=estimate_normals(view.points)) for view in views
     ]
+    bridges = lru_cache(1)(bridge_gaps)  # several views of one cloud share them
+    views = [bridges(view.points).add_to(view) for view in views]
     with Renderer(size) as renderer:
         for angle in angles:
             yield sheet.fill([renderer.draw(view, azimuth=angle, elevation=elevation) for view in views])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
+from pcea.visualization.gaps import bridge_gaps
 from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, to_vectors
@@ -137,6 +139,7 @@ class Window:
         self._window.set_on_key(self._on_key)
         self._is_shift_down = False
         self._point_scale = 1.0
+        self._bridges = lru_cache(1)(bridge_gaps)  # found once for all views of a cloud
         self._update(reset_camera=True)
 
     def run(self) -> None:
@@ -152,6 +155,7 @@ class Window:
     def _update(self, *, reset_camera: bool = False) -> None:
         """Draw the view that the navigator selects."""
         view = self._navigator.view()
+        view = self._bridges(view.points).add_to(view)
         camera = place_camera(view.points)
         colors = shade(view, camera)
         cloud = self._open3d.geometry.PointCloud(to_vectors(self._open3d, view.points))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import GREEN, ORANGE, SKY_BLUE, WHITE, draw, grid, ink, is_color, one_color, sphere
+from scipy.ndimage import label
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.sheets import draw_sheet, render
@@ -40,6 +41,15 @@ def test_render_estimates_normals(can_draw):
     assert np.abs(picture[48:52, 48:52].astype(int) - [200, 100, 10]).max() <= 6
     assert picture[50, 8, 0] < 180
     assert is_color(render(points[:3], colors=colors[:3], size=100), (200, 100, 10)).any()
+
+
+def test_thin_rods_have_no_gaps(can_draw):
+    """A wall, and above it a rod whose samples leave a gap."""
+    x = torch.linspace(0, 1, 50)
+    rod = torch.stack([x, torch.full_like(x, 1.5), torch.zeros_like(x)], dim=1)
+    points = torch.cat([grid(50), rod[(x < 0.44) | (x > 0.56)]])
+    picture = render(points, colors=torch.zeros_like(points).byte(), size=200, azimuth=0, elevation=0)
+    assert label(ink(picture))[1] == 2
 
 
 def test_errors_of_rendering(can_draw):

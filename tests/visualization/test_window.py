@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import renderer, show
@@ -177,7 +178,7 @@ import torch
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import show
 {before}
-points = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
+points = {points}
 by_height, by_width = ((points[:, axis] * 1.49 + 1.5).long() for axis in (1, 0))
 layers = {{"a": by_height, "b": by_width}}
 maps = {{name: AttentionMap(torch.nn.functional.one_hot(slots, 3)[None].float()) for name, slots in layers.items()}}
@@ -191,13 +192,13 @@ def opened(display, tmp_path):
     """Opens a window, in a process of its own."""
     processes = []
 
-    def open_window(before=""):
+    def open_window(before="", points="torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)"):
         try:
             check_on(display)
         except OSError as error:
             pytest.skip(str(error))
         log = (tmp_path / "log").open("w+")
-        command = [sys.executable, "-c", SHOW.format(before=before)]
+        command = [sys.executable, "-c", SHOW.format(before=before, points=points)]
         process = subprocess.Popen(command, env=display.environment, stdout=log, stderr=subprocess.STDOUT)
         processes.append((process, log))
         display.wait(lambda picture: of_color(picture, SLOTS[0]).any() or process.poll() is not None, "a window")
@@ -267,6 +268,20 @@ def test_a_window_is_used(display, opened, tmp_path):
 def is_red(picture):
     red, green, blue = (picture[:, :900, channel].astype(int) for channel in range(3))
     return (red > 150) & (green < 60) & (blue < 80)
+
+
+ROD = """
+rod = torch.cartesian_prod(torch.linspace(-1, 1, 50), torch.tensor([0.9]), torch.zeros(1))
+wall = torch.cartesian_prod(torch.linspace(-1, 1, 50), torch.linspace(-1, 0.5, 38), torch.zeros(1))
+"""
+
+
+@pytest.mark.slow
+def test_thin_rods_have_no_gaps(display, opened):
+    """A wall, and above it a rod whose samples leave a gap."""
+    opened(ROD, "torch.cat([wall, rod[rod[:, 0].abs() > 0.13]])")
+    scene = display.settled()[90:870, 100:900]  # of 1280 x 960 pixels, in the middle of which is the window
+    assert label((scene < 250).any(-1))[1] == 2
 
 
 @pytest.mark.slow
