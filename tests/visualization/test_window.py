@@ -284,6 +284,27 @@ def test_thin_rods_have_no_gaps(display, opened):
     assert label((scene < 250).any(-1))[1] == 2
 
 
+NAMED = """
+from pcea.visualization import window
+subject = window.Subject
+window.Subject = lambda *parts, **options: subject(*parts, **options, name={name!r})
+"""
+
+
+@pytest.mark.slow
+def test_no_file_name_is_too_long_or_too_foreign_for_the_window(display, opened):
+    """It takes nothing of the scene; and a name that is no text at all would end Open3D."""
+    with_names = []
+    for name in ("chair: chair 91 %", "椅" * 50 + "\udce9" + ": chair 91 %"):
+        process = opened(NAMED.format(name=name) + "torch.manual_seed(0)")
+        with_names.append(display.settled())
+        process.kill()
+        process.wait()
+    different = np.nonzero((with_names[0] != with_names[1]).any(-1))
+    assert different[1].min() > 900  # right of the scene
+    assert different[0].max() < 130  # above the legend
+
+
 @pytest.mark.slow
 def test_an_error_in_a_window_ends_it(display, opened, tmp_path):
     """Open3D's event loop would keep the process alive."""
