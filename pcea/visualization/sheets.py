@@ -167,9 +167,12 @@ class _Sheet:
         title_height = TITLE_HEIGHT if any(view.title for view in views) else 0
         legends = [merge_legends(views)] if shared_legend else [legend_of(view) for view in views]
         legend_width = max(legend.width for legend in legends)
-        tile_width, tile_height = W if shared_legend else W + legend_width, H + title_height
+        # The height of clouds was asked for; that of a wide picture may be too small for any legend.
+        legend_height = 0 if views[0].picture is None else max(legend.least_height for legend in legends)
+        tile_width = W if shared_legend else W + legend_width
+        tile_height = title_height + (H if shared_legend else max(H, legend_height))
         sheet_width = columns * tile_width + (legend_width if shared_legend else 0)
-        sheet_height = math.ceil(len(views) / columns) * tile_height
+        sheet_height = max(math.ceil(len(views) / columns) * tile_height, title_height + legend_height)
         figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI * text_scale, facecolor="white")
         self._canvas = FigureCanvasAgg(figure)
         self._images = []
@@ -182,7 +185,7 @@ class _Sheet:
             middle = (left + W / 2) / sheet_width, 1 - (top + 0.6 * title_height) / sheet_height
             add_title(figure, view.title, *middle, width=W - MARGIN)
             if not shared_legend:
-                legends[i].draw(figure, left + W, top + title_height, H)
+                legends[i].draw(figure, left + W, top + title_height, tile_height - title_height)
         if shared_legend:
             legends[0].draw(figure, columns * tile_width, title_height, sheet_height - title_height)
 

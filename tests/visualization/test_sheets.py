@@ -9,8 +9,11 @@ from pictures import GREEN, ORANGE, SKY_BLUE, WHITE, draw, grid, ink, is_color, 
 from scipy.ndimage import label
 
 from pcea.nn.attention import AttentionMap
+from pcea.visualization.colors import palette
+from pcea.visualization.legends import text_width
+from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.sheets import draw_sheet, render
-from pcea.visualization.views import View
+from pcea.visualization.views import ColorBar, View
 
 # One cloud
 
@@ -158,3 +161,27 @@ def test_a_title_is_not_read_as_a_formula(can_draw):
     pictures = [sheet([one_color(grid(2), ORANGE, title=title)], size=150)[:30] for title in ("a$x^2$", "ax^2", "$_$")]
     assert [ink(picture).any() for picture in pictures] == [True] * 3
     assert ink(pictures[0]).any(0).sum() > ink(pictures[1]).any(0).sum()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_legend_of_a_wide_picture_is_large_enough_to_be_read(shared):
+    """Twelve lines, and beside them a picture of 20 rows, which stays below its title."""
+    colors = [tuple(color) for color in palette(11).tolist()]
+    view = one_color(pixel_points(20, 300), WHITE, legend=tuple((f"class {i}", c) for i, c in enumerate(colors)))
+    view = view._replace(title="t", legend_title="class", picture=torch.zeros(20, 300, 3, dtype=torch.uint8))
+    picture = sheet([view, view], columns=1, shared_legend=shared)
+    legend = picture[:, 310:] if shared else picture[: len(picture) // 2, 310:]
+    rows = [np.nonzero(is_color(legend, color))[0].mean() for color in colors]
+    assert np.diff(rows).min() > 14  # pixels
+    assert not ink(legend)[[0, -1]].any()
+    assert is_color(picture[35:55, 5:305], (153, 153, 153)).all()
+
+
+def test_the_colour_bar_of_a_wide_picture_is_large_enough_to_be_read():
+    bar = ColorBar("weight of slot 13, layer 3", 0.0, 1.0)
+    view = one_color(pixel_points(20, 300), WHITE, color_bar=bar)
+    picture = sheet([view._replace(picture=torch.zeros(20, 300, 3, dtype=torch.uint8))])
+    last = ink(picture).any(0).nonzero()[0].max()
+    label = ink(picture[:, last - 5 : last]).any(1).nonzero()[0]
+    assert np.ptp(label) > 0.65 * text_width(bar.label)
+    assert 0 < label.min() < label.max() < len(picture) - 1
