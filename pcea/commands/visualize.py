@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from itertools import chain, product
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -156,21 +157,23 @@ def visualize(
     if output is not None and suffix == ".ply":
         _write_cloud(output, subjects[0].source_points, views[0], mode)
         print(f"{output}: {len(subjects[0].points)} points")
-    pictures = draw_sheet(
+    draw = partial(
+        draw_sheet,
         views,
         size=size,
         columns=columns,
         shared_legend=len(files) > 1 and mode != "prediction",
-        angles=[azimuth + 360 * i / _FRAMES for i in range(_FRAMES if animate else 1)],
         elevation=elevation,
     )
     if output is not None and suffix == ".png":
-        first = next(pictures)
-        save_png(output, first)
-        print(f"{output}: {first.shape[1]} x {first.shape[0]} pixels")
-        pictures = chain([first], pictures)
+        picture = next(draw(angles=[azimuth]))
+        save_png(output, picture)
+        print(f"{output}: {picture.shape[1]} x {picture.shape[0]} pixels")
     if animate is not None:
-        save_gif(animate, list(pictures))
+        turn = [azimuth + 360 * i / _FRAMES for i in range(_FRAMES)]
+        sides = turn[:: _FRAMES // 4]  # drawn first, for the colours of all
+        pictures = draw(angles=sides + turn)
+        save_gif(animate, pictures, sample=list(islice(pictures, len(sides))))
         print(f"{animate}: {_FRAMES} pictures")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.visualization.gaps import find_neighbors
 from pcea.visualization.views import View
 
 # In degrees.
@@ -128,3 +129,19 @@ def point_size(points: Tensor, camera: Camera, side: int) -> float:
     covered = len(np.unique(place[:, 0] * cells + place[:, 1])) / cells**2
     # About half of the points lie on the far side.
     return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), _SMALLEST_POINT, side / 40))
+
+
+def relative_spacing(points: Tensor) -> Tensor:
+    """How sparse a cloud is at each of its points, to draw points of a sparse place larger.
+
+    Args:
+        points: (N, 3).
+
+    Returns:
+        The distance to the eighth neighbour over its median in the cloud, in 1..3, (N,), on the CPU. 1 if most points
+        coincide.
+    """
+    distance, _ = find_neighbors(points.double().cpu().numpy())
+    spacing = torch.from_numpy(distance[:, -1]).to(points.dtype)
+    usual = spacing.median()
+    return (spacing / usual).clamp(1, 3) if usual > 0 else torch.ones_like(spacing)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 
 # Its glyphs are boxes, one for each script.
 _BOXES = "Last Resort"
@@ -35,6 +36,8 @@ def _fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]
     usual = get_font(findfont(FontProperties(family=families)))
     missing = {c for c in characters if not c.isprintable() or not usual.get_char_index(ord(c))}
     wanted = {c for c in missing if c.isprintable()}
+    if wanted:
+        _add_new_fonts()
     # Roman before italic and bold, as Matplotlib chooses by the family's name alone.
     for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.style != "normal", entry.weight != 400)):
         if not wanted:
@@ -51,3 +54,13 @@ def _fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]
             wanted -= found
             missing -= found
     return tuple(families), frozenset(missing)
+
+
+@cache
+def _add_new_fonts() -> None:
+    """Tell Matplotlib of fonts that were installed since it made its list, which it keeps for ever."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    for path in sorted({*findSystemFonts()} - {entry.fname for entry in fontManager.ttflist}):
+        with suppress(RuntimeError, OSError):
+            fontManager.addfont(path)

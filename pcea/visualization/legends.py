@@ -15,6 +15,9 @@ from pcea.visualization.views import GREY, ColorBar, View
 DPI, MARGIN = 100, 10
 # In points; 72 points are an inch.
 FONT_SIZE = 10.0
+_LEAST_FONT_SIZE = 7.0
+# Height of a line of the usual font, in pixels.
+_LINE_HEIGHT = 24
 
 
 def draw_legend(view: View, *, height: int) -> np.ndarray:
@@ -49,6 +52,13 @@ class Legend(NamedTuple):
         entries = math.ceil(max(map(text_width, names))) + 60 if self.entries else 0
         return max(entries, 130 if self.color_bar else 0)
 
+    @property
+    def least_height(self) -> int:
+        """The height in pixels below which its text is too small to be read."""
+        entries = _LINE_HEIGHT * (len(self.entries) + 1) if self.entries else 0
+        color_bar = text_width(self.color_bar.label) + MARGIN if self.color_bar else 0
+        return math.ceil(max(entries, color_bar) * _LEAST_FONT_SIZE / FONT_SIZE)
+
     def draw(self, figure: Any, left: float, top: float, height: float) -> None:
         """Draw it on a Matplotlib figure, with its upper left corner at (left, top); all in pixels."""
         from matplotlib.cm import ScalarMappable
@@ -59,7 +69,7 @@ class Legend(NamedTuple):
         left += MARGIN
         if self.entries:
             # As large as it can be for all lines to fit.
-            font_size = min(FONT_SIZE, FONT_SIZE * height / (24 * (len(self.entries) + 1)))
+            font_size = min(FONT_SIZE, FONT_SIZE * height / (_LINE_HEIGHT * (len(self.entries) + 1)))
             handles = [
                 Patch(color=(r / 255, g / 255, b / 255), label=drawable(name)) for name, (r, g, b) in self.entries
             ]

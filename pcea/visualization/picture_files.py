@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,41 @@ def save_png(path: str | Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(part, format="PNG", optimize=True)
 
 
-def save_gif(path: str | Path, pictures: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+def save_gif(
+    path: str | Path,
+    pictures: Iterable[np.ndarray],
+    *,
+    sample: Sequence[np.ndarray] | None = None,
+    frames_per_second: float = 9.0,
+) -> None:
     """Write pictures of one size, (H, W, 3) uint8, as an animation that repeats for ever.
 
     Args:
         path: A file ending in .gif.
-        pictures: The frames.
-        seconds: Duration of one round.
+        pictures: The frames. Those of an iterator are taken one after another and not kept, but for a byte per pixel.
+        sample: Pictures with the colours of all frames; None for a few of the frames, of an iterator the first alone.
+        frames_per_second: How fast they are shown.
 
     Raises:
+        ValueError: If there are no pictures.
         OSError: If the folder does not exist or cannot be written to.
     """
     from PIL import Image
 
-    palette = reduced_palette(np.concatenate(pictures[:: max(1, len(pictures) // 4)]))
-    first, *rest = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    frames = iter(pictures)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("An animation needs at least one picture, got none.")
+    if sample is None:
+        sample = pictures[:: max(1, len(pictures) // 4)] if isinstance(pictures, Sequence) else [first]
+    palette = reduced_palette(np.concatenate(sample))
+    reduced = (
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in chain([first], frames)
+    )
     with atomic_file(Path(path)) as part:
-        duration = round(1000 * seconds / len(pictures))
-        first.save(part, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
+        duration = round(1000 / frames_per_second)
+        start = next(reduced)
+        start.save(part, format="GIF", save_all=True, append_images=reduced, duration=duration, loop=0, optimize=True)
 
 
 def reduced_palette(picture: np.ndarray) -> Any:

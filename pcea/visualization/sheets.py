@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
-from pcea.visualization.fonts import drawable, font_families
+from pcea.visualization.gaps import bridge_gaps
 from pcea.visualization.images import draw_overlay, view_picture
-from pcea.visualization.legends import DPI, FONT_SIZE, MARGIN, canvas_pixels, legend_of, merge_legends, text_width
+from pcea.visualization.legends import DPI, MARGIN, canvas_pixels, legend_of, merge_legends
 from pcea.visualization.renderer import Renderer, check_size, estimate_normals
+from pcea.visualization.titles import TITLE_HEIGHT, add_title
 from pcea.visualization.views import View, view_points
 
-# Height of a title in pixels.
-_TITLE_HEIGHT = 30
 # Views larger than this many pixels have larger text.
 _LARGEST_WITH_PLAIN_TEXT = 800
 
@@ -129,6 +129,8 @@ def draw_sheet(
     views = [
         view if view.normals is not None else view._replace(normals=estimate_normals(view.points)) for view in views
     ]
+    bridges = lru_cache(1)(bridge_gaps)  # several views of one cloud share them
+    views = [bridges(view.points).add_to(view) for view in views]
     with Renderer(size) as renderer:
         for angle in angles:
             yield sheet.fill([renderer.draw(view, azimuth=angle, elevation=elevation) for view in views])
@@ -162,12 +164,15 @@ class _Sheet:
         blank = np.full((height, width, 3), 255, np.uint8)
         # Lengths in the figure are those of a sheet with text of the usual size, which Matplotlib then enlarges.
         H, W = height / text_scale, width / text_scale
-        title_height = _TITLE_HEIGHT if any(view.title for view in views) else 0
+        title_height = TITLE_HEIGHT if any(view.title for view in views) else 0
         legends = [merge_legends(views)] if shared_legend else [legend_of(view) for view in views]
         legend_width = max(legend.width for legend in legends)
-        tile_width, tile_height = W if shared_legend else W + legend_width, H + title_height
+        # The height of clouds was asked for; that of a wide picture may be too small for any legend.
+        legend_height = 0 if views[0].picture is None else max(legend.least_height for legend in legends)
+        tile_width = W if shared_legend else W + legend_width
+        tile_height = title_height + (H if shared_legend else max(H, legend_height))
         sheet_width = columns * tile_width + (legend_width if shared_legend else 0)
-        sheet_height = math.ceil(len(views) / columns) * tile_height
+        sheet_height = max(math.ceil(len(views) / columns) * tile_height, title_height + legend_height)
         figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI * text_scale, facecolor="white")
         self._canvas = FigureCanvasAgg(figure)
         self._images = []
@@ -178,13 +183,9 @@ class _Sheet:
             axes.set_axis_off()
             self._images.append(axes.imshow(blank, interpolation="none"))
             middle = (left + W / 2) / sheet_width, 1 - (top + 0.6 * title_height) / sheet_height
-            title = _shorten(drawable(view.title), W - MARGIN)
-            families = font_families(view.title)
-            figure.text(
-                *middle, title, ha="center", va="center", fontsize=FONT_SIZE, fontfamily=families, parse_math=False
-            )
+            add_title(figure, view.title, *middle, width=W - MARGIN)
             if not shared_legend:
-                legends[i].draw(figure, left + W, top + title_height, H)
+                legends[i].draw(figure, left + W, top + title_height, tile_height - title_height)
         if shared_legend:
             legends[0].draw(figure, columns * tile_width, title_height, sheet_height - title_height)
 
@@ -201,11 +202,3 @@ def _center(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
     centered[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return centered
-
-
-def _shorten(text: str, width: float) -> str:
-    """Replace letters before the last seven by dots until the text is at most `width` pixels wide."""
-    shortened, kept = text, len(text) - 11
-    while text_width(shortened) > width and kept > 0:
-        shortened, kept = f"{text[:kept]}...{text[-7:]}", kept - 1
-    return shortened

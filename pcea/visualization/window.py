@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
+from pcea.visualization.gaps import bridge_gaps
 from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.pages import Page, make_page
 from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, to_vectors
 from pcea.visualization.subject import Subject
+from pcea.visualization.titles import draw_title
 
 # What the keys and the mouse do, as listed in the window.
 CONTROLS = {
@@ -138,12 +141,13 @@ class Window:
         self._scene.scene.view.set_post_processing(False)
         self._scene.set_on_mouse(self._on_mouse)
         margin = round(self._window.theme.font_size)
-        self._title, self._legend, self._controls = self._label(""), gui.WidgetProxy(), gui.VGrid(2, 0)
+        self._title, self._legend, self._controls = gui.WidgetProxy(), gui.WidgetProxy(), gui.VGrid(2, 0)
+        self._state = self._label("")
         for text in chain.from_iterable(CONTROLS.items()):
             self._controls.add_child(self._label(text))
         self._panel = gui.Vert(margin, gui.Margins(margin))
         self._panel.background_color = gui.Color(1, 1, 1)
-        for widget in (self._title, self._legend, self._controls):
+        for widget in (self._title, self._state, self._legend, self._controls):
             self._panel.add_child(widget)
         self._window.add_child(self._scene)
         self._window.add_child(self._panel)
@@ -151,6 +155,7 @@ class Window:
         self._window.set_on_key(self._on_key)
         self._is_shift_down = False
         self._point_scale = 1.0
+        self._bridges = lru_cache(1)(bridge_gaps)  # found once for all views of a cloud
         self._update(reset_camera=True)
 
     def run(self) -> None:
@@ -166,6 +171,7 @@ class Window:
     def _update(self, *, reset_camera: bool = False) -> None:
         """Draw the view that the navigator selects."""
         view = self._navigator.view()
+        view = self._bridges(view.points).add_to(view)
         camera = place_camera(view.points)
         colors = shade(view, camera)
         cloud = self._open3d.geometry.PointCloud(to_vectors(self._open3d, view.points))
@@ -185,9 +191,14 @@ class Window:
             self._scene.look_at(center, eye.astype(np.float32), -camera.rotation[1].astype(np.float32))
         navigator = self._navigator
         last = len(navigator.subject.layers) - 1
-        self._title.text = "\n".join([view.title, f"mode: {navigator.mode}", f"layer: {navigator.layer} of 0..{last}"])
-        picture = self._open3d.geometry.Image(draw_legend(view, height=_LEGEND_HEIGHT))
-        self._legend.set_widget(self._gui.ImageWidget(picture))
+        self._state.text = f"mode: {navigator.mode}\nlayer: {navigator.layer} of 0..{last}"
+        # Open3D's font has Latin letters alone, and its labels would widen the panel.
+        title_width = round((_PANEL_WIDTH - 2) * self._window.theme.font_size)
+        for place, picture in (
+            (self._title, draw_title(view.title, width=title_width)),
+            (self._legend, draw_legend(view, height=_LEGEND_HEIGHT)),
+        ):
+            place.set_widget(self._gui.ImageWidget(self._open3d.geometry.Image(picture)))
         self._window.set_needs_layout()
         self._window.post_redraw()
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,7 +93,26 @@ def test_a_turntable(files, weights, tmp_path, capsys) -> None:
     assert all(changed)
 
 
-def test_a_coloured_cloud_has_the_files_order_and_coordinates(files, weights, tmp_path, capsys) -> None:
+def test_frames_of_a_turntable_are_not_kept(files, weights, tmp_path, monkeypatch, capsys) -> None:
+    """But for four, whose colours stand for all, and the one that is written, with its neighbours."""
+    frames, alive = [], []
+
+    def draw(*_, angles, **__):
+        for _ in angles:
+            picture = np.full((5, 7, 3), len(frames), np.uint8)
+            frames.append(weakref.ref(picture))
+            yield picture
+            alive.append(sum(frame() is not None for frame in frames))
+
+    monkeypatch.setattr(visualize, "check_rendering", lambda: None)
+    monkeypatch.setattr(visualize, "draw_sheet", draw)
+    assert run(capsys, files[1], "--weights", weights, "--animate", tmp_path / "turn.gif")[0] == 0
+    assert len(frames) == 40
+    assert max(alive) <= 7
+
+
+def test_a_coloured_cloud_has_the_files_order_and_coordinates(files, weights, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("pcea.visualization.sheets.Renderer", None)  # nothing is drawn
     output = tmp_path / "slots.ply"
     code, out, _ = run(capsys, files[1], "--weights", weights, "--mode", "slots", "--output", output)
     assert (code, out.strip()) == (0, f"{output}: 300 points")

@@ -144,7 +144,9 @@ def test_sheets(files, tmp_path, capsys) -> None:
     assert not np.array_equal(second[30, 4], second[30, 50])
     run(capsys, files[0], "--grid", "--size", 60, "--output", tmp_path / "sheet.png")
     one = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert one.shape[0] == 5 * (TITLE + 2 * BORDER + 40)  # colors, slots, slot, query; and the prediction
+    # Colors, slots, slot, query and the prediction, with room for the longest legend beside each.
+    assert one.shape[0] % 5 == 0
+    assert one.shape[0] > 5 * (TITLE + 2 * BORDER + 40)
 
 
 # Networks for classes: a class token, several layers and heads, and the middle of the picture

@@ -11,6 +11,7 @@ from pictures import ORANGE, ink
 from pcea.visualization import fonts
 from pcea.visualization.fonts import drawable, font_families
 from pcea.visualization.legends import draw_legend, text_width
+from pcea.visualization.titles import draw_title
 from pcea.visualization.views import View
 
 CHAIR = "椅"
@@ -21,13 +22,19 @@ def plain_machine(monkeypatch):
     """A machine that has the fonts of Matplotlib alone; none of them has Chinese."""
     own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
-    fonts._fonts.cache_clear()
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    forget()
     yield
+    forget()
+
+
+def forget():
     fonts._fonts.cache_clear()
+    fonts._add_new_fonts.cache_clear()
 
 
 @pytest.fixture
-def font(tmp_path, plain_machine):
+def font(tmp_path):
     """A font in which CHAIR is a wide black square."""
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0))
@@ -45,7 +52,12 @@ def font(tmp_path, plain_machine):
     builder.setupOS2()
     builder.setupPost()
     builder.save(tmp_path / "chairs.ttf")
-    font_manager.fontManager.addfont(tmp_path / "chairs.ttf")
+    return tmp_path / "chairs.ttf"
+
+
+@pytest.fixture
+def known_font(font, plain_machine):
+    font_manager.fontManager.addfont(font)
 
 
 def view(name):
@@ -59,12 +71,20 @@ def test_what_no_font_has_is_escaped():
     assert drawable("Möbel ½ αβγ Стул") == "Möbel ½ αβγ Стул"
 
 
-def test_a_font_that_has_it_is_found(font):
+def test_a_font_that_has_it_is_found(known_font):
     assert drawable(f"a {CHAIR}") == f"a {CHAIR}"
     assert font_families(f"a {CHAIR}")[-1] == "Chairs"
     assert font_families("a") == font_families("b")
     assert "Chairs" not in font_families("a")
     assert text_width(CHAIR) > 2 * text_width("W")
+
+
+def test_a_font_that_was_installed_after_matplotlib_made_its_list(font, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(broken), str(font)])
+    assert drawable(CHAIR) == CHAIR
+    assert font_families(CHAIR)[-1] == "Chairs"
 
 
 @pytest.mark.parametrize("name", [f"chair {CHAIR}", "椅子 стул", "caf\udce9"])
@@ -78,8 +98,15 @@ def test_legends_are_drawn_without_warnings(name, caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("font")
+@pytest.mark.usefixtures("known_font")
 def test_legends_are_drawn_with_the_font_that_was_found():
     key = draw_legend(view(CHAIR), height=200)
     black = (key < 60).all(-1)
     assert np.count_nonzero(black) > 150  # two squares
+
+
+@pytest.mark.usefixtures("known_font")
+def test_titles_are_drawn_with_the_font_that_was_found():
+    """Two squares, 26 pixels wide each, and no escape."""
+    columns = np.flatnonzero((draw_title(f"{CHAIR}{CHAIR}", width=200) < 60).all(-1).any(0))
+    assert 50 < len(columns) < 60

@@ -203,9 +203,9 @@ def test_pictures_need_no_open3d():
         "import sys; sys.modules['open3d'] = None; import torch; from pcea.nn.attention import AttentionMap\n"
         "from pcea.visualization import render_picture\n"
         "attention = AttentionMap(torch.rand(1, 6, 4), grid=(2, 3))\n"
-        "print(render_picture(torch.zeros(3, 20, 30, dtype=torch.uint8), attention, slot=1, size=30).shape[0])"
+        "print(render_picture(torch.zeros(3, 20, 30, dtype=torch.uint8), attention, slot=1, size=300).shape[0])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "30\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "210\n"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from pictures import GREEN, ORANGE, SKY_BLUE, WHITE, draw, grid, ink, is_color, one_color, sphere
+from scipy.ndimage import label
 
 from pcea.nn.attention import AttentionMap
+from pcea.visualization.colors import palette
+from pcea.visualization.legends import text_width
+from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.sheets import draw_sheet, render
-from pcea.visualization.views import View
+from pcea.visualization.views import ColorBar, View
 
 # One cloud
 
@@ -40,6 +44,15 @@ def test_render_estimates_normals(can_draw):
     assert np.abs(picture[48:52, 48:52].astype(int) - [200, 100, 10]).max() <= 6
     assert picture[50, 8, 0] < 180
     assert is_color(render(points[:3], colors=colors[:3], size=100), (200, 100, 10)).any()
+
+
+def test_thin_rods_have_no_gaps(can_draw):
+    """A wall, and above it a rod whose samples leave a gap."""
+    x = torch.linspace(0, 1, 50)
+    rod = torch.stack([x, torch.full_like(x, 1.5), torch.zeros_like(x)], dim=1)
+    points = torch.cat([grid(50), rod[(x < 0.44) | (x > 0.56)]])
+    picture = render(points, colors=torch.zeros_like(points).byte(), size=200, azimuth=0, elevation=0)
+    assert label(ink(picture))[1] == 2
 
 
 def test_errors_of_rendering(can_draw):
@@ -148,3 +161,27 @@ def test_a_title_is_not_read_as_a_formula(can_draw):
     pictures = [sheet([one_color(grid(2), ORANGE, title=title)], size=150)[:30] for title in ("a$x^2$", "ax^2", "$_$")]
     assert [ink(picture).any() for picture in pictures] == [True] * 3
     assert ink(pictures[0]).any(0).sum() > ink(pictures[1]).any(0).sum()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_legend_of_a_wide_picture_is_large_enough_to_be_read(shared):
+    """Twelve lines, and beside them a picture of 20 rows, which stays below its title."""
+    colors = [tuple(color) for color in palette(11).tolist()]
+    view = one_color(pixel_points(20, 300), WHITE, legend=tuple((f"class {i}", c) for i, c in enumerate(colors)))
+    view = view._replace(title="t", legend_title="class", picture=torch.zeros(20, 300, 3, dtype=torch.uint8))
+    picture = sheet([view, view], columns=1, shared_legend=shared)
+    legend = picture[:, 310:] if shared else picture[: len(picture) // 2, 310:]
+    rows = [np.nonzero(is_color(legend, color))[0].mean() for color in colors]
+    assert np.diff(rows).min() > 14  # pixels
+    assert not ink(legend)[[0, -1]].any()
+    assert is_color(picture[35:55, 5:305], (153, 153, 153)).all()
+
+
+def test_the_colour_bar_of_a_wide_picture_is_large_enough_to_be_read():
+    bar = ColorBar("weight of slot 13, layer 3", 0.0, 1.0)
+    view = one_color(pixel_points(20, 300), WHITE, color_bar=bar)
+    picture = sheet([view._replace(picture=torch.zeros(20, 300, 3, dtype=torch.uint8))])
+    last = ink(picture).any(0).nonzero()[0].max()
+    label = ink(picture[:, last - 5 : last]).any(1).nonzero()[0]
+    assert np.ptp(label) > 0.65 * text_width(bar.label)
+    assert 0 < label.min() < label.max() < len(picture) - 1

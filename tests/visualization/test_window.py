@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import label
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import renderer, show
@@ -181,7 +182,7 @@ from pcea.visualization.navigator import Navigator
 from pcea.visualization.subject import Subject
 from pcea.visualization.window import open_window
 {before}
-points = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
+points = {points}
 by_height, by_width = ((points[:, axis] * 1.49 + 1.5).long() for axis in (1, 0))
 layers = {{"a": by_height, "b": by_width}}
 maps = {{name: AttentionMap(torch.nn.functional.one_hot(slots, 3)[None].float()) for name, slots in layers.items()}}
@@ -195,13 +196,13 @@ def opened(display, tmp_path):
     """Opens a window, in a process of its own."""
     processes = []
 
-    def open_window(before=""):
+    def open_window(before="", points="torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)"):
         try:
             check_on(display)
         except OSError as error:
             pytest.skip(str(error))
         log = (tmp_path / "log").open("w+")
-        command = [sys.executable, "-c", SHOW.format(before=before)]
+        command = [sys.executable, "-c", SHOW.format(before=before, points=points)]
         process = subprocess.Popen(command, env=display.environment, stdout=log, stderr=subprocess.STDOUT)
         processes.append((process, log))
         display.wait(lambda picture: of_color(picture, SLOTS[0]).any() or process.poll() is not None, "a window")
@@ -271,6 +272,41 @@ def test_a_window_is_used(display, opened, tmp_path):
 def is_red(picture):
     red, green, blue = (picture[:, :900, channel].astype(int) for channel in range(3))
     return (red > 150) & (green < 60) & (blue < 80)
+
+
+ROD = """
+rod = torch.cartesian_prod(torch.linspace(-1, 1, 50), torch.tensor([0.9]), torch.zeros(1))
+wall = torch.cartesian_prod(torch.linspace(-1, 1, 50), torch.linspace(-1, 0.5, 38), torch.zeros(1))
+"""
+
+
+@pytest.mark.slow
+def test_thin_rods_have_no_gaps(display, opened):
+    """A wall, and above it a rod whose samples leave a gap."""
+    opened(ROD, "torch.cat([wall, rod[rod[:, 0].abs() > 0.13]])")
+    scene = display.settled()[90:870, 100:900]  # of 1280 x 960 pixels, in the middle of which is the window
+    assert label((scene < 250).any(-1))[1] == 2
+
+
+NAMED = """
+from pcea.visualization import window
+subject = window.Subject
+window.Subject = lambda *parts, **options: subject(*parts, **options, name={name!r})
+"""
+
+
+@pytest.mark.slow
+def test_no_file_name_is_too_long_or_too_foreign_for_the_window(display, opened):
+    """It takes nothing of the scene; and a name that is no text at all would end Open3D."""
+    with_names = []
+    for name in ("chair: chair 91 %", "椅" * 50 + "\udce9" + ": chair 91 %"):
+        process = opened(NAMED.format(name=name) + "torch.manual_seed(0)")
+        with_names.append(display.settled())
+        process.kill()
+        process.wait()
+    different = np.nonzero((with_names[0] != with_names[1]).any(-1))
+    assert different[1].min() > 900  # right of the scene
+    assert different[0].max() < 130  # above the legend
 
 
 @pytest.mark.slow
