@@ -1,6 +1,7 @@
 """Draw the pictures of pcea/visualization/README.md into data/pictures/, with the weights that come with pcea.
 
-Needs data/psb_meshes (meshes of the Princeton Shape Benchmark) and data/modelnet40_ply_hdf5_2048; see data/README.md.
+Needs data/psb_meshes (meshes of the Princeton Shape Benchmark), data/labeled_psb and data/modelnet40_ply_hdf5_2048; see
+data/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from PIL import Image
 
 from pcea.commands.visualize import visualize
 from pcea.datasets.modelnet40 import ModelNet40
+from pcea.inference.networks import DEFAULT_WEIGHTS
 from pcea.visualization.picture_files import reduced_palette
 
 MAX_BYTES = 300_000  # of a picture in a README
@@ -29,13 +31,17 @@ def main() -> None:
     psb = options.root / "psb_meshes"
     chair, airplane = psb / "chair_114.off", psb / "airplane_74.off"
     with tempfile.TemporaryDirectory() as folder:
+        labeled, classes = options.root / "labeled_psb", ("Chair", "Airplane", "Human", "Table")
+        colored = [file for name in classes for file in sorted((labeled / name).iterdir())[:4]]
+        chairs = _test_clouds(options.root, "chair", 8, Path(folder))
         pictures = {
-            "layers": {"files": [chair], "grid": True, "size": 250},
+            "colors": {"files": colored, "grid": True, "size": 200, "weights": DEFAULT_WEIGHTS},
+            "layers": {"files": [chair], "grid": True, "size": 250, "weights": DEFAULT_WEIGHTS},
             "airplane": {"files": [airplane], "mode": "query", "up": "z", "azimuth": -20, "elevation": 40, "size": 500},
-            "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 220},
-            "chairs": {"files": _test_clouds(options.root, "chair", 8, Path(folder)), "grid": True, "size": 220},
+            "meshes": {"files": sorted(psb.glob("*.off")), "grid": True, "size": 220, "weights": DEFAULT_WEIGHTS},
+            "chairs": {"files": chairs, "grid": True, "size": 220, "mode": "slots"},
             "parts": {
-                "files": sorted(psb.glob("chair*.off")), "mode": "parts", "weights": "labeled_psb_eat",
+                "files": sorted(psb.glob("chair*.off")), "mode": "parts", "weights": "labeled_psb_pointea",
                 "category": "Chair", "size": 500,
             },
         }  # fmt: skip

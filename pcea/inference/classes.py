@@ -36,7 +36,7 @@ class ClassPrediction(NamedTuple):
     def title(self) -> str:
         """The best class on a picture."""
         best = f"{self.class_names[0]} {100 * self.probabilities[0]:.0f} %"
-        return best if self.is_known else f"unsure, closest {best}"
+        return best if self.is_known else f"unsure ({best})"
 
     def __str__(self) -> str:
         pose = f"  ({self.pose})" if self.pose else ""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.visualization.gaps import find_neighbors
 from pcea.visualization.views import View
 
 # In degrees.
@@ -19,8 +18,6 @@ FIELD_OF_VIEW = 30.0
 _BORDER = 0.03
 # Pixels.
 _SMALLEST_POINT = 2
-# Points whose neighbours are held at the same time.
-_CHUNK = 1 << 16
 
 
 class Camera(NamedTuple):
@@ -75,30 +72,6 @@ def place_camera(points: Tensor, *, azimuth: float = AZIMUTH, elevation: float =
     return Camera(rotation, np.array([*eye, middle]) @ rotation, float(middle - eye_depth))
 
 
-def estimate_normals(points: Tensor, *, neighbors: int = 12) -> Tensor | None:
-    """Estimate unit normals of a cloud for shading: the direction in which the nearest points spread least.
-
-    Args:
-        points: (N, 3).
-        neighbors: How many of the nearest points say what the surface is like.
-
-    Returns:
-        (N, 3) fp32, of arbitrary sign; None if there are fewer than four points.
-    """
-    if len(points) < 4:
-        return None
-    from scipy.spatial import cKDTree
-
-    positions = points.double().cpu().numpy()
-    tree, normals = cKDTree(positions), []
-    for chunk in np.array_split(positions, math.ceil(len(positions) / _CHUNK)):
-        near = positions[tree.query(chunk, min(neighbors, len(positions)), workers=-1)[1]]
-        near -= near.mean(1, keepdims=True)
-        spread = torch.from_numpy(np.einsum("nki,nkj->nij", near, near))
-        normals.append(torch.linalg.eigh(spread).eigenvectors[..., 0].float())  # eigenvalues ascend
-    return torch.cat(normals)
-
-
 def shade(view: View, camera: Camera) -> Tensor:
     """Shade the colours of a view, (N, 3) uint8: surfaces seen from the side are darker, as if lit from the camera.
 
@@ -128,20 +101,4 @@ def point_size(points: Tensor, camera: Camera, side: int) -> float:
     place = ((seen - low) / extent * (cells - 1)).astype(int)
     covered = len(np.unique(place[:, 0] * cells + place[:, 1])) / cells**2
     # About half of the points lie on the far side.
-    return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), _SMALLEST_POINT, side / 40))
-
-
-def relative_spacing(points: Tensor) -> Tensor:
-    """How sparse a cloud is at each of its points, to draw points of a sparse place larger.
-
-    Args:
-        points: (N, 3).
-
-    Returns:
-        The distance to the eighth neighbour over its median in the cloud, in 1..3, (N,), on the CPU. 1 if most points
-        coincide.
-    """
-    distance, _ = find_neighbors(points.double().cpu().numpy())
-    spacing = torch.from_numpy(distance[:, -1]).to(points.dtype)
-    usual = spacing.median()
-    return (spacing / usual).clamp(1, 3) if usual > 0 else torch.ones_like(spacing)
+    return float(np.clip(2.7 * side * math.sqrt(2 * covered / len(seen)), _SMALLEST_POINT, side / 25))

@@ -1,7 +1,8 @@
-"""How densely a cloud is sampled, and points that close the gaps where thin rods get too few samples."""
+"""What is seen of a cloud from the neighbours of its points: surfaces, and gaps where thin rods get too few samples."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from pcea.visualization.views import View
 _NEIGHBORS = 8
 # Points farther apart than this multiple of the usual distance to the last of these neighbours do not touch when drawn.
 _CONTACT = 1.2
+# Points whose neighbours are held at the same time.
+_CHUNK = 1 << 16
 
 
 class Bridges(NamedTuple):
@@ -65,6 +68,26 @@ def bridge_gaps(points: Tensor) -> Bridges:
     bridges = (1 - share) * table[start[gap]] + share * table[end[gap]]
     nearest = np.where(share[:, 0] < 0.5, start[gap], end[gap])
     return Bridges(torch.from_numpy(bridges).to(points.dtype), torch.from_numpy(nearest))
+
+
+def surface_normals(points: Tensor) -> Tensor | None:
+    """Estimate normals for shading: the direction in which the neighbours of a point spread least.
+
+    Args:
+        points: One cloud, (N, 3).
+
+    Returns:
+        Unit vectors, (N, 3) fp32, of arbitrary sign; None if there are fewer than four points.
+    """
+    if len(points) < 4:
+        return None
+    table = points.double().cpu().numpy()
+    near, normals = find_neighbors(table)[1], []
+    for chunk in np.array_split(near, math.ceil(len(near) / _CHUNK)):
+        offsets = table[chunk] - table[chunk].mean(1, keepdims=True)
+        spread = torch.from_numpy(np.einsum("nki,nkj->nij", offsets, offsets))
+        normals.append(torch.linalg.eigh(spread).eigenvectors[..., 0].float())  # eigenvalues ascend
+    return torch.cat(normals)
 
 
 def find_neighbors(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from pcea.io.atomic import atomic_file
 from pcea.nn.attention import AttentionMap
-from pcea.visualization.camera import FIELD_OF_VIEW, estimate_normals, place_camera, point_size
+from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size
 from pcea.visualization.color_basis import color_tokens, fit_color_basis
 from pcea.visualization.colors import color_values, palette
+from pcea.visualization.gaps import bridge_gaps, surface_normals
 from pcea.visualization.point_weights import select_tokens
 from pcea.visualization.subject import ATTENTION_MODES, Subject
 from pcea.visualization.views import GREY, MAX_COLORED_SLOTS, View, rank_slots
@@ -184,8 +185,7 @@ class _Writer:
     def __init__(self, arrays: _Arrays, subject: Subject, shown: Sequence[Subject]):
         self._arrays, self._subject, self._shown = arrays, subject, shown
         count = len(subject.points)
-        self._chosen = torch.arange(count)
-        self._notes = []
+        self._chosen, self._notes = torch.arange(count), list[str]()
         if count > MAX_POINTS and subject.picture is None:
             self._chosen = _subset(count, MAX_POINTS)
             self._notes.append(f"{MAX_POINTS:,} of {count:,} points are shown.")
@@ -196,28 +196,41 @@ class _Writer:
         return int((points[self._chosen] - points[point]).norm(dim=1).argmin())
 
     def describe(self) -> dict[str, Any]:
-        subject, arrays = self._subject, self._arrays
-        points = subject.points[self._chosen].cpu()
-        about: dict[str, Any] = {"name": subject.file_name, "title": subject.name, "modes": subject.modes}
-        about["count"] = len(points)
+        """What the page is told of the subject; numbers go into the arrays."""
+        subject = self._subject
+        about = {"name": subject.file_name, "title": subject.name, "modes": subject.modes, "count": len(self._chosen)}
         if subject.picture is not None:
             height, width = subject.picture.shape[:2]
             about |= {"width": width, "height": height, "picture": _png(subject.picture), "seen": subject.seen}
         else:
-            self._low, self._step = _grid(points)
-            normals = subject.normals[self._chosen].cpu() if subject.normals is not None else estimate_normals(points)
-            about |= {
-                "origin": self._low.tolist(), "step": self._step, "points": arrays.add(self._pack(points)),
-                "frame": subject.frame.tolist(), "size": _size(points),
-                "normals": None if normals is None else arrays.add((127 * normals).round().to(torch.int8).numpy()),
-            }  # fmt: skip
-            if len(points) < len(subject.points):
-                about["index"] = arrays.add(self._chosen.numpy().astype("<u4"))
+            about |= self._cloud()
         about["query"] = self.place_of(subject.farthest_point())
         about["layers"] = [self._layer(layer) for layer in range(len(subject.layers))]
         results = [mode for mode in subject.modes if mode not in ATTENTION_MODES]
         about["results"] = {mode: self._result(subject.view(mode, layer=0)) for mode in results}
         about["note"] = " ".join(filter(None, [subject.note, *self._notes]))
+        return about
+
+    def _cloud(self) -> dict[str, Any]:
+        """Where the points are; behind them those that close gaps, which look like the nearest of the others."""
+        subject, arrays = self._subject, self._arrays
+        points = subject.points[self._chosen].cpu()
+        self._low, self._step = _grid(points)
+        normals = surface_normals(points) if subject.normals is None else subject.normals[self._chosen].cpu()
+        bridges = bridge_gaps(points)
+        about = {
+            "origin": self._low.tolist(),
+            "step": self._step,
+            "points": arrays.add(self._pack(torch.cat([points, bridges.points]))),
+            "nearest": arrays.add(bridges.nearest.numpy().astype("<u4")),
+            "frame": subject.frame.tolist(),
+            "size": _size(points),
+        }
+        if normals is not None:
+            normals = torch.cat([normals, normals[bridges.nearest]])
+            about["normals"] = arrays.add((127 * normals).round().to(torch.int8).numpy())
+        if len(points) < len(subject.points):
+            about["index"] = arrays.add(self._chosen.numpy().astype("<u4"))
         return about
 
     def _pack(self, positions: Tensor) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
@@ -95,16 +94,6 @@ def check_size(size: int) -> None:
     """
     if not 1 <= size <= _MAX_SIZE:
         raise ValueError(f"size must be in 1..{_MAX_SIZE} pixels, got {size}.")
-
-
-def estimate_normals(points: Tensor) -> Tensor | None:
-    """Estimate normals for shading, of arbitrary sign; None if there are too few points."""
-    if len(points) < 4:
-        return None
-    open3d = import_open3d()
-    cloud = open3d.geometry.PointCloud(to_vectors(open3d, points))
-    cloud.estimate_normals(open3d.geometry.KDTreeSearchParamKNN(12))
-    return torch.from_numpy(np.array(cloud.normals))
 
 
 def to_vectors(open3d: Any, values: Tensor) -> Any:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
-from pcea.visualization.gaps import bridge_gaps
+from pcea.visualization.gaps import bridge_gaps, surface_normals
 from pcea.visualization.images import draw_overlay, view_picture
 from pcea.visualization.legends import DPI, MARGIN, canvas_pixels, legend_of, merge_legends
-from pcea.visualization.renderer import Renderer, check_size, estimate_normals
+from pcea.visualization.renderer import Renderer, check_size
 from pcea.visualization.titles import TITLE_HEIGHT, add_title
 from pcea.visualization.views import View, view_points
 
@@ -127,7 +127,7 @@ def draw_sheet(
     text_scale = max(1.0, size / _LARGEST_WITH_PLAIN_TEXT)
     sheet = _Sheet(views, size, size, columns=columns, shared_legend=shared_legend, text_scale=text_scale)
     views = [
-        view if view.normals is not None else view._replace(normals=estimate_normals(view.points)) for view in views
+        view if view.normals is not None else view._replace(normals=surface_normals(view.points)) for view in views
     ]
     bridges = lru_cache(1)(bridge_gaps)  # several views of one cloud share them
     views = [bridges(view.points).add_to(view) for view in views]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from pictures import grid, project
 
-from pcea.visualization.camera import Camera, place_camera, point_size, relative_spacing, shade
+from pcea.visualization.camera import Camera, place_camera, point_size, shade
 from pcea.visualization.views import ColorBar, View
 
 ANGLES = [(35, 20), (0, 0), (90, 0), (215, -60), (130, 89)]
@@ -89,20 +89,4 @@ def test_point_size():
     assert point_size(corner, camera, 800) == pytest.approx(size, rel=0.05)
     assert point_size(grid(512), camera, 100) == 2  # no smaller
     for few in (grid(2), torch.zeros(1, 3)):
-        assert point_size(few, camera, 800) == 20  # no larger than a 40th of the picture
-
-
-def test_relative_spacing_by_hand():
-    """The eighth neighbour is sqrt(2) away in a wall of points one apart, and 4 in the middle of such a rod."""
-    wall = torch.cartesian_prod(torch.arange(30.0), torch.arange(30.0), torch.zeros(1))
-    rod = torch.arange(20.0)[:, None] * torch.eye(3)[0] + torch.tensor([0, 99.0, 0])
-    dense = wall[:100] / 9 - 50
-    spacing = relative_spacing(torch.cat([wall, rod, dense]))
-    assert (spacing.shape, spacing.dtype) == ((1020,), torch.float32)
-    inner = wall[:, :2].sub(14.5).abs().amax(1) < 14
-    assert (spacing[:900][inner] == 1).all()
-    torch.testing.assert_close(spacing[904:916], torch.full((12,), 4 / 2**0.5))
-    assert spacing[900] == 3  # of 8 / sqrt(2)
-    assert (spacing[920:] == 1).all()
-    for few in (torch.zeros(1, 3), torch.rand(2, 3), torch.ones(50, 3)):
-        assert (relative_spacing(few) == 1).all()
+        assert point_size(few, camera, 800) == 32  # no larger than a 25th of the picture

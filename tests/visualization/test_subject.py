@@ -15,7 +15,7 @@ def test_a_subject_is_coloured_in_each_mode():
     layers = {"a": AttentionMap(torch.rand(2, 7, 3)), "b": attention}
     seen = Subject(points, layers, name="n", normals=normals, cloud=1)
     weights = weights_at(points, attention, cloud=1)
-    expected = view_slots(points, weights)
+    expected = view_slots(points, weights, ranking=seen.ranking(1))
     view = seen.view("slots", layer=1)
     assert view.colors.equal(expected.colors)
     assert (view.title, view.legend_title) == ("n", "strongest slot, layer 1")

@@ -125,6 +125,8 @@ class Subject {
       const packed = arrays.get(about.points);
       this.xyz = new Float32Array(packed.length);
       for (let i = 0; i < packed.length; i++) this.xyz[i] = about.origin[i % 3] + about.step * packed[i];
+      // Points behind the others only close gaps: nothing is known of them, and each is coloured like its nearest.
+      this.bridges = arrays.get(about.nearest);
     }
   }
 
@@ -136,7 +138,7 @@ class Subject {
       else {
         const packed = this.arrays.get(at), tokens = new Float32Array(packed.length);
         for (let i = 0; i < packed.length; i++) tokens[i] = this.origin[i % 3] + this.step * packed[i];
-        this.carried.set(key, nearestTokens(this.xyz, tokens));
+        this.carried.set(key, nearestTokens(this.xyz.subarray(0, 3 * this.count), tokens));
       }
     }
     return this.carried.get(key);

@@ -11,7 +11,6 @@ uniform float unit, distance_, focal, aspect, height, size, near, far, shading, 
 in vec3 point;
 in vec3 normal;
 in vec3 color;
-in float spacing;
 out vec3 shade;
 void main() {
   vec3 p = rotation * (origin + unit * point - center);
@@ -21,7 +20,7 @@ void main() {
   float z = marked > 0.0 ? depth * 0.97 : depth;
   gl_Position = vec4(focal * p.x / aspect, focal * p.y,
     ((far + near) * z - 2.0 * far * near) / (far - near) * depth / z, depth);
-  float pixels = size * 4.0 * spacing * focal * height / 2.0 / depth;
+  float pixels = size * focal * height / 2.0 / depth;
   gl_PointSize = marked > 0.0 ? clamp(2.0 * pixels, 12.0, 40.0) : clamp(pixels, 1.5, 60.0);
   vec3 n = rotation * normal;
   float facing = dot(normal, normal) > 0.0 ? abs(normalize(n).z) : 1.0;
@@ -97,7 +96,6 @@ class CloudScene {
     const { arrays } = subject, gl = this.gl;
     this.fill("point", arrays.get(subject.points), 3, gl.UNSIGNED_SHORT, false);
     this.fill("normal", subject.normals && arrays.get(subject.normals), 3, gl.BYTE, true);
-    this.fill("spacing", subject.spacing && arrays.get(subject.spacing), 1, gl.UNSIGNED_BYTE, true);
     const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
     for (let i = 0; i < subject.xyz.length; i++) {
       low[i % 3] = Math.min(low[i % 3], subject.xyz[i]);
@@ -123,7 +121,10 @@ class CloudScene {
   }
 
   colors(view, marker) {
-    this.fill("color", view.rgb, 3, this.gl.UNSIGNED_BYTE, true);
+    const { count, bridges } = this.subject, rgb = new Uint8Array(3 * (count + bridges.length));
+    rgb.set(view.rgb);
+    bridges.forEach((near, i) => rgb.set(view.rgb.subarray(3 * near, 3 * near + 3), 3 * (count + i)));
+    this.fill("color", rgb, 3, this.gl.UNSIGNED_BYTE, true);
     this.marker = marker;
     // Lightness has a meaning where colours stand for values, so that it is changed less.
     this.shading = view.bar ? 0.1 : 0.3;
@@ -162,7 +163,7 @@ class CloudScene {
     };
     for (const [name, value] of Object.entries(numbers)) gl.uniform1f(uniforms[name], value);
     this.point(every);
-    gl.drawArrays(gl.POINTS, 0, Math.floor(subject.count / every));
+    gl.drawArrays(gl.POINTS, 0, Math.floor(subject.xyz.length / 3 / every));
     if (this.marker === null) return;
     if (every > 1) this.point(1);
     gl.uniform1f(uniforms.marked, 1);
@@ -181,7 +182,7 @@ class CloudScene {
       if (place < 0) continue;
       if (!entry.isThere) {
         gl.disableVertexAttribArray(place);
-        gl.vertexAttrib3f(place, ...(name === "spacing" ? [0.25, 0, 0] : [0, 0, 0]));
+        gl.vertexAttrib3f(place, 0, 0, 0);
         continue;
       }
       gl.bindBuffer(gl.ARRAY_BUFFER, entry.buffer);
