@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pcea.io.atomic import atomic_file
@@ -53,9 +54,14 @@ class BestCheckpoint(ModelCheckpoint):
         if self.dirpath is None or score is None or state_dict.get("dirpath") == self.dirpath or not old.is_file():
             return
         new = Path(self.dirpath) / old.name
-        new.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(new) as part:
-            shutil.copyfile(old, part)
+        _copy(old, new)
         self.best_model_score = self.kth_value = score
         self.best_model_path = self.kth_best_model_path = str(new)
         self.best_k_models = {str(new): score}
+
+
+@rank_zero_only
+def _copy(old: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(new) as part:
+        shutil.copyfile(old, part)

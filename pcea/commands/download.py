@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import lzma
-import os
 import stat
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +17,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pcea.io.archives import check_archive
-from pcea.io.atomic import atomic_file, remove_leftovers
+from pcea.io.atomic import atomic_file, remove_leftovers, temporary_folder
 
 # Seconds without an answer, or with less than the lowest rate (bytes per second), before the next mirror is tried.
 TIMEOUT = 20
@@ -333,6 +331,6 @@ def _is_inside(name: str) -> bool:
 
 def _unpack(path: Path, folder: str, root: Path) -> None:
     """Unpack into a temporary folder, then rename, so that `root/folder` is whole or absent."""
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".pcea_{os.getpid()}_") as name, zipfile.ZipFile(path) as file:
+    with temporary_folder(root) as name, zipfile.ZipFile(path) as file:
         file.extractall(Path(name))
         (Path(name) / folder).rename(root / folder)

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
+from pcea.commands.layer_sync import CpuLayerSync
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.io.atomic import remove_leftovers
 from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint
@@ -69,14 +70,18 @@ class PceaCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find and read the weights; the configuration, not the weights file, decides the model and its votes."""
         config = self.config[self.config.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs")
         self.weights: Path | None
         if self.config.subcommand != "fit":
-            root = Path(config.trainer.default_root_dir or "runs")
             self.weights = find_network(config.weights) if config.weights else newest_checkpoint(root)
-            print(f"Weights: {self.weights}")
+            rank_zero_only(print)(f"Weights: {self.weights}")
         else:
-            for folder in Path(config.trainer.default_root_dir or "runs").glob("version_*/checkpoints"):
+            for folder in root.glob("version_*/checkpoints"):
                 remove_leftovers(folder)
+            if config.ckpt_path == "last":
+                # The same command starts a run, and goes on with it after a machine failed.
+                has_runs = any(root.glob("version_*/checkpoints/last.ckpt"))
+                config.ckpt_path = str(newest_checkpoint(root)) if has_runs else None
             self.weights = None if config.ckpt_path is None else Path(config.ckpt_path)
         is_checkpoint = self.weights is not None and self.weights.suffix != ".safetensors"
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
@@ -127,7 +132,10 @@ class PceaCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         # The timer's state in the checkpoint tells the record how long training took.
-        return super()._instantiate_trainer(config, [*callbacks, Timer()])
+        trainer = super()._instantiate_trainer(config, [*callbacks, Timer()])
+        if config.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+            trainer.strategy._layer_sync = CpuLayerSync()  # type: ignore[attr-defined]
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

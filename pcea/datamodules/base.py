@@ -185,14 +185,12 @@ class DataModule(L.LightningDataModule):
         return self._loader(samples, self.batch_size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """The validation split in order; empty if there is none."""
-        return self._loader(self.batches_of("val"), self.eval_batch_size) if "val" in self.sets else []
+        """The validation split in order, each sample on one device only; empty if there is none."""
+        return self._measuring_loader("val") if "val" in self.sets else []
 
     def test_dataloader(self) -> DataLoader:
         """The test split in order, each sample on one device only, so that none counts twice."""
-        trainer, samples = self._attached_trainer, self.batches_of("test")
-        sampler = UnrepeatedDistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)
-        return self._loader(samples, self.eval_batch_size, sampler)
+        return self._measuring_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
         """The test split in order."""
@@ -214,6 +212,16 @@ class DataModule(L.LightningDataModule):
         if class_names and (class_names != samples.class_names or other_parts):
             samples = samples.with_classes(class_names, parts)
         self.sets[name] = samples
+
+    def _measuring_loader(self, name: str) -> DataLoader:
+        trainer, samples = self._attached_trainer, self.batches_of(name)
+        if len(samples) < trainer.world_size:
+            raise ValueError(
+                f"{trainer.world_size} devices need at least as many samples in the {name} split, got {len(samples)}."
+            )
+        # Lightning's own choice for validation repeats samples, until all devices have the same number.
+        sampler = UnrepeatedDistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)
+        return self._loader(samples, self.eval_batch_size, sampler)
 
     def _loader(
         self, samples: Any, batch_size: int, sampler: Sampler | None = None, *, drop_last: bool = False

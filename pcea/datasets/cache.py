@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.io.atomic import atomic_file, remove_leftovers
+from pcea.io.atomic import atomic_file, one_process, remove_leftovers
 from pcea.io.hdf5 import read_h5
 from pcea.io.points import Points, normalize_points
 
@@ -155,21 +156,24 @@ def cached(
 ) -> Arrays:
     """Read the arrays cached at `path`, or make them and cache them there. A half-written file is never read.
 
+    Of several processes, on any machines that share the disk, one makes them, and the others wait for it.
+
     A cache that cannot be read is made again; if it cannot be written (disk full, read-only folder), the arrays are
     used without one. Both give a warning. With `path` None, nothing is cached.
     """
     if path is None:
         return make()
-    if path.exists():
+    with nullcontext() if path.exists() else one_process(path.with_name("lock")):
+        if path.exists():
+            try:
+                return read_h5(path, required=required, optional=("normal",))
+            except ValueError as error:
+                warnings.warn(f"{error} The cache is made again.", stacklevel=2)
+        arrays = make()
         try:
-            return read_h5(path, required=required, optional=("normal",))
-        except ValueError as error:
-            warnings.warn(f"{error} The cache is made again.", stacklevel=2)
-    arrays = make()
-    try:
-        write_h5(path, arrays)
-    except OSError as error:
-        warnings.warn(f"{error} The data is used without a cache and parsed again next time.", stacklevel=2)
+            write_h5(path, arrays)
+        except OSError as error:
+            warnings.warn(f"{error} The data is used without a cache and parsed again next time.", stacklevel=2)
     return arrays
 
 

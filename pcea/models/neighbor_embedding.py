@@ -15,15 +15,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pcea.nn.batch_norm import update_running_statistics
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
+from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
 from pcea.ops.grouping import flat_index
 
 # Values in a chunk of pairs, 2 MiB in fp32.
@@ -74,11 +73,11 @@ class NeighborEmbedding(nn.Module):
         return out
 
     def _is_plain(self) -> bool:
-        norms = (self.norm1, self.norm2)
+        norms, kinds = (self.norm1, self.norm2), (nn.BatchNorm1d, nn.SyncBatchNorm, SynchronizedBatchNorm)
         return (
             is_plain(self.linear1, nn.Linear, Linear)
             and is_plain(self.linear2, nn.Linear, Linear)
-            and all(is_plain(norm, nn.BatchNorm1d, nn.SyncBatchNorm) and norm.weight is not None for norm in norms)
+            and all(is_plain(norm, *kinds) and norm.weight is not None for norm in norms)
         )
 
     def _embed_by_modules(self, features: Tensor, centers: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
@@ -153,44 +152,14 @@ def _exact(values: Tensor) -> Tensor:
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Scale and shift of `norm` for the batch's statistics (C,) over `count` rows; updates its running statistics."""
     total: Tensor | int = count
-    if isinstance(norm, nn.SyncBatchNorm) and norm.training and dist.is_available() and dist.is_initialized():
-        mean, variance, total = _over_processes(norm, mean, variance, count)
+    if is_synchronized(norm):
+        mean, variance, total = over_processes(norm, mean, variance, count)
     elif count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
     if norm.training and norm.running_mean is not None:
         update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - scale * mean
-
-
-def _over_processes(
-    norm: nn.SyncBatchNorm, mean: Tensor, variance: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and number of the rows of all processes in the norm's group."""
-    rows = mean.new_tensor([count])
-    summed = _SumOverProcesses.apply(torch.cat([mean * count, rows]), norm.process_group)
-    total = summed[-1].detach()
-    mean_of_all = summed[:-1] / total
-    squares = (variance + (mean - mean_of_all).square()) * count
-    return mean_of_all, _SumOverProcesses.apply(squares, norm.process_group) / total, total
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """Sum a tensor over processes, and its gradient too: every loss depends on the inputs of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        values = values.clone()
-        dist.all_reduce(values, group=group)
-        return values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
 
 
 class _Uses(NamedTuple):

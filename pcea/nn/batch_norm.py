@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcea.nn.compiled import kernels, run
 from pcea.nn.shortcuts import has_running_statistics, is_batched, is_plain, is_transformed
@@ -61,7 +62,7 @@ def compiled_norm(
     return _Normalize.apply(tokens, norm.weight, norm.bias, residual, keep, mean, variance, norm.eps)
 
 
-def update_running_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor) -> None:
+def update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     """Let `norm` count a batch's mean and unbiased variance, (C,) each, as its forward pass would."""
     assert norm.num_batches_tracked is not None
     assert norm.running_mean is not None

@@ -106,12 +106,15 @@ class Task(L.LightningModule):
         """
         return data_of(self.trainer)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
+    def setup(self, stage: str) -> None:
         """Take the class names from the data, and refuse data with another number of classes.
 
         Raises:
             ValueError: If the numbers differ, or the data module lacks something that a task may ask for.
         """
+        if stage == "fit" and self.encoder_rate == 0:
+            # Before DDP counts on the gradients of all that learns.
+            self.network.encoder.requires_grad_(False)
         if self.data is None:
             return
         names, num_classes = self.data.class_names, self.network.num_classes
@@ -187,10 +190,30 @@ class Task(L.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Load the compiled loops, so that every step is computed alike; freeze an encoder that does not learn."""
+        """Load the compiled loops, so that every step is computed alike."""
         load_numba()
+
+    def on_train_start(self) -> None:
+        """Keep a frozen encoder in evaluation, and check that all processes start from the same checkpoint.
+
+        Raises:
+            ValueError: If they do not.
+        """
         if self.encoder_rate == 0:
-            self.network.encoder.requires_grad_(False)
+            # Lightning leaves modules in the mode that they are in.
+            self.network.encoder.eval()  # type: ignore[union-attr]
+        first = self.trainer.strategy.broadcast(self.global_step)
+        if self.global_step != first:
+            raise ValueError(
+                f"Process {self.global_rank} starts at step {self.global_step}, process 0 at step {first}: all must "
+                "find the same checkpoint. Put the runs on a disk that they share, or copy it to each."
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Give all processes the statistics of the first, whose network is saved, so that they measure one network."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Seed the dropout of each batch by its number, so that a resumed run draws the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -180,4 +181,6 @@ class DetectionTask(Task):
         states: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(states, self.precision.metric_state)
         for name in states[0]:
-            setattr(self.precision, name, [value for state in states for value in state[name]])
+            # The images in their order, as the samplers deal them out: detections of equal scores count in it.
+            rounds = zip_longest(*(state[name] for state in states))
+            setattr(self.precision, name, [value for values in rounds for value in values if value is not None])

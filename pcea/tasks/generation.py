@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from pcea.datasets.batches import ImageBatch
@@ -113,8 +114,15 @@ class GenerationTask(Task):
         """Refuse data that does not fit the networks, and load the network to measure with.
 
         Raises:
-            ValueError: If they do not fit, or the weights to measure with are missing.
+            ValueError: If they do not fit, the weights to measure with are missing, or the strategy expects every
+                network to learn in every step.
         """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                "The generator and the discriminator learn in turns: set trainer.strategy to "
+                "ddp_find_unused_parameters_true."
+            )
         data = self.data
         names = () if data is None else data.class_names
         if names and len(names) != self.generator.num_classes:
@@ -192,6 +200,7 @@ class GenerationTask(Task):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to measure."""
+        super().on_validation_epoch_start()
         self._prepare_metrics().reset()
 
     def on_test_epoch_start(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,7 +107,8 @@ def test_a_kill_leaves_a_whole_checkpoint_and_the_next_run_cleans_up(config, cap
     process.kill()
     process.communicate()
     read_checkpoint(last)
-    leftover = last.with_name(f".last.ckpt.{process.pid}.part")
+    machine = socket.gethostname().partition(".")[0]
+    leftover = last.with_name(f".last.ckpt@{machine}.{process.pid}.part")
     leftover.touch()
     code, _, errors = run(capsys, "fit", "--config", config, "--trainer.max_epochs", 1)
     assert code == 0, errors

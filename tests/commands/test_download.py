@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from pcea.commands import download as module
 from pcea.commands.download import ARCHIVES, Archive, download
+from pcea.io.atomic import temporary_folder
 
 
 def make_zip(members):
@@ -358,7 +361,9 @@ def test_a_full_disk_does_not_blame_the_mirrors(server, archive, tmp_path, monke
 def test_a_killed_unpacking_is_cleaned_up(archive, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    (tmp_path / f".pcea_{process.pid}_abc/toys").mkdir(parents=True)
+    with temporary_folder(tmp_path) as mine:
+        name = Path(mine).name.replace(str(os.getpid()), str(process.pid))
+    (tmp_path / name / "toys").mkdir(parents=True)
     archive()
     download("toys", root=tmp_path)
     assert is_whole(tmp_path)

@@ -159,15 +159,26 @@ def test_the_trainer_predicts():
     assert torch.equal(torch.cat(labels), torch.arange(11) % NUM_CLASSES)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_several_processes_test_every_cloud_once(world_size):
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_several_processes_measure_every_cloud_once(split, world_size):
     numbers = []
     for rank in range(world_size):
-        data = NumberedClouds(batch_size=2, num_points=2)
+        data = NumberedClouds(batch_size=2, num_points=2, val_fraction=0.3)
         attach(data, world_size=world_size, rank=rank)
-        data.setup("test")
-        numbers += [number for batch in cloud_numbers(data.test_dataloader()) for number in batch]
-    assert sorted(numbers) == list(range(11))
+        data.setup("fit" if split == "val" else "test")
+        loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+        numbers += [number for batch in cloud_numbers(loader) for number in batch]
+    assert len(numbers) % world_size
+    assert sorted(numbers) == sorted(data.sets[split].points[:, 0, 0].tolist())
+
+
+def test_fewer_clouds_than_processes_cannot_be_measured():
+    data = NumberedClouds(num_points=2)
+    attach(data, world_size=12)
+    data.setup("test")
+    with pytest.raises(ValueError, match=r"12 devices need at least as many samples in the test split, got 11"):
+        data.test_dataloader()
 
 
 def test_order_follows_seed_and_epoch_alone(seed_everything):

@@ -1,6 +1,8 @@
 import errno
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -93,9 +95,24 @@ def test_the_cache_is_made_once(tmp_path):
     assert set(first) == set(second)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
-    assert [*path.parent.iterdir()] == [path]
+    assert {*path.parent.iterdir()} == {path, path.with_name("lock")}
     cached(None, make)
     assert len(calls) == 2
+
+
+def test_of_two_at_once_one_makes_the_cache(tmp_path):
+    """Two threads lock a file as two processes do."""
+    path, made = tmp_path / "new" / "a.h5", []
+
+    def make():
+        made.append(None)
+        time.sleep(0.3)
+        return arrays()
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: cached(path, make), range(2))
+    assert len(made) == 1
+    assert np.array_equal(first["data"], second["data"])
 
 
 def test_a_corrupt_cache_is_made_again(tmp_path):
@@ -130,7 +147,7 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(tmp_path, monkeypat
     assert not any(path.parent.iterdir())
     with pytest.warns(UserWarning, match="No space left on device. The data is used without a cache"):
         assert len(cached(path, arrays)["data"]) == 3
-    assert not any(path.parent.iterdir())
+    assert [*path.parent.iterdir()] == [path.with_name("lock")]
 
 
 def test_interrupted_writing_leaves_no_cache(tmp_path, monkeypatch):

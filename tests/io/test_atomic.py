@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from pcea.io.atomic import atomic_file, atomic_folder, remove_leftovers
+from pcea.io.atomic import atomic_file, atomic_folder, one_process, remove_leftovers
 
 
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path):
@@ -86,10 +88,60 @@ def test_the_umask_decides_the_permissions(tmp_path):
 def test_leftovers_of_dead_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for name in (f".x.ckpt.{dead.pid}.part", f".y.{os.getpid()}.part", "mine.part", ".hidden.part"):
-        (tmp_path / name).touch()
-    (tmp_path / f".pcea_{dead.pid}_abc").mkdir()
-    (tmp_path / f".pcea_{dead.pid}_abc" / "a.ply").touch()
-    remove_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f".y.{os.getpid()}.part", "mine.part", ".hidden.part"])
+    with atomic_file(tmp_path / "y") as mine, atomic_folder(tmp_path) as folder:
+        mine.touch()
+        names = mine.name, folder.name
+        for name in ("mine.part", ".hidden.part", names[0].replace(str(os.getpid()), str(dead.pid))):
+            (tmp_path / name).touch()
+        other = tmp_path / names[1].replace(str(os.getpid()), str(dead.pid))
+        other.mkdir()
+        (other / "a.ply").touch()
+        remove_leftovers(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {*names, "mine.part", ".hidden.part"}
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_what_another_machine_writes_stays_for_a_day(tmp_path):
+    """Its process may have the number of a dead one here."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    new, old = (tmp_path / f".{name}.ckpt@elsewhere.{dead.pid}.part" for name in ("new", "old"))
+    for file, age in ((new, 3600), (old, 2 * 24 * 3600)):
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    remove_leftovers(tmp_path)
+    assert [*tmp_path.iterdir()] == [new]
+
+
+def test_one_process_at_a_time(tmp_path):
+    """Another process waits until this one is through, or until it is killed."""
+    lock = tmp_path / "new" / "lock"
+    code = f"""if True:
+        import sys, time
+        from pathlib import Path
+        from pcea.io.atomic import one_process
+        with one_process(Path({str(lock)!r})):
+            print("in", flush=True)
+            time.sleep(100)"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    order = []
+
+    def enter():
+        with one_process(lock):
+            order.append("entered")
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    time.sleep(0.2)
+    order.append("killed")
+    other.kill()
+    other.communicate()
+    waiting.join(10)
+    assert order == ["killed", "entered"]
+
+
+def test_without_a_lock_nobody_waits(tmp_path):
+    (tmp_path / "file").touch()
+    with one_process(tmp_path / "file" / "lock"), one_process(tmp_path / "file" / "lock"):
+        pass

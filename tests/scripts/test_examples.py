@@ -51,9 +51,10 @@ def accuracy_of(capsys, *options) -> float:
 
 
 def test_every_example_is_tested():
-    text = Path(__file__).read_text(encoding="utf-8")  # run_onnx.py is run in tests/commands/test_export.py
+    # run_onnx.py is run in tests/commands/test_export.py, slurm.sh in tests/commands/test_many_machines.py.
+    text = Path(__file__).read_text(encoding="utf-8")
     for path in EXAMPLES.iterdir():
-        assert path.suffix not in (".py", ".yaml") or path.stem in text
+        assert path.suffix not in (".py", ".sh", ".yaml") or path.stem in text
 
 
 def test_a_layer_in_a_resnet_changes_nothing_at_first():

@@ -302,3 +302,11 @@ def test_classes_are_matched_by_name(tmp_path):
     trainer(21, folder=tmp_path / "more").fit(resumed, datamodule=data, ckpt_path=last)
     assert resumed.class_names == data.class_names == CLASSES
     assert float(trainer(1).test(resumed, datamodule=data, verbose=False)[0]["test/overall_accuracy"]) > 0.8
+
+
+def test_processes_that_find_different_checkpoints(monkeypatch):
+    """On a machine whose disk does not hold the checkpoint, training would start anew."""
+    fitter = trainer(1, num_sanity_val_steps=0)
+    monkeypatch.setattr(fitter.strategy, "broadcast", lambda *_, **__: 8)
+    with pytest.raises(ValueError, match=r"Process 0 starts at step 0, process 0 at step 8: all must find the same"):
+        fitter.fit(task(), datamodule=shapes())

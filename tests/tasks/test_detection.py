@@ -138,8 +138,8 @@ def test_two_processes_measure_the_same_as_one(has_masks):
     masks = torch.zeros(2, 20, 30)
     masks[0, :10, :10] = masks[1, 10:, 10:20] = 1
     more = {"masks": masks.unsqueeze(1)} if has_masks else {}
-    # No two of one score, whose order would be that of the images.
-    detections = [found((A, 1, score), (B, 1, score - 0.45)) | more for score in (0.9, 0.8, 0.7)]
+    # The order of those with one score is that of the images.
+    detections = [found((A, 1, 0.9), (B, 1, 0.5)) | more for _ in range(3)]
     true_masks = masks.to(torch.uint8) if has_masks else None
     targets = [true(i, (A, 1), (B, 1 + i % 2), masks=true_masks) for i in range(3)]
     results = []

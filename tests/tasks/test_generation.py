@@ -119,6 +119,27 @@ def test_every_third_batch_is_also_a_step_of_the_generator():
     assert not any(weights[i].equal(weights[i + 1]) for i in range(10))
 
 
+def test_two_processes_train_the_same_networks(tmp_path):
+    """Each has its own images and noise; 5 batches in two epochs."""
+
+    class Save(L.Callback):
+        def on_train_end(self, trainer, task):
+            state = {name: value.detach() for name, value in task.named_parameters()}
+            torch.save((trainer.global_step, state), tmp_path / f"{trainer.global_rank}.pt")
+
+    options = {"devices": 2, "strategy": "ddp_fork_find_unused_parameters_true", "callbacks": [Save()]}
+    before = dict(task().named_parameters())
+    trainer(2, **options).fit(task(discriminator_steps=2, ema_decay=0.9), datamodule=Data(batch_size=2))
+    (steps, first), (same, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert steps == same == 10 + 5
+    for name, value in first.items():
+        assert value.equal(second[name]), name
+    assert sum(not value.equal(first[name]) for name, value in before.items()) > len(before) / 2
+
+    with pytest.raises(Exception, match=r"learn in turns: set trainer\.strategy to ddp_find_unused_parameters_true"):
+        trainer(devices=2, strategy="ddp_fork").fit(task(), datamodule=Data(batch_size=2))
+
+
 def test_a_step_of_both_by_hand(monkeypatch):
     """Gradient descent at a rate of 0.01, first of the discriminator, then of the generator against it; two batches."""
     recorder, model = Recorder(), task(optimizer=SGD, discriminator_steps=1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pcea.datamodules.points import PointDataModule
+from pcea.datamodules.shapes import ShapesDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import PointDataset
 from pcea.models.point_transformer import eat_classifier
@@ -55,9 +56,9 @@ def batch(generator):
     return PointBatch(torch.randn(7, 5, 3, generator=generator), torch.arange(7) % NUM_CLASSES)
 
 
-def eat(**options):
+def eat(num_classes=NUM_CLASSES, **options):
     sizes = {"num_centers": (16, 8), "dim": 32, "num_neighbors": 4, "memory_units": 8}
-    return eat_classifier(NUM_CLASSES, **sizes, out_channels=32, widths=(16, 8), **options)
+    return eat_classifier(num_classes, **sizes, out_channels=32, widths=(16, 8), **options)
 
 
 def test_accuracies_by_hand_with_an_uneven_last_batch(trainer):
@@ -257,6 +258,31 @@ def test_an_encoder_learns_at_its_own_rate_or_not_at_all():
         task.train()
         assert network.encoder.training == (rate > 0)
         assert network.head.training
+
+
+def test_two_processes_train_a_head_on_a_frozen_encoder(tmp_path):
+    """They do not wait for the gradients of what is frozen, and validate one network, the one that is saved."""
+
+    class Save(L.Callback):
+        def on_validation_epoch_end(self, trainer, task):
+            torch.save(task.network.state_dict(), tmp_path / f"{trainer.global_rank}.pt")
+
+    for rate in (0.0, 1.0):
+        trainer = L.Trainer(
+            accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1, logger=False, num_sanity_val_steps=0,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Save()],
+        )  # fmt: skip
+        task = PointClassificationTask(eat(12, dropout=0), SGD, encoder_rate=rate)
+        before = {name: value.clone() for name, value in task.network.state_dict().items()}
+        trainer.fit(task, datamodule=ShapesDataModule(num_train=12, num_val=5, num_points=32, batch_size=2))
+        first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+        assert all(value.equal(second[name]) for name, value in first.items())
+        moved = {name.partition(".")[0] for name, value in first.items() if not value.equal(before[name])}
+        assert moved == ({"head"} if rate == 0 else {"head", "encoder"})
+
+
+def test_rates_of_encoders_that_are_refused():
+    network = eat(dropout=0)
     with pytest.raises(ValueError, match=r"encoder_rate must be in 0\.\.1, got 2"):
         PointClassificationTask(network, SGD, encoder_rate=2)
     with pytest.raises(ValueError, match=r"encoder_rate=0\.5: Size has no part named encoder"):
@@ -271,16 +297,18 @@ def test_training_moves_the_encoder_by_its_rate(rate, tmp_path):
     for encoder_rate in (1.0, rate):
         torch.manual_seed(0)
         network = eat(dropout=0)
-        before = {name: value.clone() for name, value in network.named_parameters()}
+        before = {name: value.clone() for name, value in network.state_dict().items()}
         task = PointClassificationTask(network, SGD, encoder_rate=encoder_rate)
         fitter = L.Trainer(
             accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=tmp_path,
         )  # fmt: skip
         fitter.fit(task, Clouds(batch_size=8, num_points=32, val_fraction=0))
-        moves[encoder_rate] = {name: value.detach() - before[name] for name, value in network.named_parameters()}
+        moves[encoder_rate] = {name: value - before[name] for name, value in network.state_dict().items()}
     for name, moved in moves[rate].items():
-        if name.startswith("encoder."):
+        if "running_" in name or "num_batches" in name:  # the statistics of what is frozen stay, others follow the data
+            assert moved.any() == (rate > 0 or name.startswith("head."))
+        elif name.startswith("encoder."):
             torch.testing.assert_close(moved, rate * moves[1.0][name], rtol=1e-2, atol=1e-6)
     if rate:
         torch.testing.assert_close(moves[rate]["head.4.weight"], moves[1.0]["head.4.weight"], rtol=1e-3, atol=1e-6)
