@@ -121,7 +121,9 @@ def test_without_egl_the_packages_are_named(monkeypatch, capfd):
     with pytest.raises(OSError, match=r"Open3D cannot draw on this machine: .*EGL") as raised:
         check_again()
     message = str(raised.value)
-    assert message.endswith("page.html. Or, on Debian or Ubuntu: apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0")
+    assert message.endswith(
+        "page.html. Or, on Debian or Ubuntu: apt-get install libegl1 libgl1 libgomp1 libx11-6 libusb-1.0-0"
+    )
     assert message.isprintable()  # one line, without colours of the terminal
     assert capfd.readouterr() == ("", "")
 
@@ -135,7 +137,9 @@ def test_a_probe_that_crashes_or_hangs(monkeypatch):
     answer(monkeypatch, 0)
     check_again()
     answer(monkeypatch, -11)
-    with pytest.raises(OSError, match=r"cannot draw on this machine: it ended with -11\. Write a page .* on Debian .*libegl1"):
+    with pytest.raises(
+        OSError, match=r"cannot draw on this machine: it ended with -11\. Write a page .* on Debian .*libegl1"
+    ):
         check_again()
     answer(monkeypatch, 1, stderr="first\n\x1b[1;33mno window\x1b[0;m.\n\n")
     with pytest.raises(OSError, match=r"cannot draw on this machine: no window\. On Debian"):
