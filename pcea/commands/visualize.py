@@ -188,12 +188,12 @@ def _options(predictor: Predictor, size: int, given: dict[str, Any]) -> dict[str
 
 def _has_window() -> bool:
     """Whether Open3D can open a window here; if not, why is printed."""
-    from pcea.visualization.window import check_display
+    from pcea.visualization.window import ALTERNATIVE, check_display
 
     try:
         check_display()
     except (OSError, ImportError) as error:
-        print(f"pcea: no window: {error}", file=sys.stderr)
+        print(f"pcea: no window, but a page: {str(error).removesuffix(ALTERNATIVE).strip()}", file=sys.stderr)
         return False
     return True
 

@@ -42,7 +42,7 @@ _WIDTH, _HEIGHT = 1100, 800
 _LEGEND_HEIGHT = 400
 # Multiple of the font size.
 _PANEL_WIDTH = 17
-_ALTERNATIVE = "Write a page for a browser instead: --output page.html, or `pcea.visualization.make_page` in Python."
+ALTERNATIVE = "Write a page for a browser instead: --output page.html, or `pcea.visualization.make_page` in Python."
 
 
 def show(
@@ -110,12 +110,12 @@ def check_display() -> None:
         OSError: If there is no display, or Open3D cannot open a window on it.
     """
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise OSError(f"There is no display to open a window on. {_ALTERNATIVE}")
+        raise OSError(f"There is no display to open a window on. {ALTERNATIVE}")
     reason = probe_open3d("window", seconds=60)
     if reason:
         raise OSError(
             f"Open3D cannot open a window on this display ({reason}); it needs Vulkan. On Debian or Ubuntu: "
-            f"{SYSTEM_PACKAGES} libvulkan1 mesa-vulkan-drivers. {_ALTERNATIVE}"
+            f"{SYSTEM_PACKAGES} libvulkan1 mesa-vulkan-drivers. {ALTERNATIVE}"
         )
 
 

@@ -232,7 +232,7 @@ def test_without_a_display_there_is_a_page(files, weights, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     code, out, error = run(capsys, files[1], "--weights", weights, "--slot", 3)
     assert code == 0
-    assert error.startswith("pcea: no window: There is no display to open a window on.")
+    assert error == "pcea: no window, but a page: There is no display to open a window on.\n"
     assert out.startswith("cloud_attention.html: 0.")
     start = json.loads(re.search(r'"start": (\{.*?\})', Path("cloud_attention.html").read_text(encoding="utf-8"))[1])
     assert (start["mode"], start["slot"], start["layer"]) == ("slot", 3, 3)

@@ -139,9 +139,10 @@ def test_your_own_network_can_do_what_the_shipped_ones_can(folder, capsys):
     assert (folder / "shape.png").stat().st_size > 1000
 
 
-def test_a_notebook():
+def test_a_notebook(folder):
     skip_without_rendering()
     scope = scope_of("notebook")
+    assert (folder / "table.html").stat().st_size > 100_000
     assert scope["best"] in scope["network"].class_names
     assert scope["probability"] == max(scope["prediction"].probabilities)
     assert scope["part_label"].shape == scope["confidence"].shape == (2048,)
