@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from pcea.models.build import start_from
 from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
-from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention
+from pcea.nn.attention import STREAMED, AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import can_fold, fold_batch_norm, norm_tokens
 from pcea.nn.shortcuts import can_shortcut, is_plain, is_tokenwise
 
-# From this many points evaluation fuses the outputs twice, chunk by chunk, instead of keeping D channels of all points.
-_STREAMED = 1 << 14
 _CATEGORY_CHANNELS = 64
 
 
@@ -34,8 +32,8 @@ class PointTransformerSegmenter(nn.Module):
     A cloud's features are the maximum and the mean over its points. They and the category are the same for all its
     points, so the first layer's product with them is computed once per cloud: a third of that layer's published cost.
 
-    In evaluation memory grows by 4 C numbers per point (C the width of the attention layers), so that a cloud of a
-    million points goes through in one pass, if its attention is linear in the points as external attention is.
+    In evaluation memory grows by 4 C numbers per point (C the width of the attention layers), of large clouds in half
+    precision, so that ten million points go through in one pass, if the attention is external attention.
 
     Args:
         encoder: Gives the outputs of all layers; every point must stay a centre.
@@ -99,6 +97,7 @@ class PointTransformerSegmenter(nn.Module):
         check_category(category, self.num_categories, points.shape[0])
         outputs = self.encoder(points, features, mask=mask).outputs
         if self._is_streamed(points):
+            # The outputs are fused twice, chunk by chunk, instead of keeping D channels of all points.
             fuse = self.encoder.fuse_outputs
             context = self._context(*_pool_in_chunks(fuse, outputs, mask), category)
             context = context.expand(*points.shape[:2], -1)
@@ -118,7 +117,7 @@ class PointTransformerSegmenter(nn.Module):
         return (
             not torch.is_grad_enabled()
             and can_shortcut()
-            and points.shape[1] > _STREAMED
+            and points.shape[1] > STREAMED
             and is_tokenwise([self.encoder.fuse, *self._head_layers()])
         )
 

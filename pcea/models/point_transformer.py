@@ -5,7 +5,7 @@ Source: PCT (Guo et al., 2020), sections 3 and 4; EAT is PCT with external atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +23,16 @@ from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
 
+# Of more points evaluation keeps the outputs of the layers in half precision.
+_HALVED = 1 << 18
+
 
 class EncodedPoints(NamedTuple):
     """The output of every layer, for a head to fuse.
 
     Attributes:
         outputs: Outputs of the attention layers, then of the neighbour embedding, (B, M, C) each; M = N if every
-            point stays a centre.
+            point stays a centre. In evaluation of more than 262,144 points in half precision.
         centers: Coordinates of the centres, (B, M, 3).
         mask: True for real centres, (B, M), or None.
     """
@@ -111,7 +114,8 @@ class PointTransformerEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
         x = self._concatenate(points, features)
         check_mask(mask, points)
-        x = self._run(self.stem, x, mask)
+        # Without stages both run as one, so that what is between them is never there for all points.
+        x = self._run([*self.stem, *([] if self.stages else self.input)], x, mask)
         nearest: Tensor | None = None
         for count, dilation, stage in zip(self.num_centers, self.dilations, self.stages):
             reach = self.num_neighbors * dilation
@@ -129,8 +133,10 @@ class PointTransformerEncoder(nn.Module):
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
             points, nearest = centers, None
         nearest = None  # no longer needed: free the memory
-        embedded = [x] if self.stages else []
-        x = self._run(self.input, x, mask)
+        halved = self._is_halved(x)
+        embedded = [x.half() if halved else x] if self.stages else []
+        x = self._run(self.input if self.stages else [], x, mask)
+        x = x.half() if halved else x
         position = None if self.position is None else self.position(points)
         outputs = []
         for block in self.blocks:
@@ -140,7 +146,17 @@ class PointTransformerEncoder(nn.Module):
 
     def fuse_outputs(self, outputs: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
         """Fuse all outputs, (B, M, C) each with mask (B, M), into one feature per centre, (B, M, D)."""
-        return self.fuse(torch.cat(list(outputs), dim=-1), mask=mask)
+        x = torch.cat(list(outputs), dim=-1)
+        return self.fuse(x.to(self.fuse.linear.weight.dtype) if x.dtype == torch.float16 else x, mask=mask)
+
+    def _is_halved(self, x: Tensor) -> bool:
+        """Whether the outputs of so many points are kept in half precision."""
+        return (
+            x.dtype == torch.float32
+            and x.shape[1] > _HALVED
+            and self.position is None
+            and all(isinstance(block, ResidualAttention) and block.is_streamed(x) for block in self.blocks)
+        )
 
     @property
     def min_points(self) -> int:
@@ -168,7 +184,8 @@ class PointTransformerEncoder(nn.Module):
         outputs, centers, _ = self(points, features)
         return PooledCenters(centers, self.fuse_outputs(outputs).argmax(1))
 
-    def _run(self, layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _run(self, layers: Iterable[nn.Module], tokens: Tensor, mask: Tensor | None) -> Tensor:
+        layers = list(layers)
         if not layers:
             return tokens
 

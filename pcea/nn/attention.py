@@ -7,19 +7,22 @@ external attention, "PCT: Point Cloud Transformer" (Guo et al., 2020) for offset
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.nn.chunks import map_chunks
+from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import linear_norm
 from pcea.nn.recording import AttentionMap as AttentionMap
 from pcea.nn.recording import RecordedLayer
 from pcea.nn.recording import record_attention as record_attention
-from pcea.nn.shortcuts import is_capturing, is_plain
+from pcea.nn.shortcuts import can_shortcut, is_capturing, is_plain, is_tokenwise
+
+# From this many tokens evaluation keeps no intermediate result of all of them.
+STREAMED = 1 << 14
 
 AttentionFactory = Callable[[int], nn.Module]
 
@@ -175,6 +178,24 @@ class ExternalAttention(RecordedLayer):
             total = _logsumexp_over_tokens(logits, mask, batch).expand(logits.shape)
         whole = batch is not None or bool(self._recordings())
         return map_chunks(self._attend, logits, total, mask, modules=[self.dropout], whole=whole)
+
+    def total(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor | None:
+        """What `attend` must know of all tokens (B, N, C): each slot's log-sum-exp, (B, 1, S); None if it is nothing.
+
+        Computed a chunk at a time, in the precision of the memory.
+        """
+        if self.normalization == "slots":
+            return None
+        parts: dict[int, list[Tensor]] = {}
+        for clouds, stretch in token_chunks(tokens):
+            part = None if mask is None else mask[clouds, stretch]
+            logits = linear(tokens[clouds, stretch].to(self.key.dtype), self.key)
+            parts.setdefault(clouds.start, []).append(_logsumexp_over_tokens(logits, part, None))
+        return torch.cat([torch.cat(of_clouds, 1).logsumexp(1, keepdim=True) for of_clouds in parts.values()])
+
+    def attend(self, tokens: Tensor, total: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """What `forward` gives for some of the tokens, (B, N', C), by the `total` over all, (B, 1 or N', S)."""
+        return self._attend(linear(tokens, self.key), total, mask)
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
@@ -344,9 +365,38 @@ class ResidualAttention(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); padded tokens stay as they are."""
+        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); padded tokens stay as they are.
+
+        If `is_streamed`, tokens in half precision are computed in that of the parameters, and stored in theirs.
+        """
+        if self.is_streamed(tokens):
+            return self._stream(tokens, mask)
         attended = self.attention(tokens, mask=mask)
         return map_chunks(self._update, tokens, attended, mask, modules=[self.linear, self.norm])
+
+    def is_streamed(self, tokens: Tensor) -> bool:
+        """Whether nothing but the result is kept of all tokens, in evaluation of many with external attention."""
+        attention: Any = self.attention
+        return (
+            tokens.shape[1] > STREAMED
+            and not torch.is_grad_enabled()
+            and can_shortcut()
+            and is_plain(attention, ExternalAttention)
+            and not attention._recordings()
+            and is_tokenwise([attention.dropout, self.linear, self.norm])
+        )
+
+    def _stream(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        attention: Any = self.attention
+        total = attention.total(tokens, mask=mask)
+        dtype = self.linear.weight.dtype
+
+        def update(stretch: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
+            exact = stretch.to(dtype)
+            return self._update(exact, attention.attend(exact, total, mask), mask).to(stretch.dtype)
+
+        total = None if total is None else total.expand(-1, tokens.shape[1], -1)
+        return map_chunks(update, tokens, total, mask, modules=[attention.dropout, self.linear, self.norm])
 
     def _update(self, tokens: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:
         update = F.relu(linear_norm(self.linear, self.norm, attended, mask=mask))

@@ -16,6 +16,8 @@ from reference import (
 from torch import Tensor, nn
 
 import pcea.models.neighbor_embedding
+import pcea.models.point_transformer
+import pcea.nn.attention
 import pcea.nn.chunks
 from pcea.models import point_segmenter
 from pcea.models.point_segmenter import (
@@ -26,6 +28,13 @@ from pcea.models.point_segmenter import (
 )
 from pcea.models.point_transformer import PointTransformerEncoder
 from pcea.nn.attention import OffsetAttention, record_attention
+
+
+def stream(monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+    """Keep nothing but results of more than so many points."""
+    for module in (point_segmenter, pcea.nn.attention):
+        monkeypatch.setattr(module, "STREAMED", above)
+
 
 B, N, P, CATEGORIES, K = 3, 37, 7, 4, 5
 CATEGORY = torch.tensor([2, 0, 3])
@@ -170,7 +179,7 @@ def test_streaming_equals_the_whole(name: str, is_masked: bool, block: int, monk
     assert seen == [B * N]
     seen.clear()
     monkeypatch.setattr(pcea.models.neighbor_embedding, "_CACHED", 10 * K * SIZES["dim"])
-    monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
+    stream(monkeypatch, N - 1)
     monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", block)
     streamed = model(points, category=CATEGORY, mask=mask)
     assert max(seen) <= block
@@ -183,10 +192,29 @@ def test_streaming_equals_the_whole(name: str, is_masked: bool, block: int, monk
     assert seen == [B * N]  # a watched layer is called once, with all points
 
 
+@pytest.mark.parametrize("name", ["eat", "eat pointwise"])
+def test_outputs_of_many_points_are_kept_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, points = trained(VARIANTS[name]()), torch.randn(B, N, 3)
+    stream(monkeypatch, N - 1)
+    monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 16)
+    with torch.no_grad():
+        exact = model(points, category=CATEGORY)
+        monkeypatch.setattr(pcea.models.point_transformer, "_HALVED", N - 1)
+        outputs, halved = model.encoder(points).outputs, model(points, category=CATEGORY)
+        assert {output.dtype for output in outputs} == {torch.float16}
+        assert halved.dtype == torch.float32
+        assert 0 < float((halved - exact).abs().max()) < 0.005 * float(exact.abs().max())
+        # Of what is watched, of other precisions and of training all is kept as it is.
+        with record_attention(model):
+            assert model.encoder(points).outputs[0].dtype == torch.float32
+        assert deepcopy(model).double().encoder(points.double()).outputs[0].dtype == torch.float64
+    assert model.encoder(points).outputs[0].dtype == torch.float32
+
+
 def test_gradients_do_not_depend_on_the_streaming_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = trained(VARIANTS["eat"]()), torch.randn(B, N, 3)
     expected = gradients(model, model(points, category=CATEGORY))
-    monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
+    stream(monkeypatch, N - 1)
     monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 16)
     assert_same_gradients(gradients(model, model(points, category=CATEGORY)), expected, tolerance=1e-6)
 
@@ -336,7 +364,7 @@ def test_bf16_autocast_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = trained(VARIANTS["eat"]()), torch.randn(B, N, 3)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = model(points, category=CATEGORY)
-        monkeypatch.setattr(point_segmenter, "_STREAMED", N - 1)
+        stream(monkeypatch, N - 1)
         monkeypatch.setattr(pcea.nn.chunks, "_CPU_CHUNK", 16)
         streamed = model(points, category=CATEGORY)
     assert streamed.dtype == torch.bfloat16

@@ -534,3 +534,26 @@ def test_packed_clouds_in_a_graph() -> None:
         tokens, batch = torch.randn(len(clouds), 5), torch.tensor(clouds)
         torch.testing.assert_close(compiled(tokens, batch=batch), layer(tokens, batch=batch))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("normalization", ["double", "slots", "tokens"])
+@pytest.mark.parametrize("wrapper", [ResidualAttention, OffsetAttention])
+def test_a_residual_layer_of_many_tokens_keeps_only_the_result(monkeypatch, wrapper, normalization):
+    layer = wrapper(8, attention=partial(ExternalAttention, memory_units=5, normalization=normalization)).eval()
+    tokens, mask = torch.randn(3, 40, 8), torch.arange(40) < torch.tensor([[40], [13], [25]])
+    sizes = []
+    attend = ExternalAttention.attend
+    monkeypatch.setattr(ExternalAttention, "attend", lambda *a: sizes.append(a[1].shape[:2].numel()) or attend(*a))
+    with torch.no_grad():
+        for given in (None, mask):
+            expected = layer(tokens, mask=given)
+            assert not sizes
+            with monkeypatch.context() as patch:
+                patch.setattr("pcea.nn.attention.STREAMED", 39)
+                patch.setattr("pcea.nn.chunks._CPU_CHUNK", 16)
+                torch.testing.assert_close(layer(tokens, mask=given), expected)
+                half = layer(tokens.half(), mask=given)
+                assert half.dtype == torch.float16
+                torch.testing.assert_close(half.float(), expected, atol=5e-3, rtol=5e-3)
+            assert max(sizes) <= 16
+            sizes.clear()
