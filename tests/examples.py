@@ -253,6 +253,30 @@ def check_order(order):
     assert order(1, 0) != first
 
 
+def check_same_batches(make, *arrays):
+    """Check that clouds in memory and in their file give the same batches, in all loaders, epochs and processes.
+
+    Args:
+        make: Called with `in_memory`, and perhaps `num_workers`, returns a data module.
+        arrays: Names of the arrays of its sets that stay in the file.
+    """
+    for world_size, rank, workers in ((1, 0, 0), (2, 0, 0), (2, 1, 0), (1, 0, 1)):
+        batches = []
+        for in_memory in (True, False):
+            data = attach(make(in_memory=in_memory, num_workers=workers), world_size=world_size, rank=rank)
+            for stage in ("fit", "test"):
+                data.setup(stage)
+            for samples in data.sets.values():
+                assert all(isinstance(getattr(samples, name), torch.Tensor) == in_memory for name in arrays)
+            loaders = [data.train_dataloader(), data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+            loaders[1].sampler.set_epoch(1)
+            batches.append([batch for loader in loaders for batch in loader])
+        assert len(batches[0]) == len(batches[1]) >= 5
+        for held, read in zip(*batches):
+            for one, other in zip(held, read):
+                assert one is other is None or torch.equal(one, other)
+
+
 def write(path, text):
     path.write_text(text)
     return path

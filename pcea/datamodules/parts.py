@@ -11,6 +11,7 @@ from pcea.datamodules.base import augment_batch
 from pcea.datamodules.points import PointDataModule, Split
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.labeled_psb import LabeledPSB
+from pcea.datasets.memory import InMemory
 from pcea.datasets.part_folder import PartFolder
 from pcea.datasets.parts import PartDataset
 from pcea.datasets.pyg import parts_from_pyg
@@ -58,6 +59,8 @@ class ShapeNetPartDataModule(PartDataModule):
         categories: Train and test on these categories only; None takes all.
         train_split: Official split to train on: `trainval` as in the papers; `train`, with the official `val` for
             validation if `val_fraction` is 0; or `val`.
+        in_memory: true holds the clouds in memory, false reads each batch from the cache of parsed files; `auto` holds
+            them if they take at most a third of the free memory, shared among the processes on the machine.
         **options: Those of `PartDataModule`.
     """
 
@@ -68,9 +71,11 @@ class ShapeNetPartDataModule(PartDataModule):
         layout: Literal["normals", "points", "h5"] | None = None,
         categories: Sequence[str] | None = None,
         train_split: Literal["train", "val", "trainval"] = "trainval",
+        in_memory: InMemory = "auto",
         **options: Any,
     ):
         super().__init__(**options)
+        self.in_memory = in_memory
         self.root, self.layout, self.categories, self.train_split = root, layout, categories, train_split
 
     def load(self, split: Split) -> PartDataset:
@@ -83,7 +88,12 @@ class ShapeNetPartDataModule(PartDataModule):
 
     def _read(self, split: Literal["train", "val", "trainval", "test"]) -> PartDataset:
         return ShapeNetPart(
-            self.root, split, with_normals=self.with_normals, categories=self.categories, layout=self.layout
+            self.root,
+            split,
+            with_normals=self.with_normals,
+            categories=self.categories,
+            layout=self.layout,
+            in_memory=self.in_memory,
         )
 
 
@@ -93,16 +103,31 @@ class LabeledPSBDataModule(PartDataModule):
     Args:
         root: Folder of the dataset, or the one above `labeled_psb`.
         categories: Train and test on these categories only; None takes all.
+        in_memory: true holds the clouds in memory, false reads each batch from the cache of parsed files; `auto` holds
+            them if they take at most a third of the free memory, shared among the processes on the machine.
         **options: Those of `PartDataModule`.
     """
 
-    def __init__(self, root: str = "data", *, categories: Sequence[str] | None = None, **options: Any):
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        categories: Sequence[str] | None = None,
+        in_memory: InMemory = "auto",
+        **options: Any,
+    ):
         super().__init__(**options)
-        self.root, self.categories = root, categories
+        self.root, self.categories, self.in_memory = root, categories, in_memory
 
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
-        return LabeledPSB(self.root, split, with_normals=self.with_normals, categories=self.categories)
+        return LabeledPSB(
+            self.root,
+            split,
+            with_normals=self.with_normals,
+            categories=self.categories,
+            in_memory=self.in_memory,
+        )
 
 
 class PartFolderDataModule(PartDataModule):
@@ -114,6 +139,8 @@ class PartFolderDataModule(PartDataModule):
         up: The files' upward axis: x, y, z, -x, -y or -z.
         test_fraction: Share of each category held out as the test split if the folder has no splits of its own.
         skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
+        in_memory: true holds the clouds in memory, false reads each batch from the cache of parsed files; `auto` holds
+            them if they take at most a third of the free memory, shared among the processes on the machine.
         **options: Those of `PartDataModule`.
     """
 
@@ -125,11 +152,12 @@ class PartFolderDataModule(PartDataModule):
         up: str = "y",
         test_fraction: float = 0.2,
         skip_unreadable: bool = False,
+        in_memory: InMemory = "auto",
         **options: Any,
     ):
         super().__init__(**options)
         self.root, self.parts_file, self.up = root, parts, up
-        self.test_fraction, self.skip_unreadable = test_fraction, skip_unreadable
+        self.test_fraction, self.skip_unreadable, self.in_memory = test_fraction, skip_unreadable, in_memory
 
     def load(self, split: Split) -> PartDataset:
         """Read one split from disk."""
@@ -141,6 +169,7 @@ class PartFolderDataModule(PartDataModule):
             up=self.up,
             test_fraction=self.test_fraction,
             skip_unreadable=self.skip_unreadable,
+            in_memory=self.in_memory,
         )
 
 

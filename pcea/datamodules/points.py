@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from pcea.datamodules.base import DataModule, augment_batch
 from pcea.datasets.batches import PointBatch
+from pcea.datasets.memory import InMemory
 from pcea.datasets.modelnet40 import ModelNet10, ModelNet40
 from pcea.datasets.parts import PartDataset
 from pcea.datasets.point_folder import PointFolder
@@ -33,6 +34,8 @@ class PointDataModule(DataModule):
         val_fraction: Stratified share of the training split that is held out for validation. With 0 there is no
             validation. No effect if the dataset has a validation split of its own.
         split_seed: Seed of the choice of the held-out clouds.
+        num_workers: Processes that read clouds; 0 reads them in the training process, which is fast enough unless the
+            clouds are on a slow disk.
         augment: Applied in turn to every training batch.
         evaluate: Applied in turn to every batch of validation and test.
     """
@@ -45,11 +48,16 @@ class PointDataModule(DataModule):
         with_normals: bool = False,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        num_workers: int = 0,
         augment: Sequence[Transform] = (),
         evaluate: Sequence[Transform] = (),
     ):
         super().__init__(
-            batch_size=batch_size, eval_batch_size=2 * batch_size, val_fraction=val_fraction, split_seed=split_seed
+            batch_size=batch_size,
+            eval_batch_size=2 * batch_size,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
         )
         self.num_points, self.with_normals = num_points, with_normals
         self.augment, self.evaluate = tuple(augment), tuple(evaluate)
@@ -85,19 +93,33 @@ class ModelNet40DataModule(PointDataModule):
     Args:
         root: Folder that holds the dataset's folder.
         layout: `h5`, `normals` or `off`; None takes the first that is found.
+        in_memory: true holds the clouds in memory, false reads each batch from the cache of parsed files; `auto` holds
+            them if they take at most a third of the free memory, shared among the processes on the machine.
         **options: Those of `PointDataModule`.
     """
 
     dataset: ClassVar[type[ModelNet40]] = ModelNet40
 
-    def __init__(self, root: str = "data", *, layout: Literal["h5", "normals", "off"] | None = None, **options: Any):
+    def __init__(
+        self,
+        root: str = "data",
+        *,
+        layout: Literal["h5", "normals", "off"] | None = None,
+        in_memory: InMemory = "auto",
+        **options: Any,
+    ):
         super().__init__(**options)
-        self.root, self.layout = root, layout
+        self.root, self.layout, self.in_memory = root, layout, in_memory
 
     def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
         return self.dataset(
-            self.root, split, num_points=self.num_points, with_normals=self.with_normals, layout=self.layout
+            self.root,
+            split,
+            num_points=self.num_points,
+            with_normals=self.with_normals,
+            layout=self.layout,
+            in_memory=self.in_memory,
         )
 
 
@@ -141,6 +163,8 @@ class PointFolderDataModule(PointDataModule):
         up: The files' upward axis: x, y, z, -x, -y or -z.
         test_fraction: Share of each class held out as the test split if the folder has no splits of its own.
         skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
+        in_memory: true holds the clouds in memory, false reads each batch from the cache of parsed files; `auto` holds
+            them if they take at most a third of the free memory, shared among the processes on the machine.
         **options: Those of `PointDataModule`.
     """
 
@@ -151,10 +175,12 @@ class PointFolderDataModule(PointDataModule):
         up: str = "y",
         test_fraction: float = 0.2,
         skip_unreadable: bool = False,
+        in_memory: InMemory = "auto",
         **options: Any,
     ):
         super().__init__(**options)
-        self.root, self.up, self.test_fraction, self.skip_unreadable = root, up, test_fraction, skip_unreadable
+        self.root, self.up, self.test_fraction = root, up, test_fraction
+        self.skip_unreadable, self.in_memory = skip_unreadable, in_memory
 
     def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
@@ -166,6 +192,7 @@ class PointFolderDataModule(PointDataModule):
             up=self.up,
             test_fraction=self.test_fraction,
             skip_unreadable=self.skip_unreadable,
+            in_memory=self.in_memory,
         )
 
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.io.atomic import atomic_file, one_process, remove_leftovers
+from pcea.datasets.memory import InMemory, fits_in_memory
+from pcea.io.atomic import atomic_file, one_process, remove_leftovers, temporary_folder
 from pcea.io.hdf5 import read_h5
 from pcea.io.points import Points, normalize_points
+from pcea.io.stored import Array, StoredArray, stored_h5
 
 Arrays = dict[str, np.ndarray]
+# What `read_files` gives, besides `normal`.
+ARRAYS = ("data", "label", "skipped")
 # What an HDF5 file takes beside its arrays.
 _H5_OVERHEAD = 1 << 16
+# Changes with the layout of caches, so that those of other versions are not read.
+_FORMAT = 2
+_COPIED_AT_ONCE = 1 << 24
 
 
 class Clouds(NamedTuple):
@@ -53,17 +60,6 @@ def read_h5_clouds(
         ValueError: If the file is truncated, lacks an array, or holds something other than labelled clouds.
     """
     arrays = read_h5(path, required=("data", "label"), optional=("normal",) if with_normals else ())
-    return as_clouds(arrays, path, num_classes=num_classes, num_points=num_points, with_normals=with_normals)
-
-
-def as_clouds(
-    arrays: Arrays, path: Path, *, num_classes: int, num_points: int | None = None, with_normals: bool = False
-) -> Clouds:
-    """Check the arrays of `read_h5_clouds`; `path` is where they came from, for the messages.
-
-    Raises:
-        ValueError: If they are something other than labelled clouds.
-    """
     data, label = arrays["data"], arrays["label"]
     if data.ndim != 3 or data.shape[-1] != 3:
         raise ValueError(f"{path}: data must be (clouds, points, 3), got {data.shape}.")
@@ -97,7 +93,7 @@ def read_files(
     *,
     description: str,
     skip_unreadable: bool = False,
-) -> Arrays:
+) -> Iterator[Arrays]:
     """Read one cloud per file and normalize it, with a progress bar.
 
     Args:
@@ -107,8 +103,9 @@ def read_files(
         description: Text before the progress bar.
         skip_unreadable: Skip unreadable files instead of raising.
 
-    Returns:
-        data (L, N, 3), label (L,), normal (L, N, 3) if there are normals, and skipped: one error message per such file.
+    Yields:
+        Of each file, data (1, N, 3), label (1,), and normal (1, N, 3) if there are normals; at the end, skipped: one
+        error message per unreadable file.
 
     Raises:
         ValueError: If there are no files, or some cannot be read; the message counts them and names ten.
@@ -117,25 +114,21 @@ def read_files(
 
     if not files:
         raise ValueError(f"{description}: this split has no files.")
-    clouds: list[Points] = []
-    kept: list[int] = []
     skipped: list[str] = []
     for file, number in track(list(zip(files, label)), description=description, transient=True):
         try:
-            clouds.append(read(file))
-            kept.append(number)
+            cloud = read(file)
+            points = normalize_points(cloud.points)
         except (ValueError, OSError) as error:
             skipped.append(str(error))
-    if skipped and not (skip_unreadable and clouds):
+            continue
+        piece = {"data": points.numpy()[None], "label": np.array([number], dtype=np.int64)}
+        if cloud.normals is not None:
+            piece["normal"] = cloud.normals.numpy()[None]
+        yield piece
+    if skipped and not (skip_unreadable and len(skipped) < len(files)):
         raise ValueError(f"{summarize(skipped, len(files))} Repair or remove them, or set skip_unreadable.")
-    arrays = {
-        "data": np.stack([normalize_points(cloud.points).numpy() for cloud in clouds]),
-        "label": np.array(kept, dtype=np.int64),
-        "skipped": np.array([line.encode() for line in skipped], dtype=bytes),
-    }
-    if clouds[0].normals is not None:
-        arrays["normal"] = np.stack([cloud.normals.numpy() for cloud in clouds if cloud.normals is not None])
-    return arrays
+    yield {"skipped": np.array([line.encode() for line in skipped], dtype=bytes)}
 
 
 def summarize(skipped: Sequence[str], total: int) -> str:
@@ -144,7 +137,7 @@ def summarize(skipped: Sequence[str], total: int) -> str:
     return f"{len(skipped)} of {total} files cannot be read: {'; '.join(s.rstrip('.') for s in skipped[:10])}{more}."
 
 
-def warn_of_skipped(arrays: Arrays, total: int) -> None:
+def warn_of_skipped(arrays: dict[str, Any], total: int) -> None:
     """Warn of the files that were skipped as unreadable, of `total`, also when the arrays come from the cache."""
     skipped = [line.decode() for line in arrays["skipped"].tolist()]
     if skipped:
@@ -152,52 +145,171 @@ def warn_of_skipped(arrays: Arrays, total: int) -> None:
 
 
 def cached(
-    path: Path | None, make: Callable[[], Arrays], *, required: Sequence[str] = ("data", "label", "skipped")
-) -> Arrays:
+    path: Path | None,
+    make: Callable[[], Iterable[Arrays]],
+    *,
+    names: Sequence[str] = ARRAYS,
+    large: Sequence[str] = ("data", "normal"),
+    in_memory: InMemory = "auto",
+) -> dict[str, Any]:
     """Read the arrays cached at `path`, or make them and cache them there. A half-written file is never read.
 
-    Of several processes, on any machines that share the disk, one makes them, and the others wait for it.
+    They are written as they are made, so that memory never holds them all. Of several processes, on any machines that
+    share the disk, one makes them, and the others wait for it. A cache that cannot be read is made again, with a
+    warning. If it cannot be written (disk full, read-only folder), the arrays are made in memory, with a warning.
 
-    A cache that cannot be read is made again; if it cannot be written (disk full, read-only folder), the arrays are
-    used without one. Both give a warning. With `path` None, nothing is cached.
-    """
-    if path is None:
-        return make()
-    with nullcontext() if path.exists() else one_process(path.with_name("lock")):
-        if path.exists():
-            try:
-                return read_h5(path, required=required, optional=("normal",))
-            except ValueError as error:
-                warnings.warn(f"{error} The cache is made again.", stacklevel=2)
-        arrays = make()
-        try:
-            write_h5(path, arrays)
-        except OSError as error:
-            warnings.warn(f"{error} The data is used without a cache and parsed again next time.", stacklevel=2)
-    return arrays
-
-
-def write_h5(path: Path, arrays: Arrays) -> None:
-    """Write arrays under a temporary name in the same folder, then rename, so that readers see all or nothing.
+    Args:
+        path: The cache; None caches nothing.
+        make: Gives the arrays in pieces, in which those of one name follow one another along their first axis.
+        names: The arrays that are wanted.
+        large: Those that are as large as the data. They are `StoredArray` if they are not to be held in memory.
+        in_memory: See `fits_in_memory`.
 
     Raises:
-        OSError: If the folder is read-only or the disk is full. Nothing is left behind.
+        ValueError: If `in_memory` is False and nothing is to be cached.
+        OSError: If `in_memory` is False and the cache cannot be written.
     """
-    import h5py
+    if path is None:
+        if in_memory is False:
+            raise ValueError("in_memory=False reads the clouds from the cache. Leave cache at True.")
+        return join(make())
+    if path.exists():
+        try:
+            return _load(path, names, large, in_memory)
+        except ValueError as error:
+            warnings.warn(f"{error} The cache is made again.", stacklevel=2)
+    with one_process(path.with_name("lock")):
+        with suppress(ValueError, FileNotFoundError):
+            return _load(path, names, large, in_memory)  # another process has just made it
+        try:
+            write_h5(path, make())
+        except CacheError as error:
+            if in_memory is False:
+                raise OSError(f"{error} Make room, or set in_memory to true.") from error
+            warnings.warn(f"{error} The data is used without a cache and parsed again next time.", stacklevel=2)
+            return join(make())
+    return _load(path, names, large, in_memory)
 
-    size = sum(array.nbytes for array in arrays.values())
+
+def _load(path: Path, names: Sequence[str], large: Sequence[str], in_memory: InMemory) -> dict[str, Any]:
+    stored = stored_h5(path, [name for name in names if name in large])
+    if fits_in_memory(sum(array.nbytes for array in stored.values()), in_memory):
+        stored = {}
+    return {**stored, **read_h5(path, required=[name for name in names if name not in stored])}
+
+
+def to_tensors(arrays: dict[str, Any], *, with_normals: bool) -> dict[str, Any]:
+    """Convert the arrays of `read_files` or `read_part_files` to arguments of `PointDataset` or `PartDataset`.
+
+    Those that are not held in memory stay in their file.
+
+    Raises:
+        ValueError: If normals are wanted and there are none.
+    """
+    if with_normals and "normal" not in arrays:
+        raise ValueError("The files have no normals. Read them without with_normals.")
+    sizes = torch.from_numpy(arrays["sizes"]) if "sizes" in arrays else None
+
+    def convert(array: np.ndarray | StoredArray) -> Array:
+        if not isinstance(array, StoredArray):
+            return torch.from_numpy(array)
+        return array if sizes is None else array.split(sizes)
+
+    arguments: dict[str, Any] = {"points": convert(arrays["data"]), "label": convert(arrays["label"])}
+    arguments["normals"] = convert(arrays["normal"]) if with_normals else None
+    return arguments | {name: torch.from_numpy(arrays[name]) for name in ("sizes", "category") if name in arrays}
+
+
+def join(pieces: Iterable[Arrays]) -> Arrays:
+    """Pieces of arrays as whole arrays in memory."""
+    lists: dict[str, list[np.ndarray]] = {}
+    for piece in pieces:
+        for name, array in piece.items():
+            lists.setdefault(name, []).append(array)
+    return {name: np.concatenate(arrays) for name, arrays in lists.items()}
+
+
+class CacheError(OSError):
+    """The cache cannot be written."""
+
+
+def write_h5(path: Path, pieces: Iterable[Arrays]) -> None:
+    """Write arrays that come in pieces under a temporary name, then rename, so that readers see all or nothing.
+
+    HDF5 stores an array as one block, whose rows can be read by their place in the file, only if it knows the size
+    beforehand. So the pieces go to a temporary file per array first. This takes the space of the arrays twice.
+
+    Args:
+        path: The file. Its folder is made if need be.
+        pieces: Parts of arrays; those of one name follow one another along their first axis, in one type and shape.
+
+    Raises:
+        CacheError: If the folder is read-only or the disk is full. Nothing is left behind.
+    """
+    with ExitStack() as stack:
+        with _writing(path, 0):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
+            folder = Path(stack.enter_context(temporary_folder(path.parent)))
+        columns: dict[str, _Column] = {}
+        for piece in pieces:
+            with _writing(path, sum(column.nbytes for column in columns.values())):
+                for name, array in piece.items():
+                    if name not in columns:
+                        file = stack.enter_context((folder / name).open("wb"))
+                        columns[name] = _Column(file, array.dtype, array.shape[1:])
+                    columns[name].append(array)
+        with _writing(path, sum(column.nbytes for column in columns.values())):
+            _assemble(path, columns)
+
+
+@contextmanager
+def _writing(path: Path, size: int) -> Iterator[None]:
+    """Say what was being written when an error came."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        with atomic_file(path) as part:
-            _check_space(part, size)
-            with h5py.File(part, "w") as file:
-                for name, array in arrays.items():
-                    file[name] = array
+        yield
     except (OSError, RuntimeError) as error:  # HDF5 reports a full disk at closing time as RuntimeError
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number else str(error).splitlines()[0]
-        raise OSError(f"Could not write the cache {path} ({size / 2**20:.0f} MiB): {reason}.") from error
+        raise CacheError(f"Could not write the cache {path} ({size / 2**20:.0f} MiB): {reason}.") from error
+
+
+class _Column:
+    """The rows of one array in a temporary file."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any], row_shape: tuple[int, ...]):
+        self.file, self.dtype, self.row_shape, self.rows = file, dtype, row_shape, 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.dtype.itemsize * int(np.prod(self.row_shape))
+
+    def append(self, array: np.ndarray) -> None:
+        assert (array.dtype, array.shape[1:]) == (self.dtype, self.row_shape)
+        self.file.write(array.tobytes())
+        self.rows += len(array)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All rows, a few megabytes at a time."""
+        self.file.close()
+        with Path(self.file.name).open("rb") as file:
+            row = self.dtype.itemsize * max(1, int(np.prod(self.row_shape)))
+            while chunk := file.read(max(1, _COPIED_AT_ONCE // row) * row):
+                yield np.frombuffer(chunk, self.dtype).reshape(-1, *self.row_shape)
+
+
+def _assemble(path: Path, columns: dict[str, _Column]) -> None:
+    import h5py
+
+    with atomic_file(path) as part:
+        _check_space(part, sum(column.nbytes for column in columns.values()))
+        with h5py.File(part, "w") as file:
+            for name, column in columns.items():
+                dataset, first = file.create_dataset(name, (column.rows, *column.row_shape), column.dtype), 0
+                for chunk in column.chunks():
+                    dataset[first : first + len(chunk)] = chunk
+                    first += len(chunk)
+                Path(column.file.name).unlink()
 
 
 def _check_space(path: Path, size: int) -> None:
@@ -209,7 +321,7 @@ def _check_space(path: Path, size: int) -> None:
 
 def cache_path(folder: Path, name: str, files: Iterable[Path], *options: object) -> Path:
     """Path of the cache of these files, read with these options; it changes with any of them."""
-    digest = hashlib.sha256(repr(options).encode())
+    digest = hashlib.sha256(repr((_FORMAT, *options)).encode())
     for file in files:
         stat = file.stat() if file.exists() else None
         digest.update(f"{file.relative_to(folder)} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())

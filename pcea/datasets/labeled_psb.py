@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcea.datasets.part_files import to_tensors
+from pcea.datasets.cache import to_tensors
+from pcea.datasets.memory import InMemory
 from pcea.datasets.parts import PartClasses, PartDataset
 from pcea.datasets.shapenet_layout import Split, category_folders, read_json, read_text_layout
 
@@ -21,6 +22,8 @@ class LabeledPSB(PartDataset):
         with_normals: Also read unit normals.
         categories: Keep only these; None keeps all. Categories and parts keep the numbers of the whole dataset.
         cache: Keep the parsed files.
+        in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
+            holds them if they take at most a third of the free memory, shared among the processes on the machine.
 
     Raises:
         FileNotFoundError: If the dataset, its lists or listed files are not under `root`.
@@ -35,6 +38,7 @@ class LabeledPSB(PartDataset):
         with_normals: bool = False,
         categories: Sequence[str] | None = None,
         cache: bool = True,
+        in_memory: InMemory = "auto",
     ):
         places = [place for place in (Path(root) / "labeled_psb", Path(root)) if (place / "parts.json").is_file()]
         if not places:
@@ -43,7 +47,17 @@ class LabeledPSB(PartDataset):
             )
         parts, names = _read_parts(places[0] / "parts.json")
         offsets = category_folders(places[0] / "synsetoffset2category.txt")
-        arrays = read_text_layout(places[0], split, "normals", offsets, parts, categories, cache=cache)
+        arrays = read_text_layout(
+            places[0],
+            split,
+            "normals",
+            offsets,
+            parts,
+            categories,
+            with_normals=with_normals,
+            cache=cache,
+            in_memory=in_memory,
+        )
         super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=names, parts=parts)
 
 

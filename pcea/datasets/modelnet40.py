@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from pcea.datasets.cache import Clouds, as_clouds, cache_path, cached, read_files, read_h5_clouds
+from pcea.datasets.cache import ARRAYS, Clouds, cache_path, cached, read_files, read_h5_clouds, to_tensors
+from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.points import PointDataset
 from pcea.io.points import Points, as_points, load_points
 from pcea.io.tables import read_table
@@ -50,6 +51,9 @@ class ModelNet40(PointDataset):
             z up, rotated to y up). None takes the first of these that is found.
         cache: Keep the parsed text or meshes.
         seed: Seed of the sampling of meshes.
+        in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
+            holds them if they take at most a third of the free memory, shared among the processes on the machine.
+            The layout `h5` is always held in memory.
 
     Raises:
         FileNotFoundError: If the split is not under `root`.
@@ -71,10 +75,13 @@ class ModelNet40(PointDataset):
         layout: Layout | None = None,
         cache: bool = True,
         seed: int = 0,
+        in_memory: InMemory = "auto",
     ):
         found, folder, marker = _find(self._name, self._places, Path(root), split, layout)
-        clouds, names = _read(found, folder, marker, split, self._classes, num_points, with_normals, cache, seed)
-        super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
+        clouds, names = _read(
+            found, folder, marker, split, self._classes, num_points, with_normals, cache, seed, in_memory
+        )
+        super().__init__(**clouds, class_names=names)
 
 
 class ModelNet10(ModelNet40):
@@ -119,10 +126,13 @@ def _read(
     with_normals: bool,
     cache: bool,
     seed: int,
-) -> tuple[Clouds, Sequence[str]]:
-    """Clouds and class names; only those of `classes` unless it is None."""
+    in_memory: InMemory,
+) -> tuple[dict[str, Any], Sequence[str]]:
+    """Arguments of `PointDataset`, and class names; only those of `classes` unless it is None."""
     if layout == "h5":
-        return _read_h5_layout(folder, marker, classes, num_points, with_normals)
+        check_h5_in_memory(in_memory)
+        clouds, names = _read_h5_layout(folder, marker, classes, num_points, with_normals)
+        return clouds._asdict(), names
     if layout == "normals":
         names = classes or _lines(folder / "modelnet40_shape_names.txt")
         shapes = [(shape.rsplit("_", 1)[0], shape) for shape in _lines(folder / marker)]
@@ -137,8 +147,13 @@ def _read(
         read = partial(load_points, num_points=num_points, seed=seed, up="z", normals="file")
     label = [names.index(file.relative_to(folder).parts[0]) for file in files]
     path = cache_path(folder, f"{layout}_{split}", files, num_points, seed, names)
-    arrays = cached(path if cache else None, lambda: read_files(files, label, read, description=f"Reading {folder}"))
-    return as_clouds(arrays, path, num_classes=len(names), with_normals=with_normals), names
+    arrays = cached(
+        path if cache else None,
+        lambda: read_files(files, label, read, description=f"Reading {folder}"),
+        names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+        in_memory=in_memory,
+    )
+    return to_tensors(arrays, with_normals=with_normals), names
 
 
 def _read_h5_layout(

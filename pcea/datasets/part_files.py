@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ LABEL_NAMES = (
     "label", "part_label", "part", "pid", "seg", "labels", "segment", "segmentation", "class", "classification",
     "scalar_label", "semantic_label", "semantic",
 )  # fmt: skip
-# What `read_part_files` returns, besides `normal`.
-ARRAYS = ("data", "label", "sizes", "category", "skipped")
+# What `read_part_files` gives, besides `normal`, and what of it has a row for each point.
+ARRAYS = ("data", "label", "sizes", "category", "skipped", "classes")
+LARGE_ARRAYS = ("data", "label", "normal")
 
 
 class PartCloud(NamedTuple):
@@ -106,7 +107,7 @@ def read_part_files(
     first_label: int | None = None,
     skip_unreadable: bool = False,
     advice: str = "Repair or remove them, or set skip_unreadable.",
-) -> Arrays:
+) -> Iterator[Arrays]:
     """Read labelled files and normalize them, with a progress bar.
 
     Args:
@@ -119,9 +120,10 @@ def read_part_files(
         skip_unreadable: Skip unreadable files instead of raising.
         advice: What to do about unreadable files, at the end of the message.
 
-    Returns:
-        data (T, 3) with zero mean in the unit sphere, label (T,), sizes (L,), category (L,), normal (T, 3) if there are
-        normals, and skipped: one error message per such file.
+    Yields:
+        Of each file of N points, data (N, 3) with zero mean in the unit sphere, label (N,), sizes (1,), category (1,),
+        and normal (N, 3) if there are normals; at the end, skipped: one error message per unreadable file, and
+        classes: those that some point has, in order.
 
     Raises:
         ValueError: If there are no files, or some cannot be read; the message counts them and names ten.
@@ -131,40 +133,31 @@ def read_part_files(
     if not files:
         raise ValueError(f"{description}: this split has no files.")
     names, classes = list(parts), list(parts.values())
-    clouds: list[PartCloud] = []
-    kept: list[int] = []
     skipped: list[str] = []
+    found: set[int] = set()
     for file, number in track(list(zip(files, category)), description=description, transient=True):
         try:
             cloud = read(file)
             label = _to_classes(cloud.label, classes[number], first_label, file, names[number])
+            points = normalize_points(cloud.points)
         except (ValueError, OSError) as error:
             skipped.append(str(error))
             continue
-        clouds.append(cloud._replace(points=normalize_points(cloud.points), label=label))
-        kept.append(number)
-    if skipped and not (skip_unreadable and clouds):
+        found.update(label.unique().tolist())
+        piece = {
+            "data": points.numpy(),
+            "label": label.numpy(),
+            "sizes": np.array([len(points)], dtype=np.int64),
+            "category": np.array([number], dtype=np.int64),
+        }
+        if cloud.normals is not None:
+            piece["normal"] = cloud.normals.numpy()
+        yield piece
+    if skipped and not (skip_unreadable and len(skipped) < len(files)):
         raise ValueError(f"{summarize(skipped, len(files))} {advice}")
-    arrays = {
-        "data": torch.cat([cloud.points for cloud in clouds]).numpy(),
-        "label": torch.cat([cloud.label for cloud in clouds]).numpy(),
-        "sizes": np.array([len(cloud.points) for cloud in clouds], dtype=np.int64),
-        "category": np.array(kept, dtype=np.int64),
+    yield {
         "skipped": np.array([line.encode() for line in skipped], dtype=bytes),
-    }
-    if clouds[0].normals is not None:
-        arrays["normal"] = torch.cat([cloud.normals for cloud in clouds if cloud.normals is not None]).numpy()
-    return arrays
-
-
-def to_tensors(arrays: Arrays, *, with_normals: bool) -> dict[str, Any]:
-    """Convert the arrays of `read_part_files` to arguments of `PartDataset`."""
-    return {
-        "points": torch.from_numpy(arrays["data"]),
-        "label": torch.from_numpy(arrays["label"]),
-        "sizes": torch.from_numpy(arrays["sizes"]),
-        "normals": torch.from_numpy(arrays["normal"]) if with_normals else None,
-        "category": torch.from_numpy(arrays["category"]),
+        "classes": np.array(sorted(found), dtype=np.int64),
     }
 
 

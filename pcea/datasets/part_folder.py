@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pcea.datasets.cache import cache_path, cached, warn_of_skipped
+import torch
+
+from pcea.datasets.cache import cache_path, cached, to_tensors, warn_of_skipped
 from pcea.datasets.folders import list_split
-from pcea.datasets.part_files import ARRAYS, PartCloud, read_part_file, read_part_files, to_tensors
+from pcea.datasets.memory import InMemory
+from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, read_part_file, read_part_files
 from pcea.datasets.parts import PartDataset, number_parts
 from pcea.datasets.splits import warn_of_missing_classes
 from pcea.io.points import orient
@@ -33,6 +36,8 @@ class PartFolder(PartDataset):
         seed: Decides the split.
         skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
         cache: Keep the parsed files in `root/.pcea`. Files that change are parsed again.
+        in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
+            holds them if they take at most a third of the free memory, shared among the processes on the machine.
 
     Raises:
         FileNotFoundError: If `root` or the YAML file is missing, or there are no category folders.
@@ -52,6 +57,7 @@ class PartFolder(PartDataset):
         seed: int = 0,
         skip_unreadable: bool = False,
         cache: bool = True,
+        in_memory: InMemory = "auto",
     ):
         root = Path(root)
         by_category = list_split(root, split, up=up, test_fraction=test_fraction, seed=seed)
@@ -77,12 +83,15 @@ class PartFolder(PartDataset):
                 first_label=0,
                 skip_unreadable=skip_unreadable,
             ),
-            required=ARRAYS,
+            names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+            large=LARGE_ARRAYS,
+            in_memory=in_memory,
         )
         warn_of_skipped(arrays, len(files))
         super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=class_names, parts=classes)
         if split == "train":
-            warn_of_missing_classes(self.label, class_names, what="point", where=root)
+            found = torch.from_numpy(arrays["classes"])
+            warn_of_missing_classes(found, class_names, what="point", where=root)
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:

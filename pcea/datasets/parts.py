@@ -1,4 +1,4 @@
-"""Point clouds with a label for every point, packed one after the other and fetched a batch at a time."""
+"""Point clouds with a label for every point, in memory or in a file, fetched a batch at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import as_item, check_clouds
 from pcea.datasets.splits import class_order
+from pcea.io.stored import Array
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -21,7 +22,9 @@ PartClasses = dict[str, tuple[int, ...]]
 
 
 class PartDataset(Dataset):
-    """Clouds of any sizes with per-point labels, held in memory one after the other: L clouds of T points in all.
+    """Clouds of any sizes with per-point labels, one after the other: L clouds of T points in all.
+
+    Points, labels and normals may be arrays that stay in their file, of which a batch is read at a time.
 
     Args:
         points: Coordinates, (T, 3).
@@ -38,12 +41,12 @@ class PartDataset(Dataset):
 
     def __init__(
         self,
-        points: Tensor,
-        label: Tensor,
+        points: Array,
+        label: Array,
         sizes: Tensor,
         *,
         class_names: Sequence[str],
-        normals: Tensor | None = None,
+        normals: Array | None = None,
         category: Tensor | None = None,
         parts: Mapping[str, Sequence[int]] | None = None,
     ):
@@ -55,7 +58,7 @@ class PartDataset(Dataset):
             raise ValueError(
                 f"sizes must be positive and sum to {len(points)} points, got a sum of {int(sizes.sum())}."
             )
-        if not points.isfinite().all():
+        if isinstance(points, Tensor) and not points.isfinite().all():
             raise ValueError(f"{int((~points.isfinite()).any(1).sum())} points have NaN or infinite coordinates.")
         check_clouds(points, label, normals, class_names)
         if (category is None) != (parts is None):
@@ -64,7 +67,7 @@ class PartDataset(Dataset):
         self.class_names = tuple(class_names)
         self.parts = {} if parts is None else {name: tuple(classes) for name, classes in parts.items()}
         self.starts = sizes.cumsum(0) - sizes
-        if category is not None:
+        if category is not None and isinstance(label, Tensor):
             _check_parts(label, category, sizes, self.parts, self.class_names)
 
     def __len__(self) -> int:
@@ -72,25 +75,31 @@ class PartDataset(Dataset):
 
     def __getitem__(self, index: int) -> Data:
         """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
-        rows = slice(int(self.starts[index]), int(self.starts[index] + self.sizes[index]))
+        batch = self.__getitems__([index])
         return as_item(
-            self.points[rows],
-            self.label[rows],
-            None if self.normals is None else self.normals[rows],
-            None if self.category is None else self.category[index],
+            batch.points[0],
+            batch.label[0],
+            None if batch.normals is None else batch.normals[0],
+            None if batch.category is None else batch.category[0],
         )
 
     def __getitems__(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once, padded with copies of their first points to the largest one."""
         index = torch.as_tensor(indices)
-        sizes = self.sizes[index].unsqueeze(1)
+        sizes = self.sizes[index]
         place = torch.arange(int(sizes.max()))
-        mask = place < sizes
-        rows = self.starts[index].unsqueeze(1) + torch.where(mask, place, 0)
+        mask = place < sizes.unsqueeze(1)
+        inside = torch.where(mask, place, 0)
+
+        def take(array: Array) -> Tensor:
+            if isinstance(array, Tensor):
+                return array[self.starts[index].unsqueeze(1) + inside]
+            return array[index][(sizes.cumsum(0) - sizes).unsqueeze(1) + inside]
+
         return PointBatch(
-            self.points[rows],
-            self.label[rows],
-            None if self.normals is None else self.normals[rows],
+            take(self.points),
+            take(self.label),
+            None if self.normals is None else take(self.normals),
             None if self.category is None else self.category[index],
             None if mask.all() else mask,
         )
@@ -109,9 +118,10 @@ class PartDataset(Dataset):
         category = self.category
         if parts and category is not None:
             category = class_order(list(self.parts), list(parts), what="category")[category]
+        order, label = class_order(self.class_names, class_names), self.label
         return PartDataset(
             self.points,
-            class_order(self.class_names, class_names)[self.label],
+            order[label] if isinstance(label, Tensor) else label.renumbered(order),
             self.sizes,
             class_names=class_names,
             normals=self.normals,
@@ -124,12 +134,16 @@ class PartDataset(Dataset):
         sizes = self.sizes[indices]
         shift = self.starts[indices] - (sizes.cumsum(0) - sizes)
         rows = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
+
+        def take(array: Array) -> Array:
+            return array[rows] if isinstance(array, Tensor) else array.select(indices)
+
         return PartDataset(
-            self.points[rows],
-            self.label[rows],
+            take(self.points),
+            take(self.label),
             sizes,
             class_names=self.class_names,
-            normals=None if self.normals is None else self.normals[rows],
+            normals=None if self.normals is None else take(self.normals),
             category=None if self.category is None else self.category[indices],
             parts=self.parts or None,
         )

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pcea.datasets.cache import as_clouds, cache_path, cached, read_files, warn_of_skipped
+from pcea.datasets.cache import ARRAYS, cache_path, cached, read_files, to_tensors, warn_of_skipped
 from pcea.datasets.folders import list_split
+from pcea.datasets.memory import InMemory
 from pcea.datasets.points import PointDataset
 from pcea.datasets.splits import warn_of_missing_classes
 from pcea.io.points import load_points
@@ -31,6 +32,8 @@ class PointFolder(PointDataset):
         seed: Decides the split and the samples.
         skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
         cache: Keep the parsed files in `root/.pcea`. Files that change are parsed again.
+        in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
+            holds them if they take at most a third of the free memory, shared among the processes on the machine.
 
     Raises:
         FileNotFoundError: If `root` is missing, or has no class folders.
@@ -49,6 +52,7 @@ class PointFolder(PointDataset):
         seed: int = 0,
         skip_unreadable: bool = False,
         cache: bool = True,
+        in_memory: InMemory = "auto",
     ):
         root = Path(root)
         files_by_class = list_split(root, split, up=up, test_fraction=test_fraction, seed=seed)
@@ -61,9 +65,10 @@ class PointFolder(PointDataset):
         arrays = cached(
             path if cache else None,
             lambda: read_files(files, label, read, description=f"Reading {root}", skip_unreadable=skip_unreadable),
+            names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+            in_memory=in_memory,
         )
         warn_of_skipped(arrays, len(files))
-        clouds = as_clouds(arrays, path, num_classes=len(names), with_normals=with_normals)
+        super().__init__(**to_tensors(arrays, with_normals=with_normals), class_names=names)
         if split == "train":
-            warn_of_missing_classes(clouds.label, names, what="readable file", where=root)
-        super().__init__(clouds.points, clouds.label, class_names=names, normals=clouds.normals)
+            warn_of_missing_classes(self.label, names, what="readable file", where=root)

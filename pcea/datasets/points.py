@@ -1,4 +1,4 @@
-"""Labelled point clouds of one size, kept as tensors and fetched a batch at a time."""
+"""Labelled point clouds of one size, in memory or in a file, fetched a batch at a time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch.utils.data import Dataset
 
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.splits import class_order
+from pcea.io.stored import Array, select
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
 
 class PointDataset(Dataset):
-    """Labelled clouds of one size, held in memory.
+    """Labelled clouds of one size.
+
+    Points and normals may be arrays that stay in their file, of which a batch is read at a time.
 
     Args:
         points: Coordinates, (L, N, 3).
@@ -33,11 +36,11 @@ class PointDataset(Dataset):
 
     def __init__(
         self,
-        points: Tensor,
+        points: Array,
         label: Tensor,
         *,
         class_names: Sequence[str],
-        normals: Tensor | None = None,
+        normals: Array | None = None,
         category: Tensor | None = None,
         category_names: Sequence[str] = (),
     ):
@@ -47,12 +50,13 @@ class PointDataset(Dataset):
             raise ValueError(
                 f"label must be {tuple(points.shape[:1])} or {tuple(points.shape[:2])}, got {tuple(label.shape)}."
             )
-        bad = ~points.isfinite().flatten(1).all(1)
-        if bad.any():
-            first = int(bad.int().argmax())
-            raise ValueError(
-                f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
-            )
+        if isinstance(points, Tensor):
+            bad = ~points.isfinite().flatten(1).all(1)
+            if bad.any():
+                first = int(bad.int().argmax())
+                raise ValueError(
+                    f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
+                )
         check_clouds(points, label, normals, class_names)
         self.points, self.label, self.normals, self.category = points, label, normals, category
         self.class_names, self.category_names = tuple(class_names), tuple(category_names)
@@ -62,15 +66,16 @@ class PointDataset(Dataset):
 
     def __getitem__(self, index: int) -> Data:
         """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+        batch = self.__getitems__([index])
         return as_item(
-            self.points[index],
-            self.label[index],
-            None if self.normals is None else self.normals[index],
-            None if self.category is None else self.category[index],
+            batch.points[0],
+            batch.label[0],
+            None if batch.normals is None else batch.normals[0],
+            None if batch.category is None else batch.category[0],
         )
 
     def __getitems__(self, indices: Sequence[int]) -> PointBatch:
-        """Many clouds at once, by one index operation per tensor, so that loading takes little of a training step."""
+        """Many clouds at once, by one operation per array, so that loading takes little of a training step."""
         index = torch.as_tensor(indices)
         normals = None if self.normals is None else self.normals[index]
         category = None if self.category is None else self.category[index]
@@ -99,24 +104,26 @@ class PointDataset(Dataset):
     def subset(self, indices: Tensor) -> PointDataset:
         """The clouds at `indices`, (L',) int64, as a set of their own."""
         return PointDataset(
-            self.points[indices],
+            select(self.points, indices),
             self.label[indices],
             class_names=self.class_names,
-            normals=None if self.normals is None else self.normals[indices],
+            normals=None if self.normals is None else select(self.normals, indices),
             category=None if self.category is None else self.category[indices],
             category_names=self.category_names,
         )
 
 
-def check_clouds(points: Tensor, label: Tensor, normals: Tensor | None, class_names: Sequence[str]) -> None:
+def check_clouds(points: Array, label: Array, normals: Array | None, class_names: Sequence[str]) -> None:
     """Require what holds for clouds of one size, points (L, N, 3), and for packed ones, points (T, 3).
+
+    Labels that stay in their file were checked when it was written.
 
     Raises:
         ValueError: If normals have another shape than points, or a label is outside `class_names`.
     """
     if normals is not None and normals.shape != points.shape:
         raise ValueError(f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}.")
-    if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
+    if isinstance(label, Tensor) and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
         raise ValueError(f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}.")
 
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pcea.datasets.cache import Arrays, cache_path, cached
-from pcea.datasets.part_files import ARRAYS, PartCloud, as_labels, read_part_file, read_part_files
+from pcea.datasets.cache import cache_path, cached
+from pcea.datasets.memory import InMemory
+from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, as_labels, read_part_file, read_part_files
 from pcea.datasets.parts import PartClasses
 from pcea.io.points import as_points
 from pcea.io.tables import read_table
@@ -56,8 +57,10 @@ def read_text_layout(
     parts: PartClasses,
     categories: Sequence[str] | None,
     *,
+    with_normals: bool,
     cache: bool,
-) -> Arrays:
+    in_memory: InMemory,
+) -> dict[str, Any]:
     """Read one split in a text layout, from the cache if it is there.
 
     Args:
@@ -67,10 +70,12 @@ def read_text_layout(
         offsets: Folder of each category, by its name.
         parts: The classes of each category, by its name.
         categories: The categories to keep; None for all.
+        with_normals: Also return normals.
         cache: Keep the parsed files in `folder/.pcea`.
+        in_memory: Whether to hold the clouds in memory; see `fits_in_memory`.
 
     Returns:
-        The arrays of `read_part_files`.
+        The arrays of `read_part_files`; the large ones are `StoredArray` if they are not held in memory.
 
     Raises:
         FileNotFoundError: If a list or listed files are missing.
@@ -101,7 +106,9 @@ def read_text_layout(
             first_label=first,
             advice="Repair them or obtain the dataset again.",
         ),
-        required=ARRAYS,
+        names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+        large=LARGE_ARRAYS,
+        in_memory=in_memory,
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from pcea.datasets.cache import Arrays
-from pcea.datasets.part_files import to_tensors
+from pcea.datasets.cache import Arrays, to_tensors
+from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.parts import PartDataset, number_parts
 from pcea.datasets.shapenet_layout import (
     SPLIT_LISTS,
@@ -72,6 +72,9 @@ class ShapeNetPart(PartDataset):
             `points` is shapenetcore_partanno_segmentation_benchmark_v0 (points/*.pts with points_label/*.seg), `h5` is
             hdf5_data. None takes the first of these that is found.
         cache: Keep the parsed text.
+        in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
+            holds them if they take at most a third of the free memory, shared among the processes on the machine.
+            The layout `h5` is always held in memory.
 
     Raises:
         FileNotFoundError: If the dataset, its lists or listed files are not under `root`.
@@ -87,6 +90,7 @@ class ShapeNetPart(PartDataset):
         categories: Sequence[str] | None = None,
         layout: Layout | None = None,
         cache: bool = True,
+        in_memory: InMemory = "auto",
     ):
         found, folder = _find(Path(root), layout)
         if with_normals and found != "normals":
@@ -95,10 +99,22 @@ class ShapeNetPart(PartDataset):
         strangers = sorted(set(offsets) - set(SHAPENETPART_PARTS))
         if strangers:
             raise ValueError(f"{folder / _CATEGORY_LISTS[found]} names {strangers[0]}, not a category of ShapeNetPart.")
+        arrays: dict[str, Any]
         if found == "h5":
+            check_h5_in_memory(in_memory)
             arrays = _read_h5_layout(folder, split, wanted_categories(categories, SHAPENETPART_PARTS))
         else:
-            arrays = read_text_layout(folder, split, found, offsets, SHAPENETPART_PARTS, categories, cache=cache)
+            arrays = read_text_layout(
+                folder,
+                split,
+                found,
+                offsets,
+                SHAPENETPART_PARTS,
+                categories,
+                with_normals=with_normals,
+                cache=cache,
+                in_memory=in_memory,
+            )
         tensors = to_tensors(arrays, with_normals=with_normals)
         super().__init__(**tensors, class_names=SHAPENETPART_CLASSES, parts=SHAPENETPART_PARTS)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def read_h5(path: Path, *, required: Sequence[str] = ("data",), optional: Sequen
         ValueError: If the file is truncated or not HDF5, lacks a required array, or an array does not hold numbers, is
             larger than the file can hold, or lies in another file (a link, a virtual dataset, external storage).
     """
+    with open_h5(path, required=required, optional=optional) as datasets:
+        return {name: dataset[()] for name, dataset in datasets.items()}
+
+
+@contextmanager
+def open_h5(path: Path, *, required: Sequence[str], optional: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The named arrays of an HDF5 file as `h5py.Dataset`, which can be read until the block ends; see `read_h5`."""
     import h5py
 
     if not path.is_file():
@@ -37,7 +45,7 @@ def read_h5(path: Path, *, required: Sequence[str] = ("data",), optional: Sequen
             missing = [name for name in required if name not in arrays]
             if missing:
                 raise ValueError(f"{path} has no array {missing[0]!r}; it holds {sorted(file) or 'nothing'}.")
-            return {name: array[()] for name, array in arrays.items()}
+            yield arrays
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is truncated or not HDF5 ({first_line(error)}). Obtain it again.") from error
 

@@ -5,7 +5,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from examples import attach
+from examples import attach, check_same_batches
 from jsonargparse import ArgumentParser
 
 from pcea.datamodules.parts import (
@@ -186,6 +186,42 @@ def test_labeled_psb_in_a_folder(tmp_path):
     assert data.sets["test"].normals[0].tolist() == [0, 0, 1]
     assert data.class_names == ("Mug/body", "Mug/handle", "Cap/crown", "Cap/brim")
     assert data.parts == {"Mug": (0, 1), "Cap": (2, 3)}
+
+
+def test_shapenetpart_that_is_read_from_its_file(tmp_path):
+    write_shapenetpart(tmp_path, {"train": (7, 5), "val": (2, 2), "test": (3, 3)})
+    options = {"categories": ["Mug", "Cap"], "batch_size": 3, "val_fraction": 0.25, "with_normals": True}
+    check_same_batches(partial(ShapeNetPartDataModule, str(tmp_path), **options), "points", "label", "normals")
+
+
+def test_labelled_files_that_are_read_from_the_cache(tmp_path, rng):
+    """Also renumbered as a trained network does."""
+    for name, first in (("key", 5), ("mug", 11)):
+        (tmp_path / name).mkdir()
+        for size in range(first, first + 10):
+            label = np.arange(size)[:, None] % 2
+            np.save(tmp_path / name / f"{size}.npy", np.hstack([rng.random((size, 3)), label]))
+    (tmp_path / "parts.yaml").write_text("key: [bit, bow]\nmug: [body, handle]\n")
+
+    def renumbered(**options):
+        data = PartFolderDataModule(str(tmp_path), batch_size=3, val_fraction=0.25, **options)
+        data.match_classes(["mug/handle", "key/bow", "mug/body", "key/bit"], {"mug": (2, 0), "key": (3, 1)})
+        return data
+
+    check_same_batches(renumbered, "points", "label")
+    data = renumbered(in_memory=False)
+    data.setup("test")
+    item = data.sets["test"][0]
+    assert (item.category, item.y.tolist()) == (1, [3, 1] * (len(item.y) // 2) + [3] * (len(item.y) % 2))
+
+
+def test_a_class_without_points_is_named_when_labels_stay_in_the_cache(tmp_path):
+    (tmp_path / "key").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "key" / f"{i}.npy", np.hstack([np.random.default_rng(i).random((9, 3)), np.zeros((9, 1))]))
+    (tmp_path / "parts.yaml").write_text("key: [bit, bow]\n")
+    with pytest.warns(UserWarning, match=r"No point in the training split of .* has the class 'key/bow' \(1 of 2"):
+        PartFolderDataModule(str(tmp_path), in_memory=False).setup("fit")
 
 
 def test_parts_of_shapes():

@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from examples import attach, check_order
+from examples import attach, check_order, check_same_batches
 from torch import nn
 
 from pcea.datamodules.points import (
@@ -313,6 +313,46 @@ def test_a_folder_of_files(tmp_path):
     z_up.setup("test")
     x, y, z = data.sets["test"].points.unbind(-1)
     torch.testing.assert_close(z_up.sets["test"].points, torch.stack([x, z, -y], dim=-1))
+
+
+def test_clouds_that_are_read_from_their_file(tmp_path, rng):
+    for name in ("key", "mug"):
+        (tmp_path / name).mkdir()
+        for i in range(15):
+            np.save(tmp_path / name / f"{i}.npy", np.hstack([rng.random((17, 3)), np.tile([0, 0, 1], (17, 1))]))
+    make = partial(
+        PointFolderDataModule, str(tmp_path), batch_size=3, num_points=11, val_fraction=0.25, with_normals=True
+    )
+    check_same_batches(make, "points", "normals")
+
+
+def test_modelnet40_that_is_read_from_its_file(tmp_path, rng):
+    folder = tmp_path / "modelnet40_normal_resampled"
+    (folder / "bed").mkdir(parents=True)
+    for split, numbers in {"train": range(16), "test": range(16, 21)}.items():
+        (folder / f"modelnet40_{split}.txt").write_text("".join(f"bed_{number}\n" for number in numbers))
+        for number in numbers:
+            table = np.hstack([rng.random((13, 3)), np.tile([0, 0, 1], (13, 1))])
+            np.savetxt(folder / "bed" / f"bed_{number}.txt", table, delimiter=",")
+    (folder / "modelnet40_shape_names.txt").write_text("bed\n")
+    check_same_batches(
+        partial(ModelNet40DataModule, str(tmp_path), batch_size=3, num_points=7, val_fraction=0.25), "points"
+    )
+
+
+def test_a_cache_is_damaged_and_clouds_are_not_held_in_memory(tmp_path, rng):
+    (tmp_path / "key").mkdir()
+    for i in range(6):
+        np.save(tmp_path / "key" / f"{i}.npy", rng.random((600, 3)))
+    data = PointFolderDataModule(str(tmp_path), num_points=512, in_memory=False)
+    data.setup("test")
+    expected = data.sets["test"].__getitems__([0]).points
+    cache = next((tmp_path / ".pcea").glob("*.h5"))
+    cache.write_bytes(cache.read_bytes()[:3000])
+    again = PointFolderDataModule(str(tmp_path), num_points=512, in_memory=False)
+    with pytest.warns(UserWarning, match=r"h5 is truncated .*The cache is made again"):
+        again.setup("test")
+    assert torch.equal(again.sets["test"].__getitems__([0]).points, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric

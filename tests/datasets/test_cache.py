@@ -2,7 +2,9 @@ import errno
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -11,7 +13,8 @@ import pytest
 import torch
 from examples import mounted_disk
 
-from pcea.datasets.cache import cache_path, cached, read_files, read_h5_clouds, write_h5
+from pcea.datasets import cache
+from pcea.datasets.cache import cache_path, cached, join, read_files, read_h5_clouds, write_h5
 from pcea.io.points import Points
 
 
@@ -19,6 +22,11 @@ def arrays(clouds=3, points=7, **changes):
     data = np.random.default_rng(0).normal(size=(clouds, points, 3)).astype(np.float32)
     label = np.arange(clouds, dtype=np.int64)
     return {"data": data, "label": label, "skipped": np.array([], dtype=bytes), **changes}
+
+
+def pieces(**changes):
+    """The arrays in one piece."""
+    return [arrays(**changes)]
 
 
 def write(path, **changes):
@@ -87,7 +95,7 @@ def test_the_cache_is_made_once(tmp_path):
 
     def make():
         calls.append(1)
-        return arrays(skipped=np.array(["ä".encode()], dtype=bytes))
+        return [arrays(skipped=np.array(["ä".encode()], dtype=bytes))]
 
     path = tmp_path / ".pcea" / "a.h5"
     first, second = cached(path, make), cached(path, make)
@@ -100,6 +108,39 @@ def test_the_cache_is_made_once(tmp_path):
     assert len(calls) == 2
 
 
+def test_pieces_follow_one_another(tmp_path):
+    """Large arrays stay in the file where they are not to be held in memory."""
+    first, second = arrays(clouds=3), arrays(clouds=2)
+    make = partial(iter, [first, second])
+    for in_memory in (False, True):
+        made = cached(tmp_path / "a.h5", make, in_memory=in_memory)
+        assert made["label"].tolist() == [0, 1, 2, 0, 1]
+        data = made["data"] if in_memory else made["data"][torch.arange(5)].numpy()
+        np.testing.assert_array_equal(data, np.concatenate([first["data"], second["data"]]))
+    with pytest.raises(ValueError, match=r"in_memory=False reads the clouds from the cache\. Leave cache at True"):
+        cached(None, make, in_memory=False)
+
+
+def test_memory_holds_one_piece_at_a_time(tmp_path):
+    """64 pieces of 1 MiB are written; the largest part of the process that numpy ever held is a few of them."""
+
+    def make():
+        for _ in range(64):
+            yield {"data": np.zeros((1, 1 << 18), np.float32)}
+
+    tracemalloc.start()
+    write_h5(tmp_path / "a.h5", make())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20  # 16 MiB are copied at once
+
+
+def test_a_cache_of_another_version_is_not_read(tmp_path, monkeypatch):
+    now = cache_path(tmp_path, "train", [], 1024)
+    monkeypatch.setattr(cache, "_FORMAT", 1)
+    assert cache_path(tmp_path, "train", [], 1024) != now
+
+
 def test_of_two_at_once_one_makes_the_cache(tmp_path):
     """Two threads lock a file as two processes do."""
     path, made = tmp_path / "new" / "a.h5", []
@@ -107,7 +148,7 @@ def test_of_two_at_once_one_makes_the_cache(tmp_path):
     def make():
         made.append(None)
         time.sleep(0.3)
-        return arrays()
+        return [arrays()]
 
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(lambda _: cached(path, make), range(2))
@@ -119,44 +160,52 @@ def test_a_corrupt_cache_is_made_again(tmp_path):
     path = tmp_path / "a.h5"
     path.write_bytes(b"half a file")
     with pytest.warns(UserWarning, match=r"a.h5 is truncated or not HDF5 .*The cache is made again"):
-        cached(path, arrays)
+        cached(path, pieces)
     assert len(read_h5_clouds(path, num_classes=3).points) == 3
 
 
 def test_a_cache_that_lacks_a_required_array_is_made_again(tmp_path):
     path = tmp_path / "a.h5"
-    write_h5(path, arrays())
+    write_h5(path, pieces())
     with pytest.warns(UserWarning, match=r"a.h5 has no array 'sizes'; it holds \[.*\]. The cache is made again"):
-        made = cached(path, lambda: arrays(sizes=np.array([7, 7, 7])), required=("data", "sizes"))
+        made = cached(path, lambda: pieces(sizes=np.array([7, 7, 7])), names=("data", "sizes"))
     assert made["sizes"].tolist() == [7, 7, 7]
-    again = cached(path, pytest.fail, required=("data", "sizes"))
+    again = cached(path, pytest.fail, names=("data", "sizes"))
     assert set(again) == {"data", "sizes"}
 
 
 def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(tmp_path, monkeypatch):
     class FullDisk(h5py.File):
-        def __setitem__(self, name, value):
+        def create_dataset(self, name, *shape_and_type):
             if name == "label":
                 raise OSError(errno.ENOSPC, "Can't write data")
-            super().__setitem__(name, value)
+            return super().create_dataset(name, *shape_and_type)
 
     path = tmp_path / "folder" / "a.h5"
     monkeypatch.setattr(h5py, "File", FullDisk)
     with pytest.raises(OSError, match=r"Could not write the cache .*a.h5 \(0 MiB\): No space left on device"):
-        write_h5(path, arrays())
+        write_h5(path, pieces())
     assert not any(path.parent.iterdir())
     with pytest.warns(UserWarning, match="No space left on device. The data is used without a cache"):
-        assert len(cached(path, arrays)["data"]) == 3
+        assert len(cached(path, pieces)["data"]) == 3
+    with pytest.raises(OSError, match=r"No space left on device\. Make room, or set in_memory to true"):
+        cached(path, pieces, in_memory=False)
     assert [*path.parent.iterdir()] == [path.with_name("lock")]
 
 
 def test_interrupted_writing_leaves_no_cache(tmp_path, monkeypatch):
-    def interrupt(self, name, value):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(h5py.File, "__setitem__", interrupt)
+    def interrupted():
+        yield arrays()
+        interrupt()
+
     with pytest.raises(KeyboardInterrupt):
-        write_h5(tmp_path / "a.h5", arrays())
+        write_h5(tmp_path / "a.h5", interrupted())
+    monkeypatch.setattr(h5py.File, "create_dataset", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_h5(tmp_path / "a.h5", pieces())
     assert not any(tmp_path.iterdir())
 
 
@@ -181,21 +230,21 @@ def test_unreadable_files_are_counted_and_named():
     with pytest.raises(
         ValueError, match=r"^12 of 14 files cannot be read: bad0 is bad; .*bad9 is bad; and 2 more. Rep"
     ):
-        read_files(files, range(14), read, description="")
-    arrays = read_files(files, range(14), read, description="", skip_unreadable=True)
+        join(read_files(files, range(14), read, description=""))
+    arrays = join(read_files(files, range(14), read, description="", skip_unreadable=True))
     assert arrays["label"].tolist() == [0, 13]
     np.testing.assert_array_equal(arrays["data"], [[[0, -1, 0], [0, 1, 0]]] * 2)  # normalised
     assert len(arrays["skipped"]) == 12
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
-        read_files([Path("bad")], [0], read, description="", skip_unreadable=True)
+        join(read_files([Path("bad")], [0], read, description="", skip_unreadable=True))
     with pytest.raises(ValueError, match="this split has no files"):
-        read_files([], [], read, description="Reading")
+        join(read_files([], [], read, description="Reading"))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A filesystem of 2 MiB of its own."""
-    with mounted_disk(tmp_path / "disk", size="2m") as disk:
+    """A filesystem of 4 MiB of its own; a cache takes twice its size while it is written."""
+    with mounted_disk(tmp_path / "disk", size="4m") as disk:
         yield disk
 
 
@@ -204,7 +253,8 @@ def test_a_disk_that_really_is_full(small_disk, megabytes):
     """HDF5 ended the process with a segmentation fault when it found out at closing time."""
     code = (
         "import sys; import numpy as np; from pathlib import Path; from pcea.datasets.cache import write_h5\n"
-        "try: write_h5(Path(sys.argv[1]), {'data': np.zeros(int(float(sys.argv[2]) * 2**20), np.uint8)})\n"
+        "half = {'data': np.zeros(int(float(sys.argv[2]) * 2**19), np.uint8)}\n"
+        "try: write_h5(Path(sys.argv[1]), [half, half])\n"
         "except OSError as error: print(error)"
     )
     target = small_disk / ".pcea" / "cache.h5"

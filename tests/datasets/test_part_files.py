@@ -6,6 +6,7 @@ import pytest
 import torch
 import trimesh
 
+from pcea.datasets.cache import join
 from pcea.datasets.part_files import PartCloud, as_part_cloud, read_part_file, read_part_files
 
 LABELS = [3, 0, 3, 1, 0, 7, 3]
@@ -193,7 +194,8 @@ def clouds(with_normals=False):
 
 
 def read_three(read, **options):
-    return read_part_files([Path(name) for name in "abc"], [0, 1, 1], PARTS, read, description="Reading", **options)
+    files = [Path(name) for name in "abc"]
+    return join(read_part_files(files, [0, 1, 1], PARTS, read, description="Reading", **options))
 
 
 def test_clouds_are_normalised_and_lie_one_behind_the_other():
@@ -206,6 +208,7 @@ def test_clouds_are_normalised_and_lie_one_behind_the_other():
     assert arrays["category"].tolist() == [0, 1, 1]
     np.testing.assert_array_equal(arrays["normal"], -np.ones((7, 3)))
     assert len(arrays["skipped"]) == 0
+    assert arrays["classes"].tolist() == [0, 1, 2, 3, 4]
     assert {arrays[name].dtype for name in ("label", "sizes", "category")} == {np.dtype(np.int64)}
     assert "normal" not in read_three(lambda path: clouds()[path.name])
 
@@ -215,7 +218,7 @@ def test_clouds_far_from_the_origin_keep_their_shape(tmp_path):
     arrays = []
     for place in (0, 5e6):
         path = save(tmp_path / f"{place}.txt", rows + np.array([place, place, place, 0]))
-        arrays.append(read_part_files([path], [0], {"mug": LABELS}, read_part_file, description="Reading"))
+        arrays.append(join(read_part_files([path], [0], {"mug": LABELS}, read_part_file, description="Reading")))
     assert arrays[1]["data"].dtype == np.float32
     np.testing.assert_allclose(arrays[1]["data"], arrays[0]["data"], atol=1e-6)
 
@@ -249,11 +252,12 @@ def test_unreadable_files_are_counted_and_named():
     arrays = read_three(read, skip_unreadable=True)
     assert arrays["category"].tolist() == [0]
     assert arrays["sizes"].tolist() == [2]
+    assert arrays["classes"].tolist() == [0, 1]
     assert arrays["skipped"].tolist() == [b"b is bad.", b"c is on a broken disk"]
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
-        read_part_files([Path("b")], [1], PARTS, read, description="", skip_unreadable=True)
+        join(read_part_files([Path("b")], [1], PARTS, read, description="", skip_unreadable=True))
     with pytest.raises(ValueError, match="Reading: this split has no files"):
-        read_part_files([], [], PARTS, read, description="Reading")
+        join(read_part_files([], [], PARTS, read, description="Reading"))
 
 
 @pytest.mark.parametrize("name", ["Label", "class", "scalar_Label", "part", "Seg"])
