@@ -39,6 +39,7 @@ def read_files(
 
     Raises:
         ImportError: If a format needs a package that cannot be imported.
+        OSError: If no worker can be started.
     """
     if not workers:
         for file in files:
@@ -132,7 +133,7 @@ class _Worker:
         try:
             self._connection.recv_bytes()
         except EOFError:
-            raise RuntimeError("A process that reads files could not start: see above, or use --workers 0.") from None
+            raise OSError("A process that reads files could not start: see above, or use --workers 0.") from None
 
 
 def _serve(connection: Connection, read: Reader) -> None:

@@ -82,3 +82,18 @@ def test_no_more_files_are_read_than_ahead(tmp_path):
     time.sleep(1)
     assert len(list(tmp_path.iterdir())) == 20 - 6
     results.close()
+
+
+class Unready:
+    """A reader that ends the process that it is passed to."""
+
+    def __call__(self, path):
+        return path
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_workers_that_cannot_start():
+    with pytest.raises(OSError, match="could not start: see above, or use --workers 0"):
+        list(read_files([Path("ok_1")], Unready(), workers=1))
