@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcea.commands.predict import check_files
+from pcea.commands.input_files import check_files
 from pcea.commands.record import commit
 from pcea.inference.base import Predictor
 from pcea.inference.networks import load

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pcea.commands.input_files import Share, find_files
+from pcea.commands.predict_output import open_output
 from pcea.datasets.cache import summarize
+from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor, check_output_folder
 from pcea.inference.examples import read_examples
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
+from pcea.io.reader_processes import read_files
+from pcea.io.readers import ENDINGS
 
 OPTIONS = {
     "meshes and clouds": ("up", "seed"),
@@ -26,6 +35,10 @@ OPTIONS = {
 }
 """Options for one kind of network only, by kind; all others are for every network."""
 
+# From so many files on, other processes read them, and a bar shows how far it is.
+_MANY_FILES = 100
+_MOST_WORKERS = 8
+
 
 def predict(
     files: list[Path],
@@ -34,6 +47,9 @@ def predict(
     device: str = "auto",
     trust: list[str] | None = None,
     output: Path | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    workers: int | None = None,
     up: str | None = None,
     seed: int | None = None,
     category: str | None = None,
@@ -51,15 +67,22 @@ def predict(
 
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); for networks of
-            images JPG, PNG, ...
+            images JPG, PNG, ... Also folders, with the folders in them; patterns in quotes, such as 'scans/**/*.stl';
+            and @list.txt, a list of all these, one per line, relative to the current folder.
         weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
             newest run).
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
-        output: Also write the results. Classes go to this CSV file. Others go into this folder: for parts a coloured
-            NAME.ply and a NAME.npz with the label and confidence of every point; for pixels a NAME.png of class numbers
-            and a NAME_overlay.jpg to look at; for objects a NAME_objects.jpg each, and one objects.json in COCO format.
+        output: Also write the results. Classes go to this CSV file; or to a .parquet file, and a .csv beside it as
+            they come. Others go into this folder: for parts a coloured NAME.ply and a NAME.npz with the label and
+            confidence of every point; for pixels a NAME.png of class numbers and a NAME_overlay.jpg to look at; for
+            objects a NAME_objects.jpg each, and one objects.json in COCO format; and predictions.csv, a table of all
+            files. What an earlier run of the same network and options wrote is kept, and its files are skipped.
+        overwrite: Start the output anew.
+        strict: Stop at the first file that cannot be read.
+        workers: Processes that read files, so that a damaged one cannot end the run, nor one that takes longer than
+            10 minutes. By default none for less than 100 files, else one less than there are cores, from 1 to 8.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; auto finds it. By
             default auto for classes, y for parts.
         seed: Decides which points are sampled, 0 by default.
@@ -76,8 +99,9 @@ def predict(
             by default. The result has the size of the image.
         threshold: Objects with a lower score, in 0..1, are left out; 0.5 by default.
     """
-    files = check_files(files)
-    predictor = load(weights, device=device, trust=trust or ())
+    share = Share.of_environment()
+    predictor = load(weights, device=_device_of_process(device), trust=trust or ())
+    all_files = find_files(files, endings=IMAGE_SUFFIXES if predictor.sees_images else ENDINGS, output=output)
     options = applicable(
         predictor,
         predictor.predict,
@@ -96,34 +120,137 @@ def predict(
     if explain and like is not None:
         raise ValueError("--explain is for the classes of the network: leave --like out.")
     if explain:
-        check_output_folder(output.parent if output else Path(), files, endings=("_explained.png", "_explained.ply"))
+        check_output_folder(
+            output.parent if output else Path(), all_files, endings=("_explained.png", "_explained.ply")
+        )
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}.")
     predictor.check(**options)
     if like is not None:
         options["like"] = read_examples(predictor, like, seed=seed or 0)  # type: ignore[arg-type]
-    width = max(len(str(file)) for file in files)
-    unreadable: list[str] = []
-    with nullcontext(None) if output is None else predictor.writing(output, files) as write:
-        for file in files:
-            try:
-                prediction = predictor.predict(file, **options)
-            except (ValueError, OSError) as error:
-                unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-                continue
-            except MISFITS as error:
-                raise misfit(predictor, weights, error) from error
-            print(f"{file!s:{width}}  {prediction}", flush=True)
-            if explain:
-                print_explanation(predictor, file, output, up=up, seed=seed)
-            if write is not None:
-                write(file, prediction)
-        if len(unreadable) == len(files):
-            raise ValueError(unreadable[0] if len(files) == 1 else summarize(unreadable, len(files)))
-    if output is not None:
-        written = [str(output / f"<name>{ending}") for ending in predictor.endings] or [str(output)]
-        print(f"Written: {', '.join(written)}")
-    if unreadable:
-        print(f"pcea: error: {summarize(unreadable, len(files))}", file=sys.stderr)
-        sys.exit(1)
+    files, errors = share.of(all_files), []
+    with (
+        nullcontext()
+        if output is None
+        else open_output(predictor, output, all_files, options, share=share, overwrite=overwrite)
+    ) as written:
+        waiting = files
+        if written is not None:
+            waiting = [file for file in files if not written.has(file)]
+            errors = [error for file in files if (error := written.error(file))]
+            if len(waiting) < len(files):
+                print(f"Kept: {len(files) - len(waiting)} of {len(files)} files are in {written.table.path} already.")
+        width = max((len(str(file)) for file in waiting), default=0)
+        with show_progress(len(waiting)) as advance:
+            for batch in predict_files(predictor, weights, waiting, options, workers=workers):
+                for file, prediction in batch:
+                    if isinstance(prediction, Exception):
+                        message = str(prediction) if str(file) in str(prediction) else f"{file}: {prediction}"
+                        if strict:
+                            raise ValueError(message)
+                        errors.append(message)
+                        if written is not None:
+                            written.table.add_error(file, message)
+                        continue
+                    print(f"{file!s:{width}}  {prediction}", flush=True)
+                    if explain:
+                        print_explanation(predictor, file, output, up=up, seed=seed)
+                    if written is not None:
+                        written.add(file, prediction)
+                if written is not None:
+                    written.table.save()
+                advance(len(batch))
+        places = None if written is None else written.finish()
+    # torchrun ends the other processes when one of them fails.
+    may_fail = "TORCHELASTIC_RUN_ID" not in os.environ
+    if errors and len(errors) == len(files) and may_fail:
+        raise ValueError(errors[0] if len(files) == 1 else summarize(errors, len(files)))
+    if places is not None:
+        print(f"Written: {places}")
+    if errors:
+        print(f"pcea: error: {summarize(errors, len(files))}", file=sys.stderr)
+        if may_fail:
+            sys.exit(1)
+
+
+Outcome = tuple[Path, Any]
+"""A file with its prediction, or with the ValueError or OSError that says why there is none."""
+
+
+def predict_files(
+    predictor: Predictor, weights: str, files: Sequence[Path], options: Mapping[str, Any], *, workers: int | None = None
+) -> Iterator[list[Outcome]]:
+    """Show files to a network, many of them in batches, as they are read.
+
+    Args:
+        predictor: The network.
+        weights: Its name, for messages.
+        files: The files.
+        options: The options of `predict`.
+        workers: Processes that read files; None for what suits the number of files and cores.
+
+    Yields:
+        Files, in their order, with their predictions or errors.
+
+    Raises:
+        ValueError: If the network does not do what its description says.
+    """
+    has_many = len(files) >= _MANY_FILES
+    if workers is None:
+        workers = _free_cores() if has_many else 0
+    size = predictor.batch_size if has_many else 1
+    contents = read_files(files, predictor.reader(**options), workers=workers, ahead=size + workers)
+    try:
+        while batch := list(islice(contents, size)):
+            yield _predict_batch(predictor, batch, options)
+    except MISFITS as error:
+        raise misfit(predictor, weights, error) from error
+
+
+def _predict_batch(predictor: Predictor, batch: Sequence[Outcome], options: Mapping[str, Any]) -> list[Outcome]:
+    """Replace what was read of each file by the prediction, or the error."""
+    readable = [content for _, content in batch if not isinstance(content, Exception)]
+    predictions: Iterable[Any]
+    try:
+        predictions = iter(predictor.predict_contents(readable, **options) if readable else ())
+    except (ValueError, OSError) as error:
+        if len(batch) > 1:  # find the one that the network refuses
+            return [outcome for one in batch for outcome in _predict_batch(predictor, [one], options)]
+        predictions = iter([error])
+    return [(file, content if isinstance(content, Exception) else next(predictions)) for file, content in batch]
+
+
+def _free_cores() -> int:
+    """Cores that this process has for others, without its own: from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) - 1))
+
+
+def _device_of_process(device: str) -> str:
+    """With `auto` under torchrun, each process of a machine takes a GPU of its own."""
+    rank, count = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+    return f"cuda:{rank % count}" if device == "auto" and count > 1 else device
+
+
+@contextmanager
+def show_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, for many files and where the errors go to a terminal.
+
+    Yields:
+        A function that takes the number of files that are done in addition.
+    """
+    if total < _MANY_FILES or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    # Lines that go into a file must not go through the bar, which would write them to the terminal.
+    is_seen = sys.stdout.isatty()
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=is_seen, transient=True) as bar:
+        task = bar.add_task("pcea predict", total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 @cache
@@ -167,23 +294,6 @@ def misfit(predictor: Predictor, weights: str, error: Exception) -> ValueError:
         f"The network of {weights} does not work as one for the task {task!r} ({type(error).__name__}: {reason}). Set "
         "PCEA_TRACEBACK=1 to see where."
     )
-
-
-def check_files(files: Sequence[str | Path]) -> list[Path]:
-    """The files as paths.
-
-    Raises:
-        FileNotFoundError: If some are missing.
-        ValueError: If some are folders.
-    """
-    paths = [Path(file) for file in files]
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise ValueError(f"Files are expected, got the folder {', '.join(folders)}.")
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
-    return paths
 
 
 def applicable(predictor: Predictor, method: Callable[..., Any], **options: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from pcea.commands.predict import MISFITS, applicable, check_files, misfit
+from pcea.commands.input_files import check_files
+from pcea.commands.predict import MISFITS, applicable, misfit
 from pcea.datasets.cache import summarize
 from pcea.inference.base import Predictor
 from pcea.inference.networks import DEFAULT_WEIGHTS, load

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from pcea.io.atomic import atomic_folder
 from pcea.io.description import NetworkDescription
 
 if TYPE_CHECKING:
@@ -39,6 +38,10 @@ class Predictor:
     """True if it takes images, False if it takes meshes and clouds."""
     endings: ClassVar[tuple[str, ...]] = ()
     """What `write` adds to the name of each input; () if the results of all files go into one table."""
+    columns: ClassVar[Mapping[str, type]] = MappingProxyType({"result": str})
+    """Columns of the table of results, with their types, besides the file."""
+    batch_size: ClassVar[int] = 1
+    """How many files `predict_contents` should be given at a time; more than 1 if that is faster."""
 
     def __init__(self, network: nn.Module, description: NetworkDescription):
         self.network, self.description = network.eval(), description
@@ -64,31 +67,45 @@ class Predictor:
     subject: Callable[..., Subject]
     """What the network attends to and predicts in a file, ready to be drawn."""
 
+    def reader(self, **options: Any) -> Callable[[Path], Any]:
+        """What reads a file for `predict_contents`. It can be pickled and has no network: other processes may run it.
+
+        Args:
+            **options: Those of `predict`.
+        """
+        raise NotImplementedError
+
+    def predict_contents(self, contents: Sequence[Any], **options: Any) -> list[Any]:
+        """The predictions for what `reader` read from several files: those of `predict`, up to rounding.
+
+        Args:
+            contents: What it read.
+            **options: Those of `predict`.
+        """
+        raise NotImplementedError
+
+    def check_output(self, output: Path, files: Sequence[Path]) -> None:
+        """Refuse an output of the wrong kind, or in which results would overwrite one another or an input.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        check_output_folder(output, files, endings=self.endings)
+
+    def rows(self, prediction: Any) -> list[tuple[object, ...]]:
+        """A prediction in the table of results: values for `columns`, in one or more rows."""
+        return [(str(prediction),)]
+
+    def num_rows(self, **_: Any) -> int:
+        """How many rows a prediction has in the table of results, by the options of `predict`."""
+        return 1
+
     def write(self, folder: Path, stem: str, prediction: Any) -> None:
         """Write the result of one input into a folder, as `stem` + each of `endings`."""
         raise NotImplementedError
 
-    @contextmanager
-    def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:
-        """Write the results of many files, each as soon as it is ready, whole or not at all.
-
-        Args:
-            output: A folder, created if missing; or a CSV file if the results are a table.
-            files: All inputs.
-
-        Yields:
-            A function that takes a file and its prediction.
-
-        Raises:
-            ValueError: If results would overwrite one another or an input, or the output is of the wrong kind.
-        """
-        check_output_folder(output, files, endings=self.endings)
-
-        def write(file: Path, prediction: Any) -> None:
-            with atomic_folder(output) as folder:
-                self.write(folder, file.stem, prediction)
-
-        yield write
+    def finish(self, table: Path) -> None:
+        """Write what is made from the table of all results, beside it."""
 
     def visualize(
         self,
@@ -161,9 +178,9 @@ def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequenc
     """Refuse an output folder in which results would overwrite one another or an input.
 
     Raises:
-        ValueError: If they would, or `folder` is a file or is named like a CSV file.
+        ValueError: If they would, or `folder` is a file or is named like a table.
     """
-    if folder.is_file() or folder.suffix.lower() == ".csv":
+    if folder.is_file() or folder.suffix.lower() in (".csv", ".parquet"):
         raise ValueError(
             f"--output {folder}: a network that labels points or pixels writes a folder, with {len(endings)} files per "
             "input."

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pcea.inference.base import Predictor
-from pcea.io.atomic import atomic_file
 
 
 class ClassPrediction(NamedTuple):
@@ -50,28 +48,24 @@ class ClassPrediction(NamedTuple):
 class ClassPredictor(Predictor):
     """Base class of the classifiers of clouds and of images: their results are one table."""
 
-    @contextmanager
-    def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:  # noqa: ARG002
-        """Collect the results in a CSV file with the columns file, rank, class, probability, known and pose."""
+    columns: ClassVar[Mapping[str, type]] = MappingProxyType(
+        {"rank": int, "class": str, "probability": float, "known": str, "pose": str}
+    )
+
+    def check_output(self, output: Path, files: Sequence[Path]) -> None:  # noqa: ARG002
+        """Refuse a folder."""
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: a network that names classes writes a CSV file.")
-        rows: list[tuple[object, ...]] = []
 
-        def write(file: Path, prediction: ClassPrediction) -> None:
-            ranked = zip(prediction.class_names, prediction.probabilities)
-            known = "yes" if prediction.is_known else "no"
-            rows.extend(
-                (file, rank, name, f"{p:.4f}", known, prediction.pose) for rank, (name, p) in enumerate(ranked, start=1)
-            )
+    def rows(self, prediction: ClassPrediction) -> list[tuple[object, ...]]:
+        """One row per class, the most probable first."""
+        ranked = zip(prediction.class_names, prediction.probabilities)
+        known = "yes" if prediction.is_known else "no"
+        return [(rank, name, f"{p:.4f}", known, prediction.pose) for rank, (name, p) in enumerate(ranked, start=1)]
 
-        yield write
-        with (
-            atomic_file(output) as part,
-            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-        ):
-            writer = csv.writer(stream)
-            writer.writerow(["file", "rank", "class", "probability", "known", "pose"])
-            writer.writerows(rows)
+    def num_rows(self, *, top: int = 3, like: Any = None, **_: Any) -> int:
+        """One for each class that is returned."""
+        return min(top, len(self.class_names if like is None else like.class_names))
 
     def rank(self, logits: Tensor, top: int, *, score: float | None = None, pose: str = "") -> ClassPrediction:
         """The `top` most probable classes.

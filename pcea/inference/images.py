@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +24,7 @@ class ImagePredictor(ClassPredictor):
 
     sees_images: ClassVar[bool] = True
     purpose: ClassVar[str] = "names the class of an image"
+    batch_size: ClassVar[int] = 8
 
     @torch.inference_mode()
     def predict(self, source: ImageSource, *, top: int = 3) -> ClassPrediction:
@@ -38,8 +40,20 @@ class ImagePredictor(ClassPredictor):
             ValueError: If it is not an image, or the network cannot take it.
         """
         self.check(top=top)
-        logits = self.logits(load_image(source)).float() / self.description.temperature
-        return self.rank(logits, top)
+        return self.predict_contents([load_image(source)], top=top)[0]
+
+    def reader(self, **_: Any) -> Callable[[Path], Tensor]:
+        """See `Predictor.reader`."""
+        return load_image
+
+    @torch.inference_mode()
+    def predict_contents(self, contents: Sequence[Tensor], *, top: int = 3, **_: Any) -> list[ClassPrediction]:
+        """The classes of images (3, H, W) uint8. Those that the network sees in one size go through as one batch."""
+        inputs = [self._prepare(image) for image in contents]
+        has_one_size = len({each.shape for each in inputs}) == 1
+        batches = [torch.cat(inputs)] if has_one_size else inputs
+        logits = torch.cat([self.network(batch).float().cpu() for batch in batches]) / self.description.temperature
+        return [self.rank(each, top) for each in logits]
 
     def check(self, *, top: int = 3, **_: Any) -> None:
         """Raise a ValueError for invalid options."""
@@ -47,9 +61,11 @@ class ImagePredictor(ClassPredictor):
 
     def logits(self, image: Tensor) -> Tensor:
         """Logits (P,), on the CPU, of an image (3, H, W) uint8."""
+        return self.network(self._prepare(image))[0].float().cpu()
+
+    def _prepare(self, image: Tensor) -> Tensor:
         shown = self.window(image).cut(image)
-        prepared = prepare(shown, self.description.image_size or shown.shape[1:], self)
-        return self.network(prepared)[0].float().cpu()
+        return prepare(shown, self.description.image_size or shown.shape[1:], self)
 
     def window(self, image: Tensor) -> Window:
         """The part of an image (3, H, W) that the network sees: the middle, shaped like its training images."""

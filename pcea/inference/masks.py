@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,8 +71,18 @@ class MaskPredictor(Predictor):
             ValueError: If it is not an image, or `longest_side` is not positive.
         """
         self.check(longest_side=longest_side)
-        image = load_image(source)
-        return to_masks(self.logits(image, longest_side=longest_side), image, self.class_names)
+        return self.predict_contents([load_image(source)], longest_side=longest_side)[0]
+
+    def reader(self, **_: Any) -> Callable[[Path], Tensor]:
+        """See `Predictor.reader`."""
+        return load_image
+
+    @torch.inference_mode()
+    def predict_contents(
+        self, contents: Sequence[Tensor], *, longest_side: int = LONGEST_SIDE, **_: Any
+    ) -> list[MaskPrediction]:
+        """The pixels of images (3, H, W) uint8, one image after the other."""
+        return [to_masks(self.logits(image, longest_side=longest_side), image, self.class_names) for image in contents]
 
     def check(self, *, longest_side: int = LONGEST_SIDE, **_: Any) -> None:
         """Raise a ValueError for invalid options."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,12 +17,11 @@ from torch import Tensor
 from pcea.inference.base import Predictor
 from pcea.inference.images import ImageSource, load_image
 from pcea.io.atomic import atomic_file
+from pcea.io.result_table import read_results
 from pcea.visualization.colors import palette
 from pcea.visualization.fonts import drawable, font_families
 from pcea.visualization.images import resize_picture
 
-OBJECTS_FILE = "objects.json"
-"""The file with the objects of all images."""
 # Smaller images are drawn larger, so that scores can be read.
 _DRAWN_SIDE = 800
 
@@ -63,6 +63,9 @@ class ObjectPredictor(Predictor):
     sees_images: ClassVar[bool] = True
     purpose: ClassVar[str] = "finds objects"
     endings: ClassVar[tuple[str, ...]] = ("_objects.jpg",)
+    columns: ClassVar[Mapping[str, type]] = MappingProxyType(
+        {"result": str, "width": int, "height": int, "objects": str}
+    )
 
     @torch.inference_mode()
     def predict(self, source: ImageSource, *, threshold: float = 0.5) -> ObjectPrediction:
@@ -77,10 +80,23 @@ class ObjectPredictor(Predictor):
             ValueError: If it is not an image, or the threshold is not in 0..1.
         """
         self.check(threshold=threshold)
-        image = load_image(source)
-        [found] = self.network([image.to(self.device).float() / 255])
-        found = {name: value.cpu() for name, value in found.items()}
-        return to_objects(found, image, self.class_names, threshold=threshold)
+        return self.predict_contents([load_image(source)], threshold=threshold)[0]
+
+    def reader(self, **_: Any) -> Callable[[Path], Tensor]:
+        """See `Predictor.reader`."""
+        return load_image
+
+    @torch.inference_mode()
+    def predict_contents(
+        self, contents: Sequence[Tensor], *, threshold: float = 0.5, **_: Any
+    ) -> list[ObjectPrediction]:
+        """The objects in images (3, H, W) uint8, one image after the other."""
+        predictions = []
+        for image in contents:
+            [found] = self.network([image.to(self.device).float() / 255])
+            found = {name: value.cpu() for name, value in found.items()}
+            predictions.append(to_objects(found, image, self.class_names, threshold=threshold))
+        return predictions
 
     def check(self, *, threshold: float = 0.5, **_: Any) -> None:
         """Raise a ValueError for invalid options."""
@@ -94,19 +110,20 @@ class ObjectPredictor(Predictor):
         picture = Image.fromarray(draw_objects(prediction))
         picture.save(folder / f"{stem}{self.endings[0]}", quality=92)
 
-    @contextmanager
-    def writing(self, output: Path, files: Sequence[Path]) -> Iterator[Callable[[Path, Any], None]]:
-        """Write drawn images as they come, and finally `objects.json` with all objects, in COCO format."""
-        found = coco_dataset(self.class_names, self.description.category_ids)
-        with super().writing(output, files) as write_image:
+    def rows(self, prediction: ObjectPrediction) -> list[tuple[object, ...]]:
+        """One row, with the annotations in JSON."""
+        H, W = prediction.picture.shape[1:]
+        objects = coco_annotations(prediction, 0, self.description.category_ids)  # `write_coco` numbers the images
+        for index, annotation in enumerate(objects):
+            width, height = annotation["bbox"][2:]
+            area = width * height if prediction.masks is None else int(prediction.masks[index].sum())
+            annotation["area"] = round(area, 2)
+        return [(str(prediction), W, H, json.dumps(objects))]
 
-            def write(file: Path, prediction: ObjectPrediction) -> None:
-                write_image(file, prediction)
-                add_to_coco(found, file.name, prediction)
-
-            yield write
-            with atomic_file(output / OBJECTS_FILE) as part:
-                part.write_text(json.dumps(found), encoding="utf-8")
+    def finish(self, table: Path) -> None:
+        """Write all objects in COCO format: `objects.json` for the table `predictions.csv`."""
+        path = table.with_name(table.name.replace("predictions", "objects")).with_suffix(".json")
+        write_coco(path, table, self.class_names, self.description.category_ids)
 
     def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
         """What the network attends to in an image; the arguments are those of `pcea visualize`."""
@@ -155,23 +172,37 @@ def coco_annotations(prediction: ObjectPrediction, image_id: int, category_ids: 
     return annotations
 
 
-def coco_dataset(class_names: Sequence[str], category_ids: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """An empty COCO dataset for `add_to_coco` to fill; () as `category_ids` counts classes from 1."""
+def write_coco(path: Path, table: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
+    """Write the objects of a table of results as a dataset in COCO format, whole or not at all.
+
+    Args:
+        path: The JSON file.
+        table: The table. It is read one row at a time: the objects of all images may not fit into memory.
+        class_names: Names of all classes.
+        category_ids: Number of each class; () counts from 1.
+    """
     ids = tuple(category_ids) or range(1, 1 + len(class_names))
     categories = [{"id": int(number), "name": name} for number, name in zip(ids, class_names)]
-    return {"images": [], "categories": categories, "annotations": []}
 
+    def images() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(read_results(table), start=1):
+            width, height = int(row["width"]), int(row["height"])
+            yield {"id": number, "file_name": Path(row["file"]).name, "width": width, "height": height}
 
-def add_to_coco(dataset: dict[str, list[dict[str, Any]]], name: str, prediction: ObjectPrediction) -> None:
-    """Add an image, by its name, and its objects with their scores to a COCO dataset."""
-    H, W = prediction.picture.shape[1:]
-    images, annotations = dataset["images"], dataset["annotations"]
-    images.append({"id": len(images) + 1, "file_name": name, "width": W, "height": H})
-    ids = [category["id"] for category in dataset["categories"]]
-    for index, annotation in enumerate(coco_annotations(prediction, len(images), ids)):
-        width, height = annotation["bbox"][2:]
-        area = width * height if prediction.masks is None else int(prediction.masks[index].sum())
-        annotations.append({"id": len(annotations) + 1, **annotation, "area": round(area, 2), "iscrowd": 0})
+    def annotations() -> Iterator[dict[str, Any]]:
+        counter = count(1)
+        for number, row in enumerate(read_results(table), start=1):
+            for annotation in json.loads(row["objects"]):
+                yield {"id": next(counter), **annotation, "image_id": number, "iscrowd": 0}
+
+    with atomic_file(path) as part, part.open("w", encoding="utf-8") as stream:
+        stream.write(f'{{"categories": {json.dumps(categories)}')
+        for name, items in (("images", images()), ("annotations", annotations())):
+            stream.write(f', "{name}": [')
+            for index, item in enumerate(items):
+                stream.write(f"{', ' if index else ''}{json.dumps(item)}")
+            stream.write("]")
+        stream.write("}")
 
 
 def draw_objects(prediction: ObjectPrediction, *, size: int | None = None) -> np.ndarray:

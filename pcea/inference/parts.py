@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -94,9 +95,29 @@ class PartPredictor(Predictor):
             ValueError: If it holds no points, or an argument does not fit the network.
         """
         self.check(category=category, up=up, num_points=num_points, points_per_pass=points_per_pass)
-        category = find_category(self.description.parts, category)
         cloud = self._load(source, num_points=num_points, seed=seed)
-        return self.label(cloud, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
+        return self.predict_contents([cloud], category=category, up=up, points_per_pass=points_per_pass, seed=seed)[0]
+
+    def reader(self, *, num_points: int = 10_000, seed: int = 0, **_: Any) -> Callable[[Path], Points]:
+        """See `Predictor.reader`."""
+        return partial(load_cloud, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
+
+    def predict_contents(
+        self,
+        contents: Sequence[Points],
+        *,
+        category: str | None = None,
+        up: str = "y",
+        points_per_pass: int | None = None,
+        seed: int = 0,
+        **_: Any,
+    ) -> list[PartPrediction]:
+        """The parts of clouds that have been read, one after the other."""
+        category = find_category(self.description.parts, category)
+        return [
+            self.label(cloud, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
+            for cloud in contents
+        ]
 
     def check(
         self,
@@ -116,7 +137,7 @@ class PartPredictor(Predictor):
         points_shown(0, points_per_pass)
 
     def _load(self, source: CloudSource, *, num_points: int, seed: int) -> Points:
-        return load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
+        return self.reader(num_points=num_points, seed=seed)(source)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def label(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +42,7 @@ class PointPredictor(ClassPredictor):
     """Classifies meshes and clouds."""
 
     purpose: ClassVar[str] = "names the class of a mesh or cloud"
+    batch_size: ClassVar[int] = 16
 
     @torch.inference_mode()
     def predict(
@@ -67,28 +70,39 @@ class PointPredictor(ClassPredictor):
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
         self.check(up=up, top=top)
+        if like is not None and not isinstance(like, Examples):
+            like = read_examples(self, like, seed=seed)
+        return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
+
+    @torch.inference_mode()
+    def predict_contents(
+        self, contents: Sequence[Points], *, up: str = "auto", top: int = 3, like: Examples | None = None, **_: Any
+    ) -> list[ClassPrediction]:
+        """The classes of clouds that have been read. Those of one size in a known pose go through as one batch."""
         if like is not None:
-            examples = like if isinstance(like, Examples) else read_examples(self, like, seed=seed)
-            return rank(examples.compare(self.embed(source, seed=seed)), top, examples.class_names)
-        posed = self.pose(self.read(source, seed=seed), up=up)
-        return self.rank(posed.logits, top, score=posed.score, pose=posed.name)
+            return [rank(like.compare(self._feature(cloud)), top, like.class_names) for cloud in contents]
+        sizes = {len(cloud.points) for cloud in contents}
+        if len(sizes) == 1 and not self._finds_pose(up):
+            all_posed = self._judge_upright(contents, up)
+        else:
+            all_posed = [self.pose(cloud, up=up) for cloud in contents]
+        return [self.rank(posed.logits, top, score=posed.score, pose=posed.name) for posed in all_posed]
+
+    def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Points]:
+        """See `Predictor.reader`."""
+        about = self.description
+        return partial(read_shape, num_points=about.num_points or None, with_normals=about.has_normals, seed=seed)
 
     def read(self, source: CloudSource, *, seed: int = 0) -> Points:
         """What the network is to see of a file, or of data in memory; arguments and errors as for `predict`."""
-        cloud = load_cloud(
-            source,
-            self.description.num_points or None,
-            min_points=1,  # the network itself says how many it needs
-            seed=seed,
-            with_normals=self.description.has_normals,
-        )
-        check_shape(cloud.points, name_of(source))
-        return cloud
+        return self.reader(seed=seed)(source)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def embed(self, source: CloudSource, *, seed: int = 0) -> Tensor:
         """The feature of a shape before the last layer, (D,): its mean over the 24 poses along the axes."""
-        cloud = self.read(source, seed=seed)
+        return self._feature(self.read(source, seed=seed))
+
+    def _feature(self, cloud: Points) -> Tensor:
         turn = axis_rotations().mT.to(self.device)
         normals = None
         if self.description.has_normals and cloud.normals is not None:
@@ -128,14 +142,26 @@ class PointPredictor(ClassPredictor):
                 normals = cloud.normals[some].to(self.device) @ turn
             return self.network(points, normals)
 
-        if up == "auto" and about.background:
+        if self._finds_pose(up):
             fewest = int(getattr(self.network, "min_points", 1))
             points = normalize_points(cloud.points)
             return find_pose(judge, points, temperature=about.temperature, min_points=fewest)
-        rotation = up_rotation("y" if up == "auto" else up)
-        logits = judge(rotation[None], len(cloud.points))[0]
+        return self._judge_upright([cloud], up)[0]
+
+    def _finds_pose(self, up: str) -> bool:
+        return up == "auto" and self.description.background
+
+    def _judge_upright(self, clouds: Sequence[Points], up: str) -> list[PosedLogits]:
+        """What the network says of B clouds of N points each, whose upward axis is known."""
+        about, rotation = self.description, up_rotation("y" if up == "auto" else up)
+        turn = rotation.T.to(self.device)
+        points = torch.stack([normalize_points(cloud.points) for cloud in clouds]).to(self.device) @ turn  # (B, N, 3)
+        normals = None
+        if about.has_normals and all(cloud.normals is not None for cloud in clouds):
+            normals = torch.stack([cloud.normals for cloud in clouds]).to(self.device) @ turn  # type: ignore[misc]
+        logits = self.network(points, normals)
         logits = log_odds(logits, about.temperature) if about.background else logits.float().cpu() / about.temperature
-        return PosedLogits(logits, float(logits.logsumexp(0)), rotation)
+        return [PosedLogits(each, float(each.logsumexp(0)), rotation) for each in logits]
 
     def subject(
         self,
@@ -151,6 +177,14 @@ class PointPredictor(ClassPredictor):
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
+
+
+def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Points:
+    """Load a cloud to be classified as a whole, with a warning if it is no shape of one object; see `load_cloud`."""
+    # The network itself says how many points it needs.
+    cloud = load_cloud(source, num_points, min_points=1, seed=seed, with_normals=with_normals)
+    check_shape(cloud.points, name_of(source))
+    return cloud
 
 
 def check_shape(points: Tensor, name: str) -> None:

@@ -92,3 +92,6 @@ _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     **dict.fromkeys((".npy", ".npz"), read_numpy_cloud),
     **dict.fromkeys((".h5", ".hdf5"), _read_h5_cloud),
 }
+
+ENDINGS = tuple(_READERS)
+"""What the names of mesh and cloud files end in, in lower case."""

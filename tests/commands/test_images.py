@@ -71,7 +71,9 @@ def test_cifar10(capsys, cifar, tmp_path):
     files = sorted((cifar / "data" / "cifar10" / "test").glob("*/*.png"))
     tables = []
     for source in (("--weights", last), ("--weights", tmp_path / "cifar.safetensors")):
-        code, output, errors = run(capsys, "predict", *files, *source, "--top", 10, "--output", tmp_path / "out.csv")
+        code, output, errors = run(
+            capsys, "predict", *files, *source, "--top", 10, "--output", tmp_path / "out.csv", "--overwrite"
+        )
         assert code == 0, errors
         lines = output.splitlines()
         assert [line.split()[0] for line in lines[:-1]] == list(map(str, files))

@@ -119,17 +119,23 @@ def test_unreadable_files_are_counted_and_named_and_do_not_stop_the_others(tmp_p
     good = write_mesh(tmp_path / "box.off", "lying")
     (tmp_path / "picture.off").write_bytes(b"\x89PNG\r\n")
     np.save(tmp_path / "small.npy", np.random.default_rng(0).random((15, 3)))
-    files = [good, tmp_path / "picture.off", good, tmp_path / "small.npy"]
+    other = write_mesh(tmp_path / "other.off", "standing")
+    files = [good, tmp_path / "picture.off", other, tmp_path / "small.npy", good]
     with pytest.raises(SystemExit, match="1"):
         predict(files, weights=weights, top=1, output=tmp_path / "out.csv")
     printed = capsys.readouterr()
     message = r"2 of 4 files cannot be read.*picture\.off.*small\.npy: The network needs at least 16 points"
     assert re.search(message, printed.err)
-    assert [line.split()[0] for line in printed.out.splitlines()[:-1]] == [str(good)] * 2
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+    assert [line.split()[0] for line in printed.out.splitlines()[:-1]] == [str(good), str(other)]
+    with (tmp_path / "out.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [str(file) for file in files[:4]]
+    assert [row["class"] for row in rows] == ["lying", "", "standing", ""]
+    assert [row["error"][:12] for row in rows] == ["", str(files[1])[:12], "", str(files[3])[:12]]
+    assert "The network needs at least 16 points" in rows[3]["error"]
     with pytest.raises(ValueError, match=r"picture\.off could not be read"):
         predict(files[1:2], weights=weights, output=tmp_path / "none.csv")
-    assert not (tmp_path / "none.csv").exists()
+    assert "could not be read" in (tmp_path / "none.csv").read_text()
 
 
 def test_errors(tmp_path, classify):
@@ -174,7 +180,7 @@ def test_parts_are_printed_and_written(tmp_path, part_weights, cloud, capsys):
     assert first.startswith(f"{file}  tower  300 points  foot ")
     assert second.startswith(f"{box}    tower  150 points  foot ")
     assert str(tmp_path / "out") in last
-    names = ["box.npz", "box.ply", "cloud.npz", "cloud.ply"]
+    names = ["box.npz", "box.ply", "cloud.npz", "cloud.ply", "predictions.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     arrays = np.load(tmp_path / "out" / "cloud.npz")
     assert np.array_equal(arrays["points"], points.numpy())
@@ -192,7 +198,8 @@ def test_what_is_written_if_a_file_of_points_cannot_be_read(tmp_path, part_weigh
     with pytest.raises(SystemExit, match="1"):
         predict([tmp_path / "bad.npy", cloud[0]], weights=part_weights, category="bar", output=tmp_path / "out")
     assert re.search(r"1 of 2 files cannot be read: .*bad\.npy", capsys.readouterr().err)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cloud.npz", "cloud.ply"]
+    names = ["cloud.npz", "cloud.ply", "predictions.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_errors_of_parts(tmp_path, part_weights, cloud):
@@ -200,8 +207,9 @@ def test_errors_of_parts(tmp_path, part_weights, cloud):
         predict([cloud[0]], weights=part_weights)
     with pytest.raises(ValueError, match="names the parts of points: --top is not for it"):
         predict([cloud[0]], weights=part_weights, category="bar", top=3)
+    np.savetxt(tmp_path / "cloud.txt", cloud[1])
     with pytest.raises(ValueError, match="would both be written"):
-        predict([cloud[0], cloud[0]], weights=part_weights, category="bar", output=tmp_path / "out")
+        predict([cloud[0], tmp_path / "cloud.txt"], weights=part_weights, category="bar", output=tmp_path / "out")
 
 
 @pytest.fixture

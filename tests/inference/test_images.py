@@ -1,5 +1,6 @@
 """Classes of pictures and of their pixels, by networks whose answer is known: it is in the colours."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def trained(per_pixel: bool, image_size: tuple[int, ...] = ()) -> ImagePredictor
         "masks" if per_pixel else "images", "own.Colors", {}, NAMES, mean=MEAN, std=STD, image_size=image_size
     )
     return (MaskPredictor if per_pixel else ImagePredictor)(Colors(per_pixel), about)
+
+
+def test_images_of_one_size_are_one_batch() -> None:
+    predictor = trained(per_pixel=False, image_size=(6, 6))
+    images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in ((3, 6, 6), (3, 17, 13), (3, 30, 11))]
+    together = predictor.predict_contents(images, top=3)
+    assert [len(batch) for batch in predictor.network.seen] == [3]
+    for image, prediction in zip(images, together):
+        alone = predictor.predict(image, top=3)
+        assert prediction.class_names == alone.class_names
+        assert prediction.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    predictor = trained(per_pixel=False)  # sees images in the size that they have
+    assert [len(p.class_names) for p in predictor.predict_contents(images, top=2)] == [2, 2, 2]
+    assert [len(batch) for batch in predictor.network.seen] == [1, 1, 1]
 
 
 def shown(image: Tensor, predictor: ImagePredictor) -> Tensor:
@@ -177,7 +192,8 @@ def test_shares_are_printed_and_files_written(
     line, last = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{photo}  24 x 10 pixels  blue 66.7 %  red 33.3 %  mean confidence 100.0 %")
     assert str(tmp_path / "new" / "out") in last
-    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"photo.png", "photo_overlay.jpg"}
+    names = {"photo.png", "photo_overlay.jpg", "predictions.csv"}
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == names
     predict([photo], longest_side=12)
     assert "24 x 10 pixels, seen as 12 x 5  blue" in capsys.readouterr().out
 
@@ -213,7 +229,10 @@ def test_unreadable_images_are_named_and_the_others_are_there(
         assert re.match(message, printed.err)
         with pytest.raises(ValueError, match="2 of 2 files cannot be read"):
             predict(files[1:], output=tmp_path / f"no_{output}")
-        assert not (tmp_path / f"no_{output}").exists()
+        table = tmp_path / "no_out" / "predictions.csv" if per_pixel else tmp_path / "no_out.csv"
+        with table.open() as stream:
+            errors = [row["error"] for row in csv.DictReader(stream)]
+        assert [str(file) in error for file, error in zip(files[1:], errors)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from pcea.commands.predict import predict
 from pcea.inference.objects import (
     ObjectPrediction,
     ObjectPredictor,
-    add_to_coco,
     coco_annotations,
-    coco_dataset,
     draw_objects,
+    write_coco,
 )
 from pcea.io.description import NetworkDescription
+from pcea.io.result_table import ResultTable
 
 NAMES = ("red", "green")
 PURE = ((255, 0, 0), (0, 255, 0))
@@ -93,11 +93,15 @@ def test_results_of_coco():
     assert "segmentation" not in coco_annotations(found._replace(masks=None), 17, ())[0]
 
 
-def test_a_coco_dataset_of_two_pictures():
-    dataset = coco_dataset(NAMES, (4, 9))
-    found = trained().predict(picture(), threshold=0.1)
-    add_to_coco(dataset, "a.png", found)
-    add_to_coco(dataset, "b.png", found._replace(masks=None))
+def test_a_coco_dataset_of_two_pictures(tmp_path):
+    predictor = trained()
+    found = predictor.predict(picture(), threshold=0.1)
+    with ResultTable(tmp_path / "predictions.csv", predictor.columns) as table:
+        table.add(tmp_path / "a.png", predictor.rows(found))
+        table.add_error(tmp_path / "bad.png", "no picture")
+        table.add(tmp_path / "b.png", predictor.rows(found._replace(masks=None)))
+    write_coco(tmp_path / "objects.json", tmp_path / "predictions.csv", NAMES, (4, 9))
+    dataset = json.loads((tmp_path / "objects.json").read_text())
     assert dataset["categories"] == [{"id": 4, "name": "red"}, {"id": 9, "name": "green"}]
     assert dataset["images"][1] == {"id": 2, "file_name": "b.png", "width": 20, "height": 12}
     assert [(a["id"], a["image_id"], a["area"]) for a in dataset["annotations"]] == [
@@ -177,7 +181,7 @@ def test_predict_counts_and_writes(files, tmp_path, capsys):
     assert lines[0].endswith("one.png  20 x 12 pixels  1 red  1 green")
     assert lines[1].endswith("two.png  20 x 12 pixels  no objects")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "objects.json", "one_objects.jpg", "two_objects.jpg",
+        "objects.json", "one_objects.jpg", "predictions.csv", "two_objects.jpg",
     ]  # fmt: skip
     written = json.loads((tmp_path / "out" / "objects.json").read_text())
     assert [image["file_name"] for image in written["images"]] == ["one.png", "two.png"]

@@ -1,0 +1,133 @@
+"""Where `pcea predict` writes: a table of all files, and for some networks a folder of results."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcea.commands.input_files import Share
+from pcea.inference.base import Predictor
+from pcea.io.atomic import atomic_folder, remove_leftovers
+from pcea.io.result_table import ResultTable, check_parquet, name_in_table, write_parquet
+
+
+class PredictionOutput:
+    """What is written for each file: a row in a table, and files in a folder where the network has such results.
+
+    Args:
+        predictor: The network.
+        path: The folder, or the CSV or Parquet file.
+        table: The table. Files that are in it already are skipped.
+    """
+
+    def __init__(self, predictor: Predictor, path: Path, table: ResultTable):
+        self._predictor, self._path, self.table = predictor, path, table
+
+    def has(self, file: Path) -> bool:
+        """Whether a file has a result, or failed."""
+        return name_in_table(file) in self.table.files
+
+    def error(self, file: Path) -> str | None:
+        """Why a file failed in an earlier run."""
+        return self.table.errors.get(name_in_table(file))
+
+    def add(self, file: Path, prediction: Any) -> None:
+        """Write a result; its row is in the table after `table.save`."""
+        if self._predictor.endings:
+            with atomic_folder(self._path) as folder:
+                self._predictor.write(folder, file.stem, prediction)
+        self.table.add(file, self._predictor.rows(prediction))
+
+    def finish(self) -> str:
+        """Write what is made of all results; returns what was written, in words."""
+        self._predictor.finish(self.table.path)
+        if _is_parquet(self._path):
+            write_parquet(self.table.path, self._path, self._predictor.columns)
+        if not self._predictor.endings:
+            return str(self._path)
+        return ", ".join([*(str(self._path / f"<name>{end}") for end in self._predictor.endings), str(self.table.path)])
+
+
+@contextmanager
+def open_output(
+    predictor: Predictor,
+    path: Path,
+    files: Sequence[Path],
+    options: Mapping[str, Any],
+    *,
+    share: Share,
+    overwrite: bool,
+) -> Iterator[PredictionOutput]:
+    """Begin to write results, or go on.
+
+    Args:
+        predictor: The network.
+        path: A folder, created if missing; or a CSV or Parquet file if the results are a table.
+        files: All inputs, those of other processes too.
+        options: The options of `predict`.
+        share: Which part of the inputs is this process's; each one has a table of its own.
+        overwrite: Start anew.
+
+    Raises:
+        ValueError: If results would overwrite one another or an input, or the output is of the wrong kind or has
+            results of other options.
+        OSError: If it cannot be written.
+    """
+    predictor.check_output(path, files)
+    if predictor.endings:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"Cannot write to {path}: {error.strerror or error}.") from error
+        remove_leftovers(path)
+        table = share.mark(path / "predictions.csv")
+    else:
+        path = share.mark(path)
+        table = path.with_suffix(".csv") if _is_parquet(path) else path
+    if _is_parquet(path):
+        check_parquet()
+    with ResultTable(
+        table,
+        predictor.columns,
+        num_rows=predictor.num_rows(**options),
+        settings=describe_settings(predictor, options),
+        overwrite=overwrite,
+    ) as opened:
+        yield PredictionOutput(predictor, path, opened)
+
+
+def describe_settings(predictor: Predictor, options: Mapping[str, Any]) -> str:
+    """What results depend on besides the file: a digest of the network, and all options of `predict`."""
+    content = json.dumps(predictor.description.as_plain(), sort_keys=True)
+    settings = {"weights": _digest(content, predictor.network.state_dict())}
+    for name, parameter in inspect.signature(predictor.predict).parameters.items():
+        value = options.get(name, parameter.default)
+        if name == "like" and value is not None:
+            value = _digest(*(part if isinstance(part, Tensor) else str(part) for part in value))
+        if name != "source" and value is not None:
+            settings[name] = value
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _digest(*contents: Tensor | str | Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, str):
+            digest.update(content.encode())
+            continue
+        for name, tensor in content.items() if isinstance(content, Mapping) else [("", content)]:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
