@@ -256,8 +256,8 @@ def write_h5(path: Path, pieces: Iterable[Arrays]) -> None:
             with _writing(path, sum(column.nbytes for column in columns.values())):
                 for name, array in piece.items():
                     if name not in columns:
-                        file = stack.enter_context((folder / name).open("wb"))
-                        columns[name] = _Column(file, array.dtype, array.shape[1:])
+                        columns[name] = _Column((folder / name).open("wb"), array.dtype, array.shape[1:])
+                        stack.callback(columns[name].discard)
                     columns[name].append(array)
         with _writing(path, sum(column.nbytes for column in columns.values())):
             _assemble(path, columns)
@@ -288,6 +288,10 @@ class _Column:
         assert (array.dtype, array.shape[1:]) == (self.dtype, self.row_shape)
         self.file.write(array.tobytes())
         self.rows += len(array)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # what a full disk does not take is not needed any more
+            self.file.close()
 
     def chunks(self) -> Iterator[np.ndarray]:
         """All rows, a few megabytes at a time."""

@@ -90,18 +90,22 @@ class PartDataset(Dataset):
         place = torch.arange(int(sizes.max()))
         mask = place < sizes.unsqueeze(1)
         inside = torch.where(mask, place, 0)
+        is_full = bool(mask.all())
 
         def take(array: Array) -> Tensor:
             if isinstance(array, Tensor):
                 return array[self.starts[index].unsqueeze(1) + inside]
-            return array[index][(sizes.cumsum(0) - sizes).unsqueeze(1) + inside]
+            rows = array[index]  # clouds one after the other
+            if is_full:
+                return rows.unflatten(0, mask.shape)
+            return rows[(sizes.cumsum(0) - sizes).unsqueeze(1) + inside]
 
         return PointBatch(
             take(self.points),
             take(self.label),
             None if self.normals is None else take(self.normals),
             None if self.category is None else self.category[index],
-            None if mask.all() else mask,
+            None if is_full else mask,
         )
 
     @property

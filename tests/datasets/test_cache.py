@@ -248,14 +248,16 @@ def small_disk(tmp_path):
         yield disk
 
 
-@pytest.mark.parametrize("megabytes", [1, 1.9, 1.99, 2.5, 40])
+@pytest.mark.parametrize("megabytes", [1, 1.9, 1.99, 2.5, 3.999, 40])
 def test_a_disk_that_really_is_full(small_disk, megabytes):
     """HDF5 ended the process with a segmentation fault when it found out at closing time."""
     code = (
-        "import sys; import numpy as np; from pathlib import Path; from pcea.datasets.cache import write_h5\n"
-        "half = {'data': np.zeros(int(float(sys.argv[2]) * 2**19), np.uint8)}\n"
-        "try: write_h5(Path(sys.argv[1]), [half, half])\n"
-        "except OSError as error: print(error)"
+        "import sys; import numpy as np; from pathlib import Path\n"
+        "from pcea.datasets.cache import CacheError, write_h5\n"
+        "whole = np.zeros(int(float(sys.argv[2]) * 2**20), np.uint8)\n"
+        "pieces = ({'data': piece} for piece in np.array_split(whole, 99_991))\n"  # less than a file buffers
+        "try: write_h5(Path(sys.argv[1]), pieces)\n"
+        "except CacheError as error: print(error)"
     )
     target = small_disk / ".pcea" / "cache.h5"
     done = subprocess.run([sys.executable, "-c", code, target, str(megabytes)], capture_output=True, text=True)
