@@ -113,6 +113,8 @@ def visualize(
     _check_outputs(output, animate, size, grid=grid, files=files)
     if compare is not None and (suffix in (".png", ".ply") or animate is not None):
         raise ValueError("--compare is for a page: give --output page.html.")
+    if compare == weights:
+        raise ValueError(f"--compare must be other weights than --weights, got {compare} twice.")
     given = {
         "up": up, "seed": seed, "num_points": num_points, "points_per_pass": points_per_pass, "category": category,
         "head": head,

@@ -27,7 +27,7 @@ from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size
 from pcea.visualization.color_basis import color_tokens, fit_color_basis
 from pcea.visualization.colors import color_values, palette
 from pcea.visualization.gaps import bridge_gaps, surface_normals
-from pcea.visualization.point_weights import select_tokens
+from pcea.visualization.point_weights import TokenWeights, select_tokens
 from pcea.visualization.subject import ATTENTION_MODES, Subject
 from pcea.visualization.views import GREY, MAX_COLORED_SLOTS, View, rank_slots
 
@@ -72,14 +72,18 @@ class Page:
         layer = len(first.layers) - 1 if layer is None else layer
         first.view(mode or first.modes[0], layer=layer, slot=slot, query=query)  # refuses what does not exist
         arrays = _Arrays()
-        writers = {name: [_Writer(arrays, each, several) for each in several] for name, several in networks.items()}
+        writers = []
+        for several in networks.values():
+            scale = _SharedColors(several)
+            writers.append([_Writer(arrays, subject, scale) for subject in several])
         described = [
-            {"name": name, "subjects": [writer.describe() for writer in several]} for name, several in writers.items()
+            {"name": name, "subjects": [writer.describe() for writer in several]}
+            for name, several in zip(networks, writers)
         ]
         start = {
             "network": 0, "file": 0, "mode": mode or first.modes[0], "layer": layer, "slot": slot,
             "head": -1 if first.head is None else first.head,
-            "query": None if query is None else next(iter(writers.values()))[0].place_of(query),
+            "query": None if query is None else writers[0][0].place_of(query),
         }  # fmt: skip
         about = {
             "networks": described, "start": start, "palette": palette(MAX_COLORED_SLOTS).tolist(), "grey": GREY,
@@ -95,7 +99,9 @@ class Page:
             "arrays": arrays.text(),
         }
         # In one pass, so that nothing in a name is taken for one of these.
-        self.html = re.sub(r"\$(\w+)", lambda match: parts[match[1]], _read("page.html"))
+        text = re.sub(r"\$(\w+)", lambda match: parts[match[1]], _read("page.html"))
+        # Names of files need not be UTF-8.
+        self.html = text.encode("utf-8", "replace").decode("utf-8")
 
     def save(self, path: str | Path) -> None:
         """Write the page, completely or not at all.
@@ -173,17 +179,48 @@ class _Arrays:
         return base64.b64encode(self._bytes).decode()
 
 
+class _SharedColors:
+    """What colours mean in all subjects of one network. Each is found once, as all subjects have a part in it."""
+
+    def __init__(self, subjects: Sequence[Subject]):
+        self._subjects = subjects
+        self._bases, self._rankings = dict[tuple[int, int | None], Tensor](), dict[tuple[int, int | None], list[int]]()
+
+    def basis(self, subject: Subject, layer: int, head: int | None) -> Tensor:
+        """For mode "colors", (3, S). Self-attention has no slots that subjects could share."""
+        if subject.attention(layer).slots_are_tokens:
+            return self._find_basis([subject], layer, head)
+        if (layer, head) not in self._bases:
+            self._bases[layer, head] = self._find_basis(self._subjects, layer, head)
+        return self._bases[layer, head]
+
+    @staticmethod
+    def _find_basis(subjects: Sequence[Subject], layer: int, head: int | None) -> Tensor:
+        if head is None:
+            return subjects[0].color_basis(layer, subjects)
+        return fit_color_basis([_tokens(each, layer, head).weights for each in subjects])
+
+    def ranking(self, subject: Subject, layer: int, head: int | None) -> list[int]:
+        """The slots that have a colour in mode "slots"."""
+        if subject.attention(layer).slots_are_tokens:
+            return []
+        if (layer, head) not in self._rankings:
+            weights = [_tokens(each, layer, head).weights for each in self._subjects]
+            self._rankings[layer, head] = rank_slots(weights)[:MAX_COLORED_SLOTS]
+        return self._rankings[layer, head]
+
+
 class _Writer:
     """Describes one subject for the page.
 
     Args:
         arrays: Where its numbers go.
         subject: The subject.
-        shown: All subjects of its network, with which it shares colours.
+        scale: The colours of its network.
     """
 
-    def __init__(self, arrays: _Arrays, subject: Subject, shown: Sequence[Subject]):
-        self._arrays, self._subject, self._shown = arrays, subject, shown
+    def __init__(self, arrays: _Arrays, subject: Subject, scale: _SharedColors):
+        self._arrays, self._subject, self._scale = arrays, subject, scale
         count = len(subject.points)
         self._chosen, self._notes = torch.arange(count), list[str]()
         if count > MAX_POINTS and subject.picture is None:
@@ -242,7 +279,7 @@ class _Writer:
         subject, arrays = self._subject, self._arrays
         attention = subject.attention(layer)
         own, grid = attention.slots_are_tokens, attention.grid
-        weights, positions = self._tokens(subject, layer, None)
+        weights, positions = _tokens(subject, layer, None)
         most = _MAX_OWN_TOKENS if own else _MAX_TOKENS
         chosen = torch.arange(len(weights))
         if own and grid is not None and len(weights) > most:
@@ -254,7 +291,7 @@ class _Writer:
         heads = [None, *range(count)] if count > 1 else [None]
         numbers, lows, units = [], [], []
         for head in heads[-count:]:
-            of_head = self._tokens(subject, layer, head)[0][chosen].cpu()
+            of_head = _tokens(subject, layer, head).weights[chosen].cpu()
             # Each slot in steps of its own; of self-attention, which is shown row by row, each row.
             packed = _quantize(of_head[:, chosen].T, np.uint8) if own else _quantize(of_head, np.uint16)
             numbers.append(packed[0].T if own else packed[0])
@@ -271,29 +308,14 @@ class _Writer:
             "low": arrays.add(np.stack(lows)),
             "unit": arrays.add(np.stack(units)),
             "colors": arrays.add(np.stack([self._colors(layer, head, chosen) for head in heads])),
-            "ranking": [self._ranking(layer, head) for head in heads],
+            "ranking": [self._scale.ranking(subject, layer, head) for head in heads],
         }
-
-    @staticmethod
-    def _tokens(subject: Subject, layer: int, head: int | None) -> tuple[Tensor, Tensor]:
-        return select_tokens(subject.points, subject.attention(layer), cloud=subject.cloud, head=head)
 
     def _colors(self, layer: int, head: int | None, chosen: Tensor) -> np.ndarray:
         """Colours of the tokens, (M, 3) uint8."""
-        weights = self._tokens(self._subject, layer, head)[0]
-        if head is None:
-            basis = self._subject.color_basis(layer, self._shown)
-        else:
-            own = self._subject.attention(layer).slots_are_tokens
-            several = [self._subject] if own else self._shown
-            basis = fit_color_basis([self._tokens(each, layer, head)[0] for each in several])
-        return (255 * color_tokens(weights, basis)[chosen]).round().to(torch.uint8).cpu().numpy()
-
-    def _ranking(self, layer: int, head: int | None) -> list[int]:
-        """The slots that have a colour in mode "slots"."""
-        if self._subject.attention(layer).slots_are_tokens:
-            return []
-        return rank_slots([self._tokens(each, layer, head)[0] for each in self._shown])[:MAX_COLORED_SLOTS]
+        weights = _tokens(self._subject, layer, head).weights
+        colors = color_tokens(weights, self._scale.basis(self._subject, layer, head))
+        return (255 * colors[chosen]).round().to(torch.uint8).cpu().numpy()
 
     def _result(self, view: View) -> dict[str, Any]:
         """Colours that do not depend on the attention: values, or labels with their colours."""
@@ -313,6 +335,10 @@ class _Writer:
         if len(colors) > 1:
             content["values"] = self._arrays.add(label.numpy().astype("<u1" if len(colors) <= 256 else "<u2"))
         return content
+
+
+def _tokens(subject: Subject, layer: int, head: int | None) -> TokenWeights:
+    return select_tokens(subject.points, subject.attention(layer), cloud=subject.cloud, head=head)
 
 
 def _read(name: str) -> str:

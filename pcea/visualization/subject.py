@@ -35,7 +35,8 @@ class Subject:
             files for the mean over all heads. By default they are found from what is shown.
 
     Raises:
-        ValueError: If `points` is not a single cloud, or the positions of a layer's tokens are unknown.
+        ValueError: If `points` is not a single cloud, or the positions of a layer's tokens are unknown, or
+            attention weights are not finite.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Subject:
             raise ValueError("No attention was recorded: run the model inside `with record_attention(model)`.")
         for layer_name, attention in layers.items():
             try:
-                select_tokens(points, attention, cloud=cloud)
+                if not select_tokens(points, attention, cloud=cloud).weights.isfinite().all():
+                    raise ValueError("Some attention weights are not finite: the network has diverged.")
             except ValueError as error:
                 raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
         self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture

@@ -205,6 +205,13 @@ BAD = [
 ]
 
 
+def test_a_network_is_not_compared_with_itself(files, weights, tmp_path, capsys):
+    options = ("--weights", weights, "--compare", weights, "--output", tmp_path / "page.html")
+    code, _, error = run(capsys, files[0], *options)
+    assert code == 2
+    assert "--compare must be other weights than --weights" in error
+
+
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
 def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

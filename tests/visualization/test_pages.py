@@ -21,7 +21,7 @@ from pcea.inference.points import PointPredictor
 from pcea.io.description import NetworkDescription
 from pcea.models.eamlp import ImageTransformer
 from pcea.nn.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
-from pcea.visualization import Page, make_page, show
+from pcea.visualization import Page, make_page, pages, show
 from pcea.visualization.subject import Subject
 from pcea.visualization.window import in_notebook
 
@@ -298,6 +298,21 @@ def test_names_are_text(visit):
     assert tab.evaluate("document.scripts.length") == 2  # the numbers are read and gone
 
 
+def test_names_that_are_not_utf8(tmp_path):
+    page = Page([Subject(torch.rand(30, 3), {"": AttentionMap(torch.rand(1, 30, 4))}, name="caf\udce9")])
+    page.save(tmp_path / "page.html")
+    assert '"caf?"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_colours_of_many_files_are_found_once(monkeypatch):
+    ranked = []
+    rank_slots = pages.rank_slots
+    monkeypatch.setattr(pages, "rank_slots", lambda weights: ranked.append(len(weights)) or rank_slots(weights))
+    layers = {name: AttentionMap(torch.rand(1, 30, 4)) for name in "ab"}
+    Page([Subject(torch.rand(30, 3), layers) for _ in range(5)])
+    assert ranked == [5, 5]
+
+
 def test_sizes():
     """40,000 points and four layers: well under 4 MB."""
     points = torch.rand(40_000, 3)
@@ -342,6 +357,10 @@ def test_errors(tmp_path):
         Page([])
     with pytest.raises(ValueError, match="There is nothing to see: all 30 points of the cloud are equal"):
         make_page(torch.zeros(30, 3), attention)
+    attention.weights[0, 3, 2] = torch.nan
+    with pytest.raises(ValueError, match="Some attention weights are not finite"):
+        make_page(points, attention)
+    attention.weights[0, 3, 2] = 0
     with pytest.raises(OSError, match="nowhere"):
         make_page(points, attention).save(tmp_path / "nowhere" / "page.html")
 
