@@ -219,6 +219,15 @@ def test_two_networks_side_by_side_and_the_address(visit):
     assert wrong.evaluate("pcea.panes[0].choice.mode") == "colors"
 
 
+def test_views_side_by_side_have_the_same_height(visit):
+    tab = visit(Page([cloud_subject(), cloud_subject(200)]), fragment="#a=0,0,slot&b=0,1,slots")
+    areas = "pcea.panes.map(({ stage }) => stage.getBoundingClientRect()).map(({ top, height }) => [top, height])"
+    left, right = tab.evaluate(areas)
+    assert left == right
+    tab.set_viewport_size({"width": 800, "height": 400})
+    assert min(height for _, height in tab.evaluate(areas)) > 150
+
+
 def test_keys_help_and_the_saved_picture(visit):
     tab = visit(Page([cloud_subject(), cloud_subject(200)]))
     state = "[pcea.panes[0].choice.mode, pcea.panes[0].choice.layer, pcea.panes[0].choice.file, pcea.isDark]"
@@ -296,6 +305,15 @@ def test_names_are_text(visit):
     assert tab.text_content(".name") == NASTY
     assert tab.evaluate("pcea.networks[0].subjects[0].layers[0].name") == NASTY
     assert tab.evaluate("document.scripts.length") == 2  # the numbers are read and gone
+
+
+def test_long_names_leave_room(visit):
+    layers = {name: AttentionMap(torch.rand(1, 30, 4)) for name in ("layer" * 50, "b" * 250)}
+    tab = visit(Page({name * 250: [Subject(torch.rand(30, 3), layers, name="x" * 250)] for name in "mn"}))
+    tab.evaluate("pcea.panes[0].view.legend = [['y'.repeat(250), [0, 0, 0]]]; pcea.panes[0].drawLegend()")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 900
+    assert tab.evaluate("pcea.panes[0].legend.offsetWidth") <= 450
+    assert tab.evaluate("pcea.panes[0].stage.clientHeight") > 350
 
 
 def test_names_that_are_not_utf8(tmp_path):
