@@ -49,10 +49,10 @@ def visit(browser, tmp_path):
     """Open a page and wait until it has drawn; at the end, nothing may have been requested, or be in the console."""
     opened = []
 
-    def open_page(page, *, fragment="", width=900, height=700):
+    def open_page(page, *, fragment="", width=900, height=700, **options):
         path = tmp_path / f"page{len(opened)}.html"
         page.save(path)
-        tab = browser.new_page(viewport={"width": width, "height": height})
+        tab = browser.new_page(viewport={"width": width, "height": height}, **options)
         tab.set_default_timeout(120_000)
         said, asked = [], []
         tab.on("console", lambda message: said.append(message.text))
@@ -161,12 +161,17 @@ def place_of(tab, point):
     )
 
 
+def front_point(tab):
+    """The point nearest to the eye, which no other hides."""
+    tab.wait_for_timeout(300)  # drawn
+    code = "[...Array(pcea.panes[0].subject.count).keys()].map((point) => pcea.panes[0].scene.project(point)[2])"
+    return int(np.argmin(tab.evaluate(code)))
+
+
 def test_a_click_makes_a_point_the_query(visit):
     subject = cloud_subject()
     tab = visit(Page([subject]))
-    tab.wait_for_timeout(300)  # drawn
-    depth = tab.evaluate("[...Array(600).keys()].map((point) => pcea.panes[0].scene.project(point)[2])")
-    front = int(np.argmin(depth))  # no other hides it
+    front = front_point(tab)
     tab.mouse.click(*place_of(tab, front))
     choice = tab.evaluate("pcea.panes[0].choice")
     assert (choice["mode"], choice["query"]) == ("query", front)
@@ -184,6 +189,30 @@ def test_a_click_makes_a_point_the_query(visit):
     torch.testing.assert_close(torch.tensor(place), subject.source_points.points[front], atol=2e-4, rtol=0)
     assert f"point {front} " in status
     assert "likeness to the query: 1" in status
+    part = subject.view("parts", layer=0)
+    name = next(name for name, color in part.legend if color == tuple(part.colors[front].tolist()))
+    assert f" · {name} · " in status
+    # What is said follows the mode, and ends where the mouse leaves.
+    tab.keyboard.press("m")
+    tab.wait_for_function("() => document.getElementById('status').textContent.includes(' channels decided ')")
+    tab.mouse.move(x, 5)
+    tab.wait_for_function("() => document.getElementById('status').textContent.startsWith('Click a point')")
+
+
+def test_a_tap_makes_a_point_the_query_and_says_what_it_is(visit):
+    tab = visit(Page([cloud_subject()]), width=390, has_touch=True)
+    front = front_point(tab)
+    tab.touchscreen.tap(*place_of(tab, front))
+    assert tab.evaluate("pcea.panes[0].choice.query") == front
+    tab.wait_for_function(f"() => document.getElementById('status').textContent.includes('point {front} at')")
+
+
+def test_the_mode_query_shows_the_farthest_point_before_a_click(visit):
+    subject = cloud_subject()
+    tab = visit(Page([subject]))
+    tab.evaluate("pcea.panes[0].choose({ mode: 'query' })")
+    assert tab.evaluate("[pcea.panes[0].choice.query, pcea.panes[0].scene.marker]") == [subject.farthest_point()] * 2
+    assert_same_colors(colors_in(tab), subject.view("query", layer=3).colors)
 
 
 def test_a_click_on_a_pixel_makes_it_the_query(visit):
@@ -192,6 +221,24 @@ def test_a_click_on_a_pixel_makes_it_the_query(visit):
     tab.wait_for_timeout(300)
     tab.mouse.click(*place_of(tab, 5 * 48 + 7))
     assert tab.evaluate("pcea.panes[0].choice.query") == 5 * 48 + 7
+    # Images are moved by the camera of all views, which the address holds.
+    before = place_of(tab, 0)
+    tab.mouse.wheel(0, -300)
+    tab.mouse.move(400, 400)
+    tab.mouse.down()
+    tab.mouse.move(430, 420, steps=3)
+    tab.mouse.up()
+    tab.wait_for_function("() => !pcea.isMoving")
+    moved = place_of(tab, 0)
+    zoom, pan = tab.evaluate("[pcea.camera.zoom, pcea.camera.pan]")
+    assert zoom > 1.2
+    assert pan[0] > 0 > pan[1]
+    assert moved != pytest.approx(before, abs=5)
+    tab.wait_for_function("() => location.hash.includes('camera') && !location.hash.includes('camera=35,20,1,0,0')")
+    again = visit(Page([subject]), fragment=tab.evaluate("location.hash"))
+    again.wait_for_timeout(300)
+    assert place_of(again, 0) == pytest.approx(moved, abs=1)
+    assert place_of(again, 99) == pytest.approx(place_of(tab, 99), abs=1)
 
 
 @pytest.mark.slow
@@ -219,6 +266,96 @@ def test_two_networks_side_by_side_and_the_address(visit):
     assert wrong.evaluate("pcea.panes[0].choice.mode") == "colors"
 
 
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        "#a=0,0,query,2.5,0.5,2.5,2.5&camera=10,1e9,0,0,0&size=1e6&strength=99",
+        "#a=1e999,NaN,__proto__,-1,-1,-7,-2&b=&camera=1e300,1e300,-5,1e300,1e300&size=-1e6",
+        "#a=%E0%A4%A&camera=,,,,&size=&theme=<script>alert(1)</script>",
+    ],
+)
+def test_an_address_gets_what_there_is(visit, fragment):
+    subject = cloud_subject(50)
+    tab = visit(Page([subject]), fragment=fragment)
+    choice = tab.evaluate("pcea.panes[0].choice")
+    assert (choice["network"], choice["file"], choice["layer"], choice["head"]) == (0, 0, 3, -1)
+    assert choice["query"] == subject.farthest_point()
+    assert 0 <= choice["slot"] < 8
+    camera = tab.evaluate("pcea.camera")
+    assert -90 <= camera["elevation"] <= 90
+    assert 0.2 <= camera["zoom"] <= 50
+    assert max(map(abs, camera["pan"])) <= 10
+    assert tab.evaluate("Object.values(pcea.panes[0].scene.frame()).flat().every(Number.isFinite)")
+    assert abs(tab.evaluate("pcea.size")) <= 3
+    assert_same_colors(colors_in(tab, mode="query"), subject.view("query", layer=3).colors)
+
+
+def test_views_side_by_side_have_the_same_height(visit):
+    tab = visit(Page([cloud_subject(), cloud_subject(200)]), fragment="#a=0,0,slot&b=0,1,slots")
+    areas = "pcea.panes.map(({ stage }) => stage.getBoundingClientRect()).map(({ top, height }) => [top, height])"
+    left, right = tab.evaluate(areas)
+    assert left == right
+    tab.set_viewport_size({"width": 800, "height": 400})
+    assert min(height for _, height in tab.evaluate(areas)) > 150
+
+
+@pytest.mark.slow
+def test_comparing_again_and_again(visit):
+    """Browsers take the oldest WebGL context away where there are more than 16."""
+    tab = visit(Page([cloud_subject()]))
+    for _ in range(40):
+        tab.keyboard.press("c")
+    assert not tab.evaluate("pcea.panes[0].scene.gl.isContextLost()")
+
+
+def test_a_lost_graphics_context_comes_back(visit):
+    tab = visit(Page([cloud_subject()]), fragment="#a=0,0,colors&size=3")
+    tab.wait_for_timeout(300)
+    tab.evaluate("lost = pcea.panes[0].scene.gl.getExtension('WEBGL_lose_context')")
+    tab.evaluate("lost.loseContext()")
+    tab.wait_for_function("() => pcea.panes[0].busy.textContent.includes('graphics memory')")
+    tab.evaluate("pcea.panes[0].choose({ mode: 'query' })")
+    assert "graphics memory" in tab.text_content(".busy")
+    tab.evaluate("lost.restoreContext()")
+    tab.wait_for_function("() => !pcea.panes[0].busy.textContent")
+    tab.wait_for_timeout(300)
+    assert (np.ptp(picture_of(tab)[200:], axis=-1) > 40).mean() > 0.05
+
+
+def test_a_browser_without_webgl_is_told(browser, tmp_path):
+    make_page(torch.rand(30, 3), AttentionMap(torch.rand(1, 30, 4))).save(tmp_path / "page.html")
+    tab = browser.new_page()
+    tab.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    tab.goto((tmp_path / "page.html").as_uri())
+    assert "it has no WebGL 2" in tab.inner_text("#panes")
+    tab.close()
+
+
+def test_nothing_is_drawn_while_nothing_changes(visit):
+    tab = visit(Page([cloud_subject()]))
+    tab.wait_for_timeout(1000)
+    tab.evaluate("drawn = 0; draw = pcea.draw; pcea.draw = () => { drawn++; draw.call(pcea); }; null")
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("drawn") == 0
+    tab.keyboard.press("t")
+    tab.wait_for_function("() => drawn === 1")
+
+
+def test_a_screen_of_high_density(visit):
+    page = Page({name: [cloud_subject()] for name in ("one", "two")}, mode="slots", layer=1)
+    tab = visit(page, device_scale_factor=2)
+    tab.wait_for_timeout(300)
+    width, height = tab.evaluate("(({ canvas }) => [canvas.width, canvas.height])(pcea.panes[0].scene)")
+    assert width == 1800
+    assert tab.evaluate("pcea.panes[0].heading") == "The array · one · slots · layer 1"
+    with tab.expect_download() as download:
+        tab.keyboard.press("p")
+    picture = Image.open(download.value.path()).convert("RGB")
+    assert picture.size == (width, height + 2 * 44)  # the heading is as large as on the page
+    # Points do not shine through the legend.
+    assert np.asarray(picture)[88 : 88 + height // 4, :10].min() > 200
+
+
 def test_keys_help_and_the_saved_picture(visit):
     tab = visit(Page([cloud_subject(), cloud_subject(200)]))
     state = "[pcea.panes[0].choice.mode, pcea.panes[0].choice.layer, pcea.panes[0].choice.file, pcea.isDark]"
@@ -230,8 +367,20 @@ def test_keys_help_and_the_saved_picture(visit):
         assert tab.evaluate(state) == expected
     tab.keyboard.press("h")
     assert tab.is_visible("#help")
+    tab.keyboard.press("m")  # nothing changes behind it
+    assert tab.evaluate(state) == ["slot", 0, 1, True]
     tab.keyboard.press("Escape")
     assert not tab.is_visible("#help")
+    # A slider takes the arrows, and leaves the letters.
+    turned = tab.evaluate("pcea.camera.azimuth")
+    tab.focus("#size")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("t")
+    assert tab.evaluate("[pcea.size, pcea.camera.azimuth, pcea.isDark]") == [0.1, turned, False]
+    tab.focus(".stage canvas:not([hidden])")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowDown")
+    assert tab.evaluate("[pcea.camera.azimuth, pcea.camera.elevation]") == [25, 30]
     with tab.expect_download() as download:
         tab.keyboard.press("p")
     picture = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(float)
@@ -270,6 +419,9 @@ def test_a_million_points(visit):
     # While it is moved, a part of the points is drawn.
     tab.evaluate("pcea.hurry()")
     assert tab.evaluate("pcea.isMoving")
+    # However slow that is.
+    tab.evaluate("pcea.hurried = 64; pcea.draw()")
+    assert tab.evaluate("pcea.panes[0].scene.gl.getError()") == 0
     tab.wait_for_function("() => !pcea.isMoving")
     tab.wait_for_timeout(500)
     assert (np.ptp(picture_of(tab)[200:], axis=-1) > 40).mean() > 0.1
@@ -298,10 +450,30 @@ def test_names_are_text(visit):
     assert tab.evaluate("document.scripts.length") == 2  # the numbers are read and gone
 
 
+def test_long_names_leave_room(visit):
+    layers = {name: AttentionMap(torch.rand(1, 30, 4)) for name in ("layer" * 50, "b" * 250)}
+    tab = visit(Page({name * 250: [Subject(torch.rand(30, 3), layers, name="x" * 250)] for name in "mn"}))
+    tab.evaluate("pcea.panes[0].view.legend = [['y'.repeat(250), [0, 0, 0]]]; pcea.panes[0].drawLegend()")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 900
+    assert tab.evaluate("pcea.panes[0].legend.offsetWidth") <= 450
+    assert tab.evaluate("pcea.panes[0].stage.clientHeight") > 350
+
+
 def test_names_that_are_not_utf8(tmp_path):
     page = Page([Subject(torch.rand(30, 3), {"": AttentionMap(torch.rand(1, 30, 4))}, name="caf\udce9")])
     page.save(tmp_path / "page.html")
     assert '"caf?"' in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_far_from_the_origin(visit):
+    """As in maps: metres, millions of them from the origin."""
+    points = torch.rand(30, 3, dtype=torch.float64) + torch.tensor([5e5, 4e6, 100])
+    tab = visit(make_page(points, AttentionMap(torch.rand(1, 30, 4)), query=7))
+    places = tab.evaluate("[...Array(30).keys()].map((i) => pcea.panes[0].subject.place(i))")
+    found = torch.tensor(places, dtype=torch.float64)
+    torch.testing.assert_close(found, points, atol=3e-5, rtol=0)
+    seen = torch.tensor(tab.evaluate("[...Array(30).keys()].map((i) => pcea.panes[0].scene.project(i).slice(0, 2))"))
+    assert len(seen.round().unique(dim=0)) > 25
 
 
 def test_colours_of_many_files_are_found_once(monkeypatch):
@@ -376,6 +548,26 @@ def test_a_notebook_shows_the_page(monkeypatch):
     )
     del shell.kernel  # IPython in a terminal
     assert not in_notebook()
+
+
+def test_a_page_within_a_notebook(browser, tmp_path):
+    page = make_page(torch.rand(300, 3), AttentionMap(torch.rand(1, 300, 4)), query=5)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><h1>Notebook</h1>{page._repr_html_()}", encoding="utf-8")
+    tab = browser.new_page()
+    said = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto((tmp_path / "notebook.html").as_uri())
+    frame = tab.frames[1]
+    frame.wait_for_function("() => window.pcea && pcea.written")
+    assert frame.evaluate("pcea.panes[0].choice.query") == 5
+    with tab.expect_download() as download:
+        frame.click("#save")
+    assert download.value.suggested_filename == "cloud.png"
+    frame.click("#ask")
+    assert frame.is_visible("#help")
+    assert said == []
+    tab.close()
 
 
 def test_any_network_of_ones_own(visit):

@@ -11,6 +11,11 @@ const MEANING = {
   parts: "The part that each point belongs to.",
 };
 
+const LOST = "The browser has taken the graphics memory away. The view comes back when it returns it.";
+
+/** Whether a value, such as one from the address, is the number of one of so many things. */
+const isIndex = (value, count) => Number.isInteger(value) && value >= 0 && value < count;
+
 const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
@@ -31,7 +36,8 @@ class Pane {
       this.selects[name] = select;
       this.controls.append(element("label", {}, `${name} `, select));
     }
-    this.slider = element("input", { type: "range", min: 0, step: 1, oninput: () => this.choose({ slot: Number(this.slider.value) }) });
+    this.slider = element("input", { type: "range", min: 0, step: 1 });
+    this.slider.addEventListener("input", () => this.choose({ slot: Number(this.slider.value) }));
     this.slider.setAttribute("aria-label", "slot");
     this.slotName = element("output");
     this.controls.append(element("label", {}, "slot ", this.slider, " ", this.slotName));
@@ -59,33 +65,33 @@ class Pane {
   /** Change what is selected; what the new file or layer lacks falls back to what it has. */
   choose(change) {
     const choice = Object.assign(this.choice, change), { networks } = this.app;
-    const within = (value, count) => Math.min(Math.max(0, Math.trunc(value) || 0), count - 1);
-    choice.network = within(choice.network, networks.length);
-    choice.file = within(choice.file, networks[choice.network].subjects.length);
+    if (!isIndex(choice.network, networks.length)) choice.network = 0;
+    if (!isIndex(choice.file, networks[choice.network].subjects.length)) choice.file = 0;
     const { subject } = this;
-    if (choice.layer === null || choice.layer >= subject.layers.length) choice.layer = subject.layers.length - 1;
-    choice.layer = within(choice.layer, subject.layers.length);
+    if (!isIndex(choice.layer, subject.layers.length)) choice.layer = subject.layers.length - 1;
     if (!subject.modes.includes(choice.mode)) choice.mode = subject.modes[0];
-    if (this.layer.heads < 2 || !(choice.head >= -1 && choice.head < this.layer.heads)) choice.head = -1;
-    const ranking = this.layer.ranking[choice.head + 1];
-    if (choice.slot === null || !(choice.slot >= 0 && choice.slot < this.layer.slots)) choice.slot = ranking[0] || 0;
-    if ("file" in change || "network" in change || !(choice.query >= 0 && choice.query < subject.count))
-      if (!("query" in change) || !(choice.query >= 0 && choice.query < subject.count)) choice.query = subject.query;
+    const { layer } = this;
+    if (layer.heads < 2 || !isIndex(choice.head, layer.heads)) choice.head = -1;
+    if (!isIndex(choice.slot, layer.slots)) choice.slot = layer.ranking[choice.head + 1][0] || 0;
+    // The points of another file have other numbers.
+    const isOld = ("file" in change || "network" in change) && !("query" in change);
+    if (isOld || !isIndex(choice.query, subject.count)) choice.query = subject.query;
     this.update();
   }
 
   update() {
     const { choice, subject, app } = this;
-    const fill = (name, texts, chosen) => {
+    const fill = (name, texts, values = [...texts.keys()]) => {
       const select = this.selects[name];
-      select.replaceChildren(...texts.map(([value, text]) => new Option(text, value, false, String(value) === String(chosen))));
+      select.replaceChildren(...texts.map((text, i) => new Option(text, values[i], false, values[i] === choice[name])));
       select.parentElement.hidden = texts.length < 2;
     };
-    fill("network", app.networks.map(({ name }, i) => [i, name]), choice.network);
-    fill("file", app.networks[choice.network].subjects.map(({ name }, i) => [i, name]), choice.file);
-    fill("mode", subject.modes.map((mode) => [mode, mode]), choice.mode);
-    fill("layer", subject.layers.map(({ name }, i) => [i, `${i}: ${name}`]), choice.layer);
-    fill("head", [[-1, "mean"], ...[...Array(this.layer.heads).keys()].map((h) => [h, h])].slice(0, this.layer.heads > 1 ? undefined : 1), choice.head);
+    const heads = this.layer.heads > 1 ? [...Array(this.layer.heads).keys()] : [];
+    fill("network", app.networks.map(({ name }) => name));
+    fill("file", app.networks[choice.network].subjects.map(({ name }) => name));
+    fill("mode", subject.modes, subject.modes);
+    fill("layer", subject.layers.map(({ name }, i) => `${i}: ${name}`));
+    fill("head", ["mean", ...heads], [-1, ...heads]);
     this.slider.max = this.layer.slots - 1;
     this.slider.value = choice.slot;
     this.slotName.textContent = choice.slot;
@@ -102,7 +108,15 @@ class Pane {
       const canvas = element("canvas", { tabIndex: 0 });
       canvas.setAttribute("role", "img");
       this.stage.prepend(canvas);
-      this.scenes[kind] = kind === "picture" ? new PictureScene(canvas) : new CloudScene(canvas, this.app.camera);
+      this.scenes[kind] = new (kind === "picture" ? PictureScene : CloudScene)(canvas, this.app.camera);
+      canvas.addEventListener("webglcontextlost", (event) => {
+        event.preventDefault(); // asks for another one
+        this.busy.textContent = LOST;
+      });
+      canvas.addEventListener("webglcontextrestored", () => {
+        this.scenes[kind].prepare();
+        this.show();
+      });
     }
     this.scene = this.scenes[kind];
     for (const scene of Object.values(this.scenes)) scene.canvas.hidden = scene !== this.scene;
@@ -122,8 +136,9 @@ class Pane {
     this.view = subject.view(choice, this.app.scale);
     this.drawLegend();
     await scene.colors(this.view, choice.mode === "query" ? choice.query : null);
-    this.busy.textContent = "";
+    this.busy.textContent = scene.gl && scene.gl.isContextLost() ? LOST : "";
     this.app.changed();
+    this.hover();
   }
 
   drawLegend() {
@@ -135,12 +150,23 @@ class Pane {
       box.append(element("div", {}, mark, name));
     }
     if (!bar) return;
-    const stops = [...Array(9).keys()].map((i) => `rgb(${[...this.app.scale.viridis.slice(3 * Math.round((255 * i) / 8)).slice(0, 3)].join(" ")})`);
+    const { viridis } = this.app.scale;
+    const stops = [...Array(9).keys()].map((i) => {
+      const first = 3 * Math.round((255 * i) / 8);
+      return `rgb(${viridis.slice(first, first + 3).join(" ")})`;
+    });
     const strip = element("b");
     strip.style.background = `linear-gradient(to top, ${stops.join(", ")})`;
     const number = (value) => Number(value.toPrecision(3)).toString();
     box.append(element("div", { textContent: bar.text }), element("div", { className: "bar" }, strip,
       element("span", { textContent: number(bar.high) }), element("span", { textContent: number(bar.low) })));
+  }
+
+  /** What a picture of it is called. */
+  get heading() {
+    const { choice, subject, app } = this, ofLayer = choice.mode in subject.results ? "" : `layer ${choice.layer}`;
+    const network = app.networks.length > 1 ? app.networks[choice.network].name : "";
+    return [subject.title, network, choice.mode, ofLayer].filter(Boolean).join(" · ");
   }
 
   /** Fit the canvas to the page, and draw. */
@@ -163,10 +189,10 @@ class Pane {
   }
 
   describe(point) {
-    const { subject } = this, place = subject.place(point).map((value) => Number(value.toPrecision(6)));
-    const what = subject.picture ? `pixel ${place.join(", ")}` : `point ${subject.numberOf(point)} at ${place.join(", ")}`;
-    const text = this.view.text(point);
-    return `${subject.name}: ${what}${text ? ` · ${text}` : ""}`;
+    const { subject } = this, place = subject.place(point).join(", ");
+    const what = subject.picture ? `pixel ${place}` : `point ${subject.numberOf(point)} at ${place}`;
+    const part = this.choice.mode === "parts" ? "" : subject.nameIn("parts", point);
+    return [`${subject.name}: ${what}`, part, this.view.text(point)].filter(Boolean).join(" · ");
   }
 
   listen() {
@@ -176,6 +202,7 @@ class Pane {
       if (event.target.tagName !== "CANVAS") return;
       stage.setPointerCapture(event.pointerId);
       down.set(event.pointerId, event);
+      this.pointer = null;
       moved = down.size > 1 ? Infinity : 0;
       gap = 0;
     });
@@ -188,11 +215,11 @@ class Pane {
       if (moved < 5) return;
       if (down.size === 2) {
         const [a, b] = [...down.values()], apart = Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY);
-        if (gap) this.zoom(apart / gap);
+        if (gap) app.camera.magnify(apart / gap);
         gap = apart;
         this.move(dx / 2, dy / 2);
-      } else if (event.shiftKey || last.buttons & 6 || this.subject.picture) this.move(dx, dy);
-      else app.camera.turn(dx * 0.5, dy * 0.5);
+      } else if (event.shiftKey || last.buttons & 6) this.move(dx, dy);
+      else this.drag(dx, dy);
       app.hurry();
     });
     const up = (event) => {
@@ -200,41 +227,44 @@ class Pane {
       if (moved >= 5 || event.button > 0) return;
       const point = this.pick(event);
       if (point !== null) this.choose({ query: point, mode: "query" });
+      this.hover(event); // a finger cannot rest on a point
     };
     stage.addEventListener("pointerup", up);
     stage.addEventListener("pointercancel", up);
     stage.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.03 : 0.0012)));
+      app.camera.magnify(Math.exp(-event.deltaY * (event.deltaMode ? 0.03 : 0.0012)));
       app.hurry();
     }, { passive: false });
+    stage.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "touch") return; // it leaves after each tap
+      clearTimeout(this.hovering);
+      this.pointer = null;
+      app.say("");
+    });
     stage.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
-  hover(event) {
+  /** Say what is under the mouse once it rests, and again when something else is shown there. */
+  hover(event = this.pointer) {
     clearTimeout(this.hovering);
-    if (event.pointerType === "touch" || event.target.tagName !== "CANVAS" || !this.view) return;
+    this.pointer = event;
+    if (!event || !this.view) return;
     this.hovering = setTimeout(() => {
-      const point = this.pick(event);
+      const point = this.legend.contains(event.target) ? null : this.pick(event);
       this.app.say(point === null ? "" : this.describe(point));
     }, this.subject.count > 200_000 ? 100 : 15);
   }
 
-  zoom(factor) {
-    if (this.subject.picture) this.scene.zoom = Math.min(40, Math.max(0.5, this.scene.zoom * factor));
-    else this.app.camera.magnify(factor);
+  /** What dragging by so many pixels does: turn a cloud, move a picture. */
+  drag(dx, dy) {
+    if (this.subject.picture) this.move(dx, dy);
+    else this.app.camera.turn(dx * 0.5, dy * 0.5);
   }
 
   move(dx, dy) {
-    const { scene } = this, density = scene.canvas.width / scene.canvas.clientWidth;
-    if (this.subject.picture) {
-      scene.shift[0] += dx * density;
-      scene.shift[1] += dy * density;
-      return;
-    }
-    const frame = scene.frame(), unit = (2 * frame.distance) / frame.focal / scene.canvas.clientHeight / scene.radius;
-    this.app.camera.pan[0] += dx * unit;
-    this.app.camera.pan[1] -= dy * unit;
+    const { canvas } = this.scene, unit = (this.scene.panPerPixel() * canvas.width) / canvas.clientWidth;
+    this.app.camera.move(dx * unit, -dy * unit);
   }
 }
 
@@ -244,10 +274,13 @@ class App {
     const about = JSON.parse(document.getElementById("about").textContent);
     const arrays = new Arrays(document.getElementById("arrays").textContent);
     document.getElementById("arrays").remove();
-    this.networks = about.networks.map(({ name, subjects }) => ({ name, subjects: subjects.map((each) => new Subject(each, arrays)) }));
+    this.networks = about.networks.map(({ name, subjects }) => {
+      return { name, subjects: subjects.map((each) => new Subject(each, arrays)) };
+    });
     this.scale = { palette: about.palette, grey: about.grey, viridis: arrays.get(about.viridis) };
     this.camera = new Camera();
-    this.panes = [];
+    // Panes that were made stay, as browsers have few WebGL contexts; those in `panes` are shown.
+    Object.assign(this, { made: [], panes: [] });
     this.start = about.start;
     // While it moves, one of so many points is drawn.
     Object.assign(this, { size: 0, strength: 0.6, hurried: 1 });
@@ -277,28 +310,29 @@ class App {
   /** Show what the address says, and otherwise what the page was written with. */
   read() {
     const given = new URLSearchParams(location.hash.slice(1));
-    const numbers = (text) => text.split(",").map(Number);
     const choice = (text) => {
-      const parts = text.split(","), number = (i) => (parts[i] === undefined || parts[i] === "" ? null : Number(parts[i]));
-      return { network: number(0), file: number(1), mode: parts[2], layer: number(3), head: number(4), slot: number(5), query: number(6) };
+      const [network, file, mode, ...others] = text.split(",");
+      const [layer, head, slot, query] = others.map((word) => (word === "" ? null : Number(word)));
+      return { network: Number(network), file: Number(file), mode, layer, head, slot, query };
     };
     const choices = [given.has("a") ? choice(given.get("a")) : { ...this.start }];
     if (given.has("b")) choices.push(choice(given.get("b")));
     if (given.has("camera")) {
-      const [azimuth, elevation, zoom, x, y] = numbers(given.get("camera"));
-      if ([azimuth, elevation, zoom, x, y].every(Number.isFinite)) Object.assign(this.camera, { azimuth, elevation, zoom, pan: [x, y] });
+      const camera = given.get("camera").split(",").map(Number);
+      if (camera.length === 5 && camera.every(Number.isFinite)) this.camera.look(...camera);
     }
     for (const name of ["size", "strength"]) {
-      const value = given.has(name) ? Number(given.get(name)) : this[name];
-      if (Number.isFinite(value)) this[name] = value;
-      document.getElementById(name).value = this[name];
+      const slider = document.getElementById(name);
+      slider.value = given.has(name) ? given.get(name) : this[name];
+      this[name] = Number(slider.value); // within the slider's range
     }
     if (given.has("theme")) this.setTheme(given.get("theme") === "dark");
     this.setPanes(choices);
   }
 
   write() {
-    const choice = ({ network, file, mode, layer, head, slot, query }) => [network, file, mode, layer, head, slot, query].join(",");
+    const choice = ({ network, file, mode, layer, head, slot, query }) =>
+      [network, file, mode, layer, head, slot, query].join(",");
     const { azimuth, elevation, zoom, pan } = this.camera, short = (value) => Number(value.toFixed(4));
     const said = { a: choice(this.panes[0].choice) };
     if (this.panes[1]) said.b = choice(this.panes[1].choice);
@@ -315,7 +349,7 @@ class App {
   setPanes(choices) {
     const root = document.getElementById("panes");
     this.panes.slice(choices.length).forEach((pane) => pane.root.remove());
-    this.panes = choices.map((choice, i) => this.panes[i] || new Pane(this, choice));
+    this.panes = choices.map((choice, i) => (this.made[i] ||= new Pane(this, choice)));
     this.panes.forEach((pane, i) => {
       if (!pane.root.isConnected) root.append(pane.root);
       pane.choose({ ...choices[i] });
@@ -372,8 +406,8 @@ class App {
   }
 
   mark() {
-    const { file } = this.panes[0].choice;
-    [...document.getElementById("files").children].forEach((button, i) => button.setAttribute("aria-current", i === file));
+    const { file } = this.panes[0].choice, buttons = [...document.getElementById("files").children];
+    buttons.forEach((button, i) => button.setAttribute("aria-current", i === file));
   }
 
   /** A small picture of every file. */
@@ -397,51 +431,75 @@ class App {
       }
       return setTimeout(() => next(i + 1), 0);
     };
-    strip.append(...subjects.map(({ name }, i) => element("button", { title: name, onclick: () => this.panes[0].choose({ file: i }) },
-      element("img", { alt: "" }), element("span", { textContent: name }))));
+    strip.append(...subjects.map(({ name }, i) => {
+      const onclick = () => this.panes[0].choose({ file: i });
+      return element("button", { title: name, onclick }, element("img", { alt: "" }), element("span", {}, name));
+    }));
     this.mark();
     setTimeout(() => next(0), 50);
   }
 
   /** Save what is shown, with its titles and legends, as a picture. */
   save() {
-    this.draw();
+    if (!this.panes.every(({ view }) => view)) return;
+    for (const pane of this.panes) pane.draw(1);
     const canvases = this.panes.map(({ scene }) => scene.canvas), gap = 10, line = 44;
-    const width = canvases.reduce((sum, each) => sum + each.width + gap, -gap);
-    const sheet = element("canvas", { width, height: line + Math.max(...canvases.map((each) => each.height)) });
+    // In the units of the page; a screen of high density has more pixels.
+    const density = canvases[0].width / canvases[0].clientWidth, widths = canvases.map(({ width }) => width / density);
+    const total = widths.reduce((sum, width) => sum + width + gap, -gap);
+    const height = line + Math.max(...canvases.map((canvas) => canvas.height / density));
+    const sheet = element("canvas", { width: Math.round(total * density), height: Math.round(height * density) });
     const context = sheet.getContext("2d"), text = this.isDark ? "#e8e8e8" : "#222";
-    context.fillStyle = `rgb(${this.background.map((value) => 255 * value).join(" ")})`;
-    context.fillRect(0, 0, sheet.width, sheet.height);
+    const back = `rgb(${this.background.map((value) => 255 * value).join(" ")}`;
+    context.scale(density, density);
+    context.font = "16px system-ui, sans-serif";
+    context.fillStyle = `${back})`;
+    context.fillRect(0, 0, total, height);
     let left = 0;
-    for (const { scene, subject, choice, view } of this.panes) {
-      const { canvas } = scene;
-      context.drawImage(canvas, left, line);
-      context.font = "16px system-ui, sans-serif";
-      context.fillStyle = text;
-      context.fillText(`${subject.title} · ${choice.mode}, layer ${choice.layer}`, left + 8, 28, canvas.width - 16);
-      const entries = view.bar ? [[`${view.bar.text}: ${view.bar.high.toPrecision(3)}`, [...this.scale.viridis.slice(765)]],
-        [view.bar.low.toPrecision(3), [...this.scale.viridis.slice(0, 3)]]] : view.legend;
-      entries.forEach(([name, color], i) => {
+    this.panes.forEach((pane, i) => {
+      const { viridis } = this.scale, { bar } = pane.view;
+      context.drawImage(canvases[i], left, line, widths[i], canvases[i].height / density);
+      const entries = bar
+        ? [
+            [`${bar.text}: ${bar.high.toPrecision(3)}`, viridis.slice(-3)],
+            [bar.low.toPrecision(3), viridis.slice(0, 3)],
+          ]
+        : pane.view.legend;
+      if (entries.length) {
+        const longest = Math.max(...entries.map(([name]) => context.measureText(name).width));
+        context.fillStyle = `${back} / 0.8)`;
+        context.fillRect(left, line, longest + 36, 22 * entries.length + 8);
+      }
+      entries.forEach(([name, color], row) => {
         context.fillStyle = `rgb(${color.join(" ")})`;
-        context.fillRect(left + 8, line + 8 + 22 * i, 14, 14);
+        context.fillRect(left + 8, line + 8 + 22 * row, 14, 14);
         context.fillStyle = text;
-        context.fillText(name, left + 28, line + 21 + 22 * i);
+        context.fillText(name, left + 28, line + 21 + 22 * row);
       });
-      left += canvas.width + gap;
-    }
+      context.fillStyle = text;
+      context.fillText(pane.heading, left + 8, 28, widths[i] - 16);
+      left += widths[i] + gap;
+    });
     const link = element("a", { download: `${this.panes[0].subject.name}.png`, href: sheet.toDataURL("image/png") });
     link.click();
-    return link.href;
   }
 
   press(key, isBack) {
-    const pane = this.panes[0], { choice, subject } = pane, step = isBack ? -1 : 1;
+    const [pane] = this.panes, { choice, subject } = pane, step = isBack ? -1 : 1;
+    const drag = (dx, dy) => {
+      pane.drag(dx, dy);
+      this.hurry();
+    };
+    if (document.getElementById("help").open && key !== "h") return false;
     const around = (value, count) => (value + step + count) % count;
     const actions = {
       m: () => pane.choose({ mode: subject.modes[around(subject.modes.indexOf(choice.mode), subject.modes.length)] }),
       l: () => pane.choose({ layer: around(choice.layer, subject.layers.length) }),
-      s: () => subject.modes.includes("slot") &&
-        pane.choose({ mode: "slot", slot: choice.mode === "slot" ? around(choice.slot, pane.layer.slots) : choice.slot }),
+      s: () => {
+        if (!subject.modes.includes("slot")) return;
+        const slot = choice.mode === "slot" ? around(choice.slot, pane.layer.slots) : choice.slot;
+        pane.choose({ mode: "slot", slot });
+      },
       f: () => pane.choose({ file: around(choice.file, this.networks[choice.network].subjects.length) }),
       c: () => this.compare(),
       r: () => this.reset(),
@@ -451,6 +509,10 @@ class App {
       "+": () => this.grow(1),
       "=": () => this.grow(1),
       "-": () => this.grow(-1),
+      arrowleft: () => drag(-20, 0),
+      arrowright: () => drag(20, 0),
+      arrowup: () => drag(0, -20),
+      arrowdown: () => drag(0, 20),
     };
     if (!actions[key]) return false;
     actions[key]();
@@ -459,7 +521,6 @@ class App {
 
   reset() {
     this.camera.reset();
-    for (const { scene } of this.panes) if (scene.shift) Object.assign(scene, { zoom: 1, shift: [0, 0] });
     this.changed();
   }
 
@@ -500,7 +561,9 @@ class App {
     new ResizeObserver(() => this.request()).observe(document.getElementById("panes"));
     window.addEventListener("hashchange", () => location.hash !== this.written && this.read());
     window.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || /^(SELECT|INPUT)$/.test(event.target.tagName)) return;
+      const { tagName } = event.target;
+      if (event.ctrlKey || event.metaKey || event.altKey || tagName === "SELECT") return;
+      if (tagName === "INPUT" && event.key.startsWith("Arrow")) return; // moves the slider
       if (this.press(event.key.toLowerCase(), event.shiftKey && event.key !== "+")) event.preventDefault();
     });
   }

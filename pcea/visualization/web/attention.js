@@ -11,7 +11,7 @@ class Arrays {
   }
 
   get([type, offset, length]) {
-    const key = `${type}${offset}`;
+    const key = `${type} ${offset} ${length}`;
     if (!this.views.has(key)) {
       const types = { u8: Uint8Array, i8: Int8Array, u16: Uint16Array, u32: Uint32Array, f32: Float32Array };
       this.views.set(key, new types[type](this.bytes.buffer, offset, length));
@@ -123,8 +123,8 @@ class Subject {
     this.layerWeights = new Map();
     if (!this.picture) {
       const packed = arrays.get(about.points);
-      this.xyz = new Float32Array(packed.length);
-      for (let i = 0; i < packed.length; i++) this.xyz[i] = about.origin[i % 3] + about.step * packed[i];
+      // From the lowest corner of the cloud, as single precision is too coarse far from the origin.
+      this.xyz = Float32Array.from(packed, (value) => about.step * value);
       // Points behind the others only close gaps: nothing is known of them, and each is coloured like its nearest.
       this.bridges = arrays.get(about.nearest);
     }
@@ -136,8 +136,7 @@ class Subject {
     if (!this.carried.has(key)) {
       if (this.picture) this.carried.set(key, gridTokens(this.width, this.height, at));
       else {
-        const packed = this.arrays.get(at), tokens = new Float32Array(packed.length);
-        for (let i = 0; i < packed.length; i++) tokens[i] = this.origin[i % 3] + this.step * packed[i];
+        const tokens = Float32Array.from(this.arrays.get(at), (value) => this.step * value);
         this.carried.set(key, nearestTokens(this.xyz.subarray(0, 3 * this.count), tokens));
       }
     }
@@ -148,8 +147,8 @@ class Subject {
   weights(layer, head) {
     const key = `${layer} ${head}`;
     if (!this.layerWeights.has(key)) {
-      const { tokens, slots, heads, own } = this.layers[layer], about = this.layers[layer];
-      const packed = this.arrays.get(about.weights), low = this.arrays.get(about.low), step = this.arrays.get(about.unit);
+      const { tokens, slots, heads, own, weights, low: lowest, unit } = this.layers[layer];
+      const [packed, low, step] = [weights, lowest, unit].map((reference) => this.arrays.get(reference));
       const sum = new Float32Array(tokens * slots), chosen = head < 0 ? [...Array(heads).keys()] : [head];
       for (const h of chosen)
         for (let t = 0, i = 0; t < tokens; t++)
@@ -235,13 +234,6 @@ class Subject {
     return out;
   }
 
-  /** The point of the file with a number; null if it is not shown. */
-  pointOf(number) {
-    if (!this.index) return number < this.count ? number : null;
-    const place = this.arrays.get(this.index).indexOf(number);
-    return place < 0 ? null : place;
-  }
-
   /** The number in the file of a point. */
   numberOf(point) {
     return this.index ? this.arrays.get(this.index)[point] : point;
@@ -256,8 +248,17 @@ class Subject {
         top + Math.floor(((Math.floor(point / this.width) + 0.5) * height) / this.height),
       ];
     }
-    const p = this.xyz.subarray(3 * point, 3 * point + 3);
-    return this.frame.map(([x, y, z, offset]) => x * p[0] + y * p[1] + z * p[2] + offset);
+    const p = this.origin.map((low, axis) => low + this.xyz[3 * point + axis]);
+    // Positions are written in steps: more digits would be made up.
+    const step = this.step * Math.hypot(...this.frame[0].slice(0, 3));
+    const digits = Math.min(100, Math.max(0, Math.ceil(-Math.log10(step))));
+    return this.frame.map(([x, y, z, offset]) => Number((x * p[0] + y * p[1] + z * p[2] + offset).toFixed(digits)));
+  }
+
+  /** What a point is by a mode that gives names, such as its part; "" if it has none. */
+  nameIn(mode, point) {
+    const { names, values } = this.results[mode] || {};
+    return names ? names[values ? this.arrays.get(values)[point] : 0] : "";
   }
 
   /** The colours of a mode: rgb (3 numbers a point), and what they mean. */
@@ -284,14 +285,13 @@ class Subject {
       });
       const legend = ranking.filter((s) => present.has(s)).map((s) => [`slot ${s}`, color.get(s)]);
       if ([...present].some((s) => !color.has(s))) legend.push(["other slots", scale.grey]);
-      return { rgb, values, legend, text: (i) => `strongest slot ${values[i]}` };
+      return { rgb, legend, text: (i) => `strongest slot ${values[i]}` };
     }
     const result = this.results[mode];
     if (result && !result.bar) {
       const label = result.values && this.arrays.get(result.values);
       for (let i = 0; i < this.count; i++) rgb.set(result.palette[label ? label[i] : 0], 3 * i);
-      const name = (i) => (result.names ? result.names[label ? label[i] : 0] : "");
-      return { rgb, values: label, legend: result.legend, text: name, picture: result.picture };
+      return { rgb, legend: result.legend, text: (i) => this.nameIn(mode, i), picture: result.picture };
     }
     let values, bar;
     if (result) {
@@ -314,6 +314,6 @@ class Subject {
       const step = Math.round(255 * Math.min(1, Math.max(0, (values[i] - bar.low) / range)));
       for (let c = 0; c < 3; c++) rgb[3 * i + c] = scale.viridis[3 * step + c];
     }
-    return { rgb, values, bar, legend: [], text: (i) => `${bar.text}: ${values[i].toPrecision(3)}` };
+    return { rgb, bar, legend: [], text: (i) => `${bar.text}: ${values[i].toPrecision(3)}` };
   }
 }

@@ -3,9 +3,11 @@
 
 const FIELD_OF_VIEW = (30 * Math.PI) / 180;
 
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+
 const VERTEX = `#version 300 es
 uniform mat3 rotation;
-uniform vec3 center, origin;
+uniform vec3 center;
 uniform vec2 pan;
 uniform float unit, distance_, focal, aspect, height, size, near, far, shading, marked;
 in vec3 point;
@@ -13,7 +15,7 @@ in vec3 normal;
 in vec3 color;
 out vec3 shade;
 void main() {
-  vec3 p = rotation * (origin + unit * point - center);
+  vec3 p = rotation * (unit * point - center);
   p.xy += pan;
   float depth = distance_ - p.z;
   // In front of all others where the marker is drawn.
@@ -38,23 +40,34 @@ void main() {
   pixel = vec4(marked > 0.0 ? (r > 0.36 ? vec3(1.0) : vec3(1.0, 0.0, 0.1)) : shade, 1.0);
 }`;
 
-/** Where clouds are seen from; shared by all panes. */
+/** Where clouds and pictures are seen from; shared by all panes. */
 class Camera {
   constructor() {
     this.reset();
   }
 
+  /** Angles in degrees; x and y say how far what is seen is moved right and up, in radii of the cloud. */
+  look(azimuth, elevation, zoom, x, y) {
+    this.azimuth = azimuth % 360;
+    this.elevation = clamp(elevation, -90, 90);
+    this.zoom = clamp(zoom, 0.2, 50);
+    this.pan = [clamp(x, -10, 10), clamp(y, -10, 10)];
+  }
+
   reset() {
-    Object.assign(this, { azimuth: 35, elevation: 20, zoom: 1, pan: [0, 0] });
+    this.look(35, 20, 1, 0, 0);
   }
 
   turn(dx, dy) {
-    this.azimuth -= dx;
-    this.elevation = Math.min(90, Math.max(-90, this.elevation + dy));
+    this.look(this.azimuth - dx, this.elevation + dy, this.zoom, ...this.pan);
   }
 
   magnify(factor) {
-    this.zoom = Math.min(50, Math.max(0.2, this.zoom * factor));
+    this.look(this.azimuth, this.elevation, this.zoom * factor, ...this.pan);
+  }
+
+  move(dx, dy) {
+    this.look(this.azimuth, this.elevation, this.zoom, this.pan[0] + dx, this.pan[1] + dy);
   }
 
   /** From the coordinates of the points to x right, y up, z towards the eye; columns one after the other. */
@@ -72,6 +85,13 @@ class CloudScene {
     this.camera = camera;
     const gl = (this.gl = canvas.getContext("webgl2", { antialias: false, preserveDrawingBuffer: true }));
     if (!gl) throw new Error("This browser cannot draw: it has no WebGL 2. Try a current Firefox, Chrome or Safari.");
+    this.prepare();
+  }
+
+  /** Make what is kept by the graphics processor: at the beginning, and again after it was lost. */
+  prepare() {
+    const { gl } = this;
+    this.subject = null;
     this.program = gl.createProgram();
     for (const [type, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
       const shader = gl.createShader(type);
@@ -148,6 +168,8 @@ class CloudScene {
   /** Draw everything, or in a hurry every n-th point. */
   draw(background, pointScale, every = 1) {
     const { gl, canvas, subject, uniforms } = this, frame = this.frame();
+    // WebGL strides end at 255 bytes, 31 points; and of a few thousand points none is left out.
+    every = Math.min(every, 31, Math.ceil(subject.count / 4000));
     gl.viewport(0, 0, canvas.width, canvas.height);
     gl.clearColor(...background, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
@@ -155,11 +177,11 @@ class CloudScene {
     gl.useProgram(this.program);
     gl.uniformMatrix3fv(uniforms.rotation, false, frame.rotation);
     gl.uniform3fv(uniforms.center, this.center);
-    gl.uniform3fv(uniforms.origin, subject.origin);
     gl.uniform2fv(uniforms.pan, frame.pan);
     const numbers = {
       unit: subject.step, distance_: frame.distance, focal: frame.focal, aspect: frame.aspect, height: canvas.height,
-      size: subject.size * pointScale * Math.sqrt(every), near: frame.near, far: frame.far, shading: this.shading, marked: 0,
+      size: subject.size * pointScale * Math.sqrt(every), near: frame.near, far: frame.far, shading: this.shading,
+      marked: 0,
     };
     for (const [name, value] of Object.entries(numbers)) gl.uniform1f(uniforms[name], value);
     this.point(every);
@@ -189,6 +211,12 @@ class CloudScene {
       gl.enableVertexAttribArray(place);
       gl.vertexAttribPointer(place, entry.size, entry.type, entry.normalized, entry.bytes * every, 0);
     }
+  }
+
+  /** How far the camera's pan goes with one pixel of the canvas. */
+  panPerPixel() {
+    const { distance, focal } = this.frame();
+    return (2 * distance) / focal / this.canvas.height / this.radius;
   }
 
   /** The place of a point on the canvas, in its pixels, and its depth; null if it is behind the eye. */
@@ -227,17 +255,14 @@ class CloudScene {
 
 /** Draws a picture, and colours over it. */
 class PictureScene {
-  constructor(canvas) {
+  constructor(canvas, camera) {
     this.canvas = canvas;
+    this.camera = camera;
     this.context = canvas.getContext("2d");
-    this.zoom = 1;
-    this.shift = [0, 0];
   }
 
   show(subject) {
     this.subject = subject;
-    this.zoom = 1;
-    this.shift = [0, 0];
   }
 
   async colors(view, marker) {
@@ -263,13 +288,18 @@ class PictureScene {
 
   /** Left, top and scale of the picture on the canvas. */
   place() {
-    const { width, height } = this.subject;
-    const scale = Math.min(this.canvas.width / width, this.canvas.height / height) * this.zoom;
+    const { canvas, subject: { width, height }, camera: { zoom, pan } } = this;
+    const scale = Math.min(canvas.width / width, canvas.height / height) * zoom;
+    const radius = (Math.max(width, height) / 2) * scale;
     return {
-      scale,
-      left: (this.canvas.width - width * scale) / 2 + this.shift[0],
-      top: (this.canvas.height - height * scale) / 2 + this.shift[1],
+      scale, radius,
+      left: (canvas.width - width * scale) / 2 + pan[0] * radius,
+      top: (canvas.height - height * scale) / 2 - pan[1] * radius,
     };
+  }
+
+  panPerPixel() {
+    return 1 / this.place().radius;
   }
 
   draw(background, strength) {
