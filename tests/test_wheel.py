@@ -52,7 +52,9 @@ def environment(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_code_stubs_configurations_and_weights_alone(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    package = [path for kind in ("*.py", "*.pyi", "py.typed", "*.safetensors") for path in (ROOT / "pcea").rglob(kind)]
+    package = [
+        path for kind in ("*.py", "*.pyi", "py.typed", "*.safetensors", "web/*") for path in (ROOT / "pcea").rglob(kind)
+    ]
     expected = {path.relative_to(ROOT).as_posix() for path in package}
     expected |= {f"pcea/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert {name for name in names if not name.endswith(".md")} == expected

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import lightning as L
 import pytest
@@ -80,8 +81,10 @@ def start(config, *options, wait_for=None):
     command = [sys.executable, "-m", "pcea", "fit", "--config", str(config), "--trainer.max_epochs", "10000", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=config.parent
-    )
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=config.parent,
+        # What a shell starts in the background ignores this signal, and so would its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     last = wait_for or config.parent / "runs" / "version_0" / "checkpoints" / "last.ckpt"
     for _ in range(1800):  # a busy machine takes its time
         if last.is_file() or process.poll() is not None:
@@ -95,7 +98,10 @@ def start(config, *options, wait_for=None):
 def test_interruptions(config, sent, code):
     process, last = start(config)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=120)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert read_checkpoint(last)["epoch"] >= 0

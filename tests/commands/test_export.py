@@ -12,6 +12,7 @@ from examples import PARTS, assert_one_line, run, trained_on_parts
 
 from pcea.datasets.shapes import Shapes
 from pcea.inference.networks import load
+from pcea.io.checkpoints import read_network
 from pcea.io.description import StoredNetwork
 from pcea.io.weights import save_weights
 from pcea.visualization.subject import shared_views
@@ -79,11 +80,11 @@ def test_colors_chosen_by_examples_mean_the_same_in_every_file(capsys, tmp_path)
     for i, points in enumerate(Shapes("train", num_shapes=4, num_points=1024).points):
         files.append(tmp_path / f"{i}.npy")
         np.save(files[-1], points.numpy())
-    for name, examples in (("without", ()), ("with", ("--examples", *files[1:]))):
-        code, _, errors = run(
-            capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / f"{name}.safetensors", *examples
-        )
-        assert code == 0, errors
+    stored = read_network("modelnet40_eat_cpu")
+    bare = tmp_path / "without.safetensors"
+    save_weights(bare, stored._replace(description=stored.description._replace(color_bases={})))
+    code, _, errors = run(capsys, "export", bare, "--output", tmp_path / "with.safetensors", "--examples", *files[1:])
+    assert code == 0, errors
 
     def colors(weights, *shown):
         subjects = [load(tmp_path / f"{weights}.safetensors").subject(file, up="y") for file in shown]

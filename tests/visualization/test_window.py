@@ -289,9 +289,8 @@ def test_thin_rods_have_no_gaps(display, opened):
 
 
 NAMED = """
-from pcea.visualization import window
-subject = window.Subject
-window.Subject = lambda *parts, **options: subject(*parts, **options, name={name!r})
+from functools import partial
+Subject = partial(Subject, name={name!r})
 """
 
 
