@@ -21,7 +21,7 @@ from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.picture_files import save_gif, save_png
 from pcea.visualization.renderer import check_rendering, check_size
 from pcea.visualization.sheets import draw_sheet
-from pcea.visualization.subject import ATTENTION_MODES, Subject, shared_views
+from pcea.visualization.subject import ATTENTION_MODES, Subject, first_mode, shared_views
 from pcea.visualization.views import View
 
 _FRAMES = 36
@@ -102,7 +102,7 @@ def visualize(
         head: Attention head, counted from 0; by default the mean over all.
     """
     files = check_files(files)
-    mode = mode or ("query" if query is not None else "slot" if slot is not None else "colors")
+    mode = mode or first_mode(slot, query)
     has_all_modes = grid and len(files) == 1
     suffix = "" if output is None else output.suffix.lower()
     page = output if suffix == ".html" else None

@@ -28,7 +28,7 @@ from pcea.visualization.color_basis import color_tokens, fit_color_basis
 from pcea.visualization.colors import color_values, palette
 from pcea.visualization.gaps import bridge_gaps, surface_normals
 from pcea.visualization.point_weights import TokenWeights, select_tokens
-from pcea.visualization.subject import ATTENTION_MODES, Subject
+from pcea.visualization.subject import ATTENTION_MODES, Subject, first_mode, subject_of
 from pcea.visualization.views import GREY, MAX_COLORED_SLOTS, View, rank_slots
 
 _WEB = Path(__file__).with_name("web")
@@ -146,9 +146,9 @@ def make_page(
     Raises:
         ValueError: If the arguments do not match each other or the attention.
     """
-    layers = {"": attention} if isinstance(attention, AttentionMap) else attention
-    mode = "query" if query is not None else "slot" if slot is not None else None
-    return Page([Subject(points, layers, name="cloud", cloud=cloud)], mode=mode, slot=slot, query=query)
+    return Page(
+        [subject_of(points, attention, cloud=cloud, name="cloud")], mode=first_mode(slot, query), slot=slot, query=query
+    )
 
 
 def open_in_browser(path: Path) -> bool:

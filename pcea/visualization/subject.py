@@ -207,6 +207,19 @@ class Subject:
         return view._replace(picture=self.picture)
 
 
+def subject_of(
+    points: Tensor, attention: AttentionMap | Mapping[str, AttentionMap], *, cloud: int | None = None, name: str = ""
+) -> Subject:
+    """A subject of the maps of all layers, or of the map of one."""
+    layers = {"": attention} if isinstance(attention, AttentionMap) else attention
+    return Subject(points, layers, cloud=cloud, name=name)
+
+
+def first_mode(slot: int | None, query: object) -> str:
+    """The mode in which a slot or a query that was asked for is shown."""
+    return "query" if query is not None else "slot" if slot is not None else "colors"
+
+
 def shared_views(
     subjects: Sequence[Subject], mode: str, *, layer: int, slot: int | None = None, queries: Sequence[int | None] = ()
 ) -> list[View]:
@@ -216,7 +229,7 @@ def shared_views(
         subjects: The clouds, all seen by the same network.
         mode: The mode.
         layer: Number of the layer.
-        slot: For mode "slot"; None takes the slot that is strongest at most points of all clouds.
+        slot: For mode "slot"; None takes the slot that is strongest at most tokens of all clouds.
         queries: For mode "query": the index of a point in each cloud.
     """
     ranking = basis = None

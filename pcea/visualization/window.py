@@ -20,7 +20,7 @@ from pcea.visualization.legends import draw_legend
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.pages import Page, make_page
 from pcea.visualization.renderer import load_triton, marker_ball, probe_open3d, to_vectors
-from pcea.visualization.subject import Subject
+from pcea.visualization.subject import first_mode, subject_of
 from pcea.visualization.titles import draw_title
 
 # What the keys and the mouse do, as listed in the window.
@@ -78,10 +78,8 @@ def show(
     """
     if in_notebook():
         return make_page(points, attention, slot=slot, query=query, cloud=cloud)
-    layers = {"": attention} if isinstance(attention, AttentionMap) else attention
-    subject = Subject(points, layers, cloud=cloud)
-    mode = "query" if query is not None else "slot" if slot is not None else subject.modes[0]
-    open_window(Navigator([subject], mode=mode, slot=slot, query=query))
+    subject = subject_of(points, attention, cloud=cloud)
+    open_window(Navigator([subject], mode=first_mode(slot, query), slot=slot, query=query))
     return None
 
 

@@ -143,5 +143,7 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_without_a_lock_nobody_waits(tmp_path):
     (tmp_path / "file").touch()
+    entered = False
     with one_process(tmp_path / "file" / "lock"), one_process(tmp_path / "file" / "lock"):
-        pass
+        entered = True
+    assert entered
