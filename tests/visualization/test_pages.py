@@ -60,7 +60,9 @@ def visit(browser, tmp_path):
         tab.on("request", lambda request: asked.append(request.url))
         opened.append((tab, said, asked, path.as_uri()))
         tab.goto(path.as_uri() + fragment)
-        tab.wait_for_function("() => window.pcea && pcea.panes.every((pane) => pane.view)")
+        # A canvas has 300 x 150 pixels until something is drawn on it.
+        drawn = "(pane) => pane.view && pane.scene.canvas.width !== 300 && !pcea.frame"
+        tab.wait_for_function(f"() => window.pcea && pcea.panes.every({drawn})")
         return tab
 
     yield open_page
@@ -224,11 +226,12 @@ def test_a_click_on_a_pixel_makes_it_the_query(visit):
     # Images are moved by the camera of all views, which the address holds.
     before = place_of(tab, 0)
     tab.mouse.wheel(0, -300)
+    tab.wait_for_function("() => pcea.camera.zoom > 1")  # it comes later than the call returns
     tab.mouse.move(400, 400)
     tab.mouse.down()
     tab.mouse.move(430, 420, steps=3)
     tab.mouse.up()
-    tab.wait_for_function("() => !pcea.isMoving")
+    tab.wait_for_function("() => pcea.camera.pan[0] > 0 && !pcea.isMoving")
     moved = place_of(tab, 0)
     zoom, pan = tab.evaluate("[pcea.camera.zoom, pcea.camera.pan]")
     assert zoom > 1.2
