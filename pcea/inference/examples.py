@@ -15,8 +15,9 @@ from pcea.metrics.temperature import fit_temperature
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
 
-# Of similarities in -1..1, if no folder has two examples from which to tell how far alike alike things are.
-_TEMPERATURE = 0.1
+# Of similarities in -1..1, if no folder has two examples from which to tell how far alike alike things are: what fits the
+# training shapes of Labeled PSB, with one example of each of its 19 categories.
+_TEMPERATURE = 0.12
 
 
 class Examples(NamedTuple):
@@ -62,17 +63,22 @@ def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -
             f"{root} must hold at least two folders of examples, named after what they are, got {len(files)}: expected "
             f"{root}/<class>/<file>."
         )
-    found = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
+    features = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
     label = torch.tensor([number for number, paths in enumerate(files.values()) for _ in paths])
-    mean, std = found.mean(0), found.std(0).clamp(min=1e-3)
-    features = F.normalize((found - mean) / std, dim=1)
-    # Each example is compared with the others: the alike are how alike?
+    return fit_examples(tuple(files), features, label)
+
+
+def fit_examples(class_names: tuple[str, ...], features: Tensor, label: Tensor) -> Examples:
+    """Standardize the features (E, D) of examples of the classes `label` (E,), and fit how far alike alike ones are."""
+    mean, std = features.mean(0), features.std(0).clamp(min=1e-3)
+    features = F.normalize((features - mean) / std, dim=1)
+    # Each example is compared with the others.
     similarity = (features @ features.T).fill_diagonal_(-1)
     has_peer = label.bincount()[label] > 1
     temperature = _TEMPERATURE
     if has_peer.any():
-        temperature = fit_temperature(_closest(similarity, label, len(files))[has_peer], label[has_peer])
-    return Examples(tuple(files), features, label, mean, std, temperature)
+        temperature = fit_temperature(_closest(similarity, label, len(class_names))[has_peer], label[has_peer])
+    return Examples(class_names, features, label, mean, std, temperature)
 
 
 def _closest(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:

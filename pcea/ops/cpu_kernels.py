@@ -46,11 +46,15 @@ def farthest(xyz: Floats, nearest: Floats, bits: Places, index: Indices, start: 
                 distance = dx * dx + dy * dy + dz * dz
                 old = near[i]
                 near[i] = distance if distance < old else old
-            # Separate loops, and a maximum of integers, because only these become vector instructions.
-            top = keys[0]
-            for i in range(N):
-                top = max(top, keys[i])
-            last = 0
+            # Separate loops, and a maximum of integers, because only these become vector instructions; in blocks, so
+            # that few points are searched for the one that has the maximum.
+            top, last = keys[0], 0
+            for first in range(0, N, 64):
+                high = keys[first]
+                for i in range(first, min(first + 64, N)):
+                    high = max(high, keys[i])
+                if high > top:
+                    top, last = high, first
             while keys[last] != top:
                 last += 1
             index[b, m] = last
@@ -73,12 +77,13 @@ def nearest(query: Floats, xyz: Floats, index: Indices, squared_distance: Floats
     """
     M, K = index.shape[1:]
     N = xyz.shape[2]
-    groups = (4 * K + 15) // 16 * 16
+    groups = (8 * K + 15) // 16 * 16
     distance = np.full((N + groups - 1) // groups * groups, np.inf, np.float32)
     # The bits of a float that is not negative order like the float.
     bits = distance.view(np.int32)
     lowest = np.empty(groups, np.int32)
-    candidates = np.empty(len(distance), np.int64)
+    chosen = np.empty(groups + 1, np.int64)
+    candidates = np.empty(len(distance) + 1, np.int64)
     for row in range(start, stop):
         b, m = row // M, row % M
         qx, qy, qz = query[b, m, 0], query[b, m, 1], query[b, m, 2]
@@ -102,11 +107,15 @@ def nearest(query: Floats, xyz: Floats, index: Indices, squared_distance: Floats
             else:
                 below = middle
         count = 0
+        # Written without branches, which the processor would guess wrong.
+        kept = 0
         for g in range(groups):
-            if lowest[g] <= bound:
-                for i in range(g, N, groups):
-                    candidates[count] = (np.int64(bits[i]) << 32) | i
-                    count += bits[i] <= bound
+            chosen[kept] = g
+            kept += lowest[g] <= bound
+        for c in range(kept):
+            for i in range(chosen[c], N, groups):
+                candidates[count] = (np.int64(bits[i]) << 32) | i
+                count += bits[i] <= bound
         if count > 8 * K + 64:  # many points at one distance: counting takes the square of their number
             candidates[:count].sort()
             count = K
