@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Shapes(list[Any]):
         """Four training and two test shapes of each of three categories, which lie in different directions."""
 
-        parts = {"a": (), "b": (), "c": ()}
+        parts: ClassVar = {"a": (), "b": (), "c": ()}
 
-        def __init__(self, root: str, split: str):
+        def __init__(self, _: str, split: str):
             for k in range(4 if split == "train" else 2):
                 for category in range(3):
                     pos = torch.full((50, 3), 0.1 * k)
