@@ -321,6 +321,24 @@ def test_estimated_normals_look_outwards(generator):
 
 
 @pytest.mark.usefixtures("needs_open3d")
+def test_the_points_of_a_large_cloud_look_to_the_side_of_their_neighbours(monkeypatch):
+    torus = trimesh.creation.torus(3, 1, 100, 60)
+    points, expected = (torch.from_numpy(table.copy()).float() for table in (torus.vertices, torus.vertex_normals))
+    oriented = []
+    cloud_type = import_open3d().geometry.PointCloud
+    orient_normals = cloud_type.orient_normals_consistent_tangent_plane
+    monkeypatch.setattr(
+        cloud_type,
+        "orient_normals_consistent_tangent_plane",
+        lambda cloud, k: (oriented.append(len(cloud.points)), orient_normals(cloud, k)),
+    )
+    monkeypatch.setattr("pcea.io.points._MAX_ORIENTED", 2000)
+    assert ((estimate_normals(points) * expected).sum(1) > 0.8).all()
+    assert oriented == [2000]
+    assert len(points) == 6000
+
+
+@pytest.mark.usefixtures("needs_open3d")
 @pytest.mark.parametrize(
     "points",
     [torch.rand(2, 3), torch.rand(50, 3) * torch.tensor([1, 0, 1]), torch.ones(9, 3)],
