@@ -157,7 +157,7 @@ class PartPredictor(Predictor):
             classes=parts,
             num_points=points_shown(about.num_points, points_per_pass),
             generator=torch.Generator().manual_seed(seed),
-        ).cpu()[:, list(parts)]
+        ).cpu()
         best = probabilities.max(1)
         part_label = torch.tensor(parts)[best.indices]
         return PartPrediction(

@@ -36,7 +36,7 @@ def classify_in_subsets(
         generator: Decides the subsets; the global one by default.
 
     Returns:
-        Probabilities, (N, P) float32, in the order of `points`; 0 for classes that do not take part.
+        Probabilities, (N, P) float32, in the order of `points`; with `classes` those of these, in their order.
 
     Raises:
         ValueError: If there is no point or `num_points` is not positive.
@@ -48,16 +48,15 @@ def classify_in_subsets(
     count = math.ceil(N / size)
     order = torch.arange(N) if count == 1 else torch.randperm(N, generator=generator)
     index = order[torch.arange(count * size) % N].view(count, size).to(points.device)
-    parts = []
+    chosen = None if classes is None else torch.tensor(list(classes), device=points.device)
+    total = None
     for rows in index.split(batch_size):
         categories = None if category is None else category.expand(len(rows))
-        logits = network(points[rows], None if features is None else features[rows], category=categories)
-        if classes is not None:
-            others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            others[list(classes)] = False
-            logits = logits.masked_fill(others, -torch.inf)
-        parts.append(logits.float().softmax(-1).flatten(0, 1))
-    probabilities = torch.cat(parts)
-    rows = index.flatten()
-    total = torch.zeros(N, probabilities.shape[1], device=points.device).index_add_(0, rows, probabilities)
-    return total / rows.bincount(minlength=N).unsqueeze(1)
+        logits = network(points[rows], None if features is None else features[rows], category=categories).float()
+        if chosen is not None:
+            logits = logits[..., chosen]
+        if total is None:
+            total = logits.new_zeros(N, logits.shape[-1])
+        total.index_add_(0, rows.flatten(), logits.softmax(-1).flatten(0, 1))
+    assert total is not None
+    return total.div_(index.flatten().bincount(minlength=N).unsqueeze(1))

@@ -194,18 +194,20 @@ class PointSegmentationTask(Task):
             return logits.softmax(-1)
         out = batch.points.new_zeros(*batch.points.shape[:2], self._num_classes, dtype=torch.float32)
         categories = self._category(batch)
-        parts = list(self.parts.values())
+        parts, own = list(self.parts.values()), batch.category if among_own else None
         for b in range(len(out)):
             real = slice(None) if batch.mask is None else batch.mask[b]
-            out[b, real] = classify_in_subsets(
+            classes = list(range(self._num_classes) if own is None else parts[int(own[b])])
+            found = classify_in_subsets(
                 self.network,
                 batch.points[b, real],
                 None if batch.normals is None else batch.normals[b, real],
                 category=None if categories is None else categories[b],
-                classes=parts[int(batch.category[b])] if among_own and batch.category is not None else None,
+                classes=classes,
                 num_points=self.num_points,
                 generator=generator,
             )
+            out[b, real] = out[b, real].index_copy(1, torch.tensor(classes, device=out.device), found)
         return out
 
     def _count(self, probabilities: Tensor, batch: PointBatch) -> None:

@@ -56,6 +56,11 @@ def test_every_point_gets_its_own_answer(num_points: int, batch_size: int) -> No
     torch.testing.assert_close(out, pointwise(numbered()).softmax(-1))
 
 
+def test_probabilities_among_some_classes() -> None:
+    out = classify_in_subsets(pointwise, numbered(), classes=[3, 0], num_points=4, batch_size=2)
+    torch.testing.assert_close(out, pointwise(numbered())[:, [3, 0]].softmax(-1))
+
+
 def test_subsets_of_one_size_in_batches() -> None:
     recorder = Recorder()
     classify_in_subsets(recorder, numbered(), num_points=4, batch_size=4)
