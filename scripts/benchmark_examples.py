@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 5, 12], help="numbers of examples a folder")
     args = parser.parse_args(arguments)
     predictor = pcea.load(args.weights)
-    shapes = {split: embed_all(predictor, LabeledPSB(args.root, split)) for split in ("train", "test")}
-    (features, label), (queries, truth) = shapes["train"], shapes["test"]
-    names = tuple(LabeledPSB(args.root, "test").parts)
+    train, test = (LabeledPSB(args.root, split) for split in ("train", "test"))
+    (features, label), (queries, truth) = embed_all(predictor, train), embed_all(predictor, test)
+    names = tuple(test.parts)
     print("| examples a folder | accuracy | calibration error |\n| --- | --- | --- |")
     for number in args.examples:
         accuracies, errors = [], []

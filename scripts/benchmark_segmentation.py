@@ -118,7 +118,7 @@ def in_words(result: dict[str, float] | str) -> str:
 def skip(name: str, n: int, last: tuple[int, float] | None, args: argparse.Namespace) -> str | None:
     """Why not to try N points, from the free memory and from the last smaller cloud: its size and seconds."""
     is_quadratic = NETWORKS[name]["model"] == "PCT"
-    need = 4 * n * args.dim * 3 + (4 * n * n * MATRICES if is_quadratic else 0)
+    need = 4 * n * args.dim * 4 + (4 * n * n * MATRICES if is_quadratic else 0)
     expected = 0.0 if last is None else last[1] * (n / last[0]) ** (2 if is_quadratic else 1)
     if need > 0.9 * free_memory():
         return f"skipped: needs about {need / 2**30:,.0f} GiB"

@@ -29,9 +29,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
                     pos[:, category] += 1
                     self.append(SimpleNamespace(pos=pos, category=torch.tensor(category)))
 
-    predictor = SimpleNamespace(
-        embed=lambda cloud: cloud.points.mean(0), description=SimpleNamespace(num_points=20), class_names=()
-    )
+    predictor = SimpleNamespace(embed=lambda cloud: cloud.points.mean(0), description=SimpleNamespace(num_points=20))
     monkeypatch.setattr(benchmark_examples, "LabeledPSB", Shapes)
     monkeypatch.setattr(benchmark_examples.pcea, "load", lambda _: predictor)
     return benchmark_examples
