@@ -176,7 +176,7 @@ class Window:
         cloud.colors = to_vectors(self._open3d, colors.double() / 255)
         material = self._rendering.MaterialRecord()
         material.shader = "defaultUnlit"
-        material.point_size = self._point_scale * point_size(view.points, camera, _HEIGHT)
+        material.point_size = self._point_size = self._point_scale * point_size(view.points, camera, _HEIGHT)
         self._scene.scene.clear_geometry()
         self._scene.scene.add_geometry("cloud", cloud, material)
         if view.marker is not None:
@@ -246,29 +246,36 @@ class Window:
         frame, camera = self._scene.frame, self._scene.scene.camera
         matrix = camera.get_projection_matrix() @ camera.get_view_matrix()
         cursor = (event.x - frame.x) / frame.width, (event.y - frame.y) / frame.height
-        index = pick_point(points, matrix, cursor, aspect=frame.width / frame.height)
+        drawn = self._point_size / frame.height
+        index = pick_point(points, matrix, cursor, aspect=frame.width / frame.height, size=drawn)
         if index is not None:
             self._navigator.pick(points[index])
             self._update()
         return results.CONSUMED
 
 
-def pick_point(points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float) -> int | None:
+def pick_point(
+    points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float, size: float = 0.0
+) -> int | None:
     """Find the point under the cursor, of several the nearest to the camera.
+
+    Points are drawn as squares. One that covers the cursor hides those behind it, however far away its middle is.
 
     Args:
         points: (N, 3).
         matrix: From the coordinates of the points to clip space, (4, 4).
         cursor: Distance from the left and from the top of the picture, in 0..1.
         aspect: Width of the picture divided by its height.
+        size: Side of the drawn squares divided by the picture's height.
 
     Returns:
-        Index of the point, or None if none lies within 2 % of the picture's height of the cursor.
+        Index of the point, or None if no square covers the cursor and no point lies within 2 % of the picture's height.
     """
     clip = np.c_[points.double().cpu().numpy(), np.ones(len(points))] @ np.asarray(matrix, dtype=np.float64).T
     in_front = np.flatnonzero(clip[:, 3] > 0)
     depth = clip[in_front, 3]
     x, y = (clip[in_front, :2] / depth[:, None]).T  # in -1..1, y up
-    distance = np.hypot((x - (2 * cursor[0] - 1)) * aspect, y - (1 - 2 * cursor[1])) / 2
-    near = np.flatnonzero(distance < 0.02)
+    across, down = (x - (2 * cursor[0] - 1)) * aspect / 2, (y - (1 - 2 * cursor[1])) / 2
+    is_covered = np.maximum(np.abs(across), np.abs(down)) < size / 2
+    near = np.flatnonzero(is_covered | (np.hypot(across, down) < 0.02))
     return None if not len(near) else int(in_front[near[depth[near].argmin()]])

@@ -201,6 +201,25 @@ def test_a_click_makes_a_point_the_query(visit):
     tab.wait_for_function("() => document.getElementById('status').textContent.startsWith('Click a point')")
 
 
+def test_a_point_is_hit_where_its_disc_is_drawn(visit):
+    """One seen between the middles of large discs, which hide it, is not."""
+    points = torch.tensor([[0, 0, 1], [0.05, 0, -1], [1, 1, 0], [-1, -1, 0.0]])
+    tab = visit(make_page(points, AttentionMap(torch.rand(1, 4, 3))))
+    tab.evaluate("pcea.camera.look(0, 0, 1, 0, 0)")
+    tab.wait_for_timeout(300)  # drawn
+    x, y = place_of(tab, 0)
+    behind = place_of(tab, 1)[0] - x
+    assert (picture_of(tab)[round(y), round(x + behind)] == picture_of(tab)[round(y), round(x)]).all()
+    tab.mouse.click(x + behind, y)
+    assert tab.evaluate("pcea.panes[0].choice.query") == 0
+    # In smaller points it is seen.
+    for _ in range(10):
+        tab.keyboard.press("-")
+    tab.wait_for_timeout(300)
+    tab.mouse.click(x + behind, y)
+    assert tab.evaluate("pcea.panes[0].choice.query") == 1
+
+
 def test_a_tap_makes_a_point_the_query_and_says_what_it_is(visit):
     tab = visit(Page([cloud_subject()]), width=390, has_touch=True)
     front = front_point(tab)

@@ -2,6 +2,8 @@
 "use strict";
 
 const FIELD_OF_VIEW = (30 * Math.PI) / 180;
+// The diameter of a point, at least and at most.
+const POINT_PIXELS = [1.5, 60];
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -23,7 +25,7 @@ void main() {
   gl_Position = vec4(focal * p.x / aspect, focal * p.y,
     ((far + near) * z - 2.0 * far * near) / (far - near) * depth / z, depth);
   float pixels = size * focal * height / 2.0 / depth;
-  gl_PointSize = marked > 0.0 ? clamp(2.0 * pixels, 12.0, 40.0) : clamp(pixels, 1.5, 60.0);
+  gl_PointSize = marked > 0.0 ? clamp(2.0 * pixels, 12.0, 40.0) : clamp(pixels, ${POINT_PIXELS[0].toFixed(1)}, ${POINT_PIXELS[1].toFixed(1)});
   vec3 n = rotation * normal;
   float facing = dot(normal, normal) > 0.0 ? abs(normalize(n).z) : 1.0;
   shade = color * (1.0 - shading + shading * facing);
@@ -170,6 +172,7 @@ class CloudScene {
     const { gl, canvas, subject, uniforms } = this, frame = this.frame();
     // WebGL strides end at 255 bytes, 31 points; and of a few thousand points none is left out.
     every = Math.min(every, 31, Math.ceil(subject.count / 4000));
+    this.size = subject.size * pointScale;
     gl.viewport(0, 0, canvas.width, canvas.height);
     gl.clearColor(...background, 1);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
@@ -180,7 +183,7 @@ class CloudScene {
     gl.uniform2fv(uniforms.pan, frame.pan);
     const numbers = {
       unit: subject.step, distance_: frame.distance, focal: frame.focal, aspect: frame.aspect, height: canvas.height,
-      size: subject.size * pointScale * Math.sqrt(every), near: frame.near, far: frame.far, shading: this.shading,
+      size: this.size * Math.sqrt(every), near: frame.near, far: frame.far, shading: this.shading,
       marked: 0,
     };
     for (const [name, value] of Object.entries(numbers)) gl.uniform1f(uniforms[name], value);
@@ -230,10 +233,13 @@ class CloudScene {
     return [((1 + px) * this.canvas.width) / 2, ((1 - py) * this.canvas.height) / 2, depth];
   }
 
-  /** The point at a place of the canvas: of those within a few pixels, at the front, the closest; null if none is. */
+  /**
+   * The point at a place of the canvas: of those within a few pixels, and of those whose disc covers the place, at the
+   * front, the closest; null if none is.
+   */
   pick(cx, cy) {
     const f = this.frame(), r = f.rotation, { xyz, count } = this.subject, [mx, my, mz] = this.center;
-    const { width, height } = this.canvas, reach = Math.max(4, 0.01 * height) ** 2;
+    const { width, height } = this.canvas, least = Math.max(4, 0.01 * height);
     const gx = ((2 * cx) / width - 1) * f.aspect, gy = 1 - (2 * cy) / height, scale = (height / 2) ** 2;
     const near = [];
     let front = Infinity;
@@ -244,7 +250,8 @@ class CloudScene {
       const dx = (f.focal * (r[0] * x + r[3] * y + r[6] * z + f.pan[0])) / depth - gx;
       const dy = (f.focal * (r[1] * x + r[4] * y + r[7] * z + f.pan[1])) / depth - gy;
       const squared = (dx * dx + dy * dy) * scale;
-      if (squared > reach) continue;
+      const disc = clamp((this.size * f.focal * height) / 2 / depth, ...POINT_PIXELS) / 2;
+      if (squared > Math.max(least, disc) ** 2) continue;
       near.push([i, depth, squared]);
       front = Math.min(front, depth);
     }
