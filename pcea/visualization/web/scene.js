@@ -2,8 +2,8 @@
 "use strict";
 
 const FIELD_OF_VIEW = (30 * Math.PI) / 180;
-// The diameter of a point, at least and at most.
-const POINT_PIXELS = [1.5, 60];
+// Diameters of points, in pixels.
+const SMALLEST = 1.5, LARGEST = 60;
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -11,7 +11,7 @@ const VERTEX = `#version 300 es
 uniform mat3 rotation;
 uniform vec3 center;
 uniform vec2 pan;
-uniform float unit, distance_, focal, aspect, height, size, near, far, shading, marked;
+uniform float unit, distance_, focal, aspect, height, size, smallest, largest, near, far, shading, marked;
 in vec3 point;
 in vec3 normal;
 in vec3 color;
@@ -25,7 +25,7 @@ void main() {
   gl_Position = vec4(focal * p.x / aspect, focal * p.y,
     ((far + near) * z - 2.0 * far * near) / (far - near) * depth / z, depth);
   float pixels = size * focal * height / 2.0 / depth;
-  gl_PointSize = marked > 0.0 ? clamp(2.0 * pixels, 12.0, 40.0) : clamp(pixels, ${POINT_PIXELS[0].toFixed(1)}, ${POINT_PIXELS[1].toFixed(1)});
+  gl_PointSize = marked > 0.0 ? clamp(2.0 * pixels, 12.0, 40.0) : clamp(pixels, smallest, largest);
   vec3 n = rotation * normal;
   float facing = dot(normal, normal) > 0.0 ? abs(normalize(n).z) : 1.0;
   shade = color * (1.0 - shading + shading * facing);
@@ -85,6 +85,7 @@ class CloudScene {
   constructor(canvas, camera) {
     this.canvas = canvas;
     this.camera = camera;
+    this.size = 0; // as last drawn
     const gl = (this.gl = canvas.getContext("webgl2", { antialias: false, preserveDrawingBuffer: true }));
     if (!gl) throw new Error("This browser cannot draw: it has no WebGL 2. Try a current Firefox, Chrome or Safari.");
     this.prepare();
@@ -183,8 +184,8 @@ class CloudScene {
     gl.uniform2fv(uniforms.pan, frame.pan);
     const numbers = {
       unit: subject.step, distance_: frame.distance, focal: frame.focal, aspect: frame.aspect, height: canvas.height,
-      size: this.size * Math.sqrt(every), near: frame.near, far: frame.far, shading: this.shading,
-      marked: 0,
+      size: this.size * Math.sqrt(every), smallest: SMALLEST, largest: LARGEST, near: frame.near, far: frame.far,
+      shading: this.shading, marked: 0,
     };
     for (const [name, value] of Object.entries(numbers)) gl.uniform1f(uniforms[name], value);
     this.point(every);
@@ -250,7 +251,7 @@ class CloudScene {
       const dx = (f.focal * (r[0] * x + r[3] * y + r[6] * z + f.pan[0])) / depth - gx;
       const dy = (f.focal * (r[1] * x + r[4] * y + r[7] * z + f.pan[1])) / depth - gy;
       const squared = (dx * dx + dy * dy) * scale;
-      const disc = clamp((this.size * f.focal * height) / 2 / depth, ...POINT_PIXELS) / 2;
+      const disc = clamp((this.size * f.focal * height) / 2 / depth, SMALLEST, LARGEST) / 2;
       if (squared > Math.max(least, disc) ** 2) continue;
       near.push([i, depth, squared]);
       front = Math.min(front, depth);
