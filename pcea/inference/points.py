@@ -24,6 +24,8 @@ from pcea.io.points import (
     normalize_points,
     sample_points,
 )
+from pcea.ops.grouping import gather_points
+from pcea.ops.neighbors import knn
 from pcea.transforms.points import axis_rotations
 
 if TYPE_CHECKING:
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 # Parts of a shape are far apart if no two of their points are nearer, in radii of its bounding sphere: so are parts of
 # 0.25 % of the training shapes of ModelNet40, and of all scenes that were put together from four of them.
 _GAP, _POINTS_TO_CHECK = 0.25, 1024
+# A cloud of at most this share of the points that the network was trained for is judged twice: as it is, and with
+# points added between its own. Of held-out clouds of 128, 96 and 64 points 88.7, 87.7 and 81.3 % are named rightly so,
+# instead of 87.7, 83.0 and 72.3; with 256 points there is nothing to win.
+_SPARSE = 1 / 8
+# How many points there are then, as a share of the same number; and how many neighbours of a point they lie between.
+_DENSE, _NEARBY = 1 / 2, 8
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -140,13 +148,20 @@ class PointPredictor(ClassPredictor):
             normals = None
             if about.has_normals and cloud.normals is not None:
                 normals = cloud.normals[some].to(self.device) @ turn
-            return self.network(points, normals)
+            return self._logits(points, normals)
 
         if self._finds_pose(up):
             fewest = int(getattr(self.network, "min_points", 1))
             points = normalize_points(cloud.points)
             return find_pose(judge, points, temperature=about.temperature, min_points=fewest)
         return self._judge_upright([cloud], up)[0]
+
+    def _logits(self, points: Tensor, normals: Tensor | None) -> Tensor:
+        """What the network says of clouds (B, N, 3): of few points, on average with what it says of more between."""
+        logits, usual = self.network(points, normals), self.description.num_points
+        if normals is not None or not 2 <= points.shape[1] <= _SPARSE * usual:
+            return logits
+        return (logits + self.network(make_denser(points, round(_DENSE * usual)))) / 2
 
     def _finds_pose(self, up: str) -> bool:
         return up == "auto" and self.description.background
@@ -159,7 +174,7 @@ class PointPredictor(ClassPredictor):
         normals = None
         if about.has_normals and all(cloud.normals is not None for cloud in clouds):
             normals = torch.stack([cloud.normals for cloud in clouds]).to(self.device) @ turn  # type: ignore[misc]
-        logits = self.network(points, normals)
+        logits = self._logits(points, normals)
         logits = log_odds(logits, about.temperature) if about.background else logits.float().cpu() / about.temperature
         return [PosedLogits(each, float(each.logsumexp(0)), rotation) for each in logits]
 
@@ -177,6 +192,27 @@ class PointPredictor(ClassPredictor):
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
+
+
+def make_denser(points: Tensor, num_points: int) -> Tensor:
+    """Add points to sparse clouds, each at a random place between a point and two of its nearest neighbours.
+
+    Args:
+        points: (B, N, 3), N of 2 or more.
+        num_points: How many points there are then.
+
+    Returns:
+        (B, num_points, 3), at first those that there were. The same of a turned cloud, turned, and in any batch.
+    """
+    N, generator = points.shape[1], torch.Generator().manual_seed(0)
+    near = knn(points, points, k=min(1 + _NEARBY, N)).index[..., 1:]  # without the point itself
+    start = torch.randint(N, (num_points - N,), generator=generator)
+    columns = torch.randint(near.shape[-1], (2, len(start)), generator=generator)
+    corners = [start.expand(len(points), -1).to(points.device), *(near[:, start, column] for column in columns)]
+    weights = torch.rand(3, len(start), 1, generator=generator)
+    weights = (weights / weights.sum(0)).to(points)
+    between = sum(weight * gather_points(points, corner) for weight, corner in zip(weights, corners))
+    return torch.cat([points, between], dim=1)
 
 
 def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Points:

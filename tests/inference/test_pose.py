@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcea.inference.points import PointPredictor, check_shape
+from pcea.inference.points import PointPredictor, check_shape, make_denser
 from pcea.inference.pose import find_pose, log_odds, oblique_frames, pose_name, up_rotation
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points, orient
@@ -156,3 +156,41 @@ def test_what_is_no_shape() -> None:
 )
 def test_what_is_a_shape(points: Tensor) -> None:
     check_shape(points, "x")
+
+
+def test_points_added_to_a_cloud_lie_between_its_own() -> None:
+    sphere = nn.functional.normalize(torch.randn(3, 60, 3), dim=-1)
+    dense = make_denser(sphere, 300)
+    assert dense.shape == (3, 300, 3)
+    assert torch.equal(dense[:, :60], sphere)
+    # Between near points a sphere is nearly flat; between any three of its points it is not.
+    added = dense[:, 60:]
+    assert added.norm(dim=-1).max() <= 1
+    assert added.norm(dim=-1).mean() > 0.9
+    assert torch.cdist(added, sphere).amin(-1).mean() > 0.1
+    # Turned alike, and whatever else is in the batch.
+    turn = axis_rotations()[5]
+    torch.testing.assert_close(make_denser(sphere[1:2] @ turn, 300), dense[1:2] @ turn)
+    # Two points are enough.
+    line = make_denser(torch.tensor([[[0.0, 0, 0], [2, 0, 0]]]), 10)[0]
+    assert line[:, 0].min() >= 0
+    assert line[:, 0].max() <= 2
+    assert not line[:, 1:].any()
+
+
+class Counting(nn.Module):
+    """Says how many points it sees."""
+
+    num_classes = 3
+
+    def forward(self, points: Tensor, *_: object, **__: object) -> Tensor:
+        return torch.tensor([points.shape[1], 0.0, 0.0]).expand(len(points), -1)
+
+
+@pytest.mark.parametrize(("count", "seen"), [(75, (75 + 300) / 2), (2, (2 + 300) / 2), (76, 76), (600, 600), (1, 1)])
+def test_clouds_of_few_points_are_judged_twice(count: int, seen: float) -> None:
+    """As they are and half as dense as those that the network was trained with."""
+    network = PointPredictor(Counting(), predictor().description)
+    cloud = Points(torch.rand(count, 3))
+    assert float(network.pose(cloud, up="y").logits[0]) == seen
+    assert float(network.pose(cloud).logits[0]) == pytest.approx(seen, abs=5)  # the poses add their odds
