@@ -64,6 +64,8 @@ class PointPredictor(ClassPredictor):
     ) -> ClassPrediction:
         """Name the class of a mesh or cloud.
 
+        A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`).
+
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
             up: Its upward axis: x, y, z, -x, -y or -z. auto finds its pose, if the network was trained with a

@@ -255,7 +255,7 @@ class Window:
 
 
 def pick_point(
-    points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float, size: float = 0.0
+    points: Tensor, matrix: np.ndarray, cursor: tuple[float, float], *, aspect: float, size: float
 ) -> int | None:
     """Find the point under the cursor, of several the nearest to the camera.
 

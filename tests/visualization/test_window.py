@@ -3,7 +3,7 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -153,16 +153,14 @@ class Display:
         While it waits it moves the mouse to and fro, as a hand does: Open3D leaves an event waiting until the next one
         comes, now and then on a busy machine.
         """
-        end = time.monotonic() + PATIENCE
-        for i in count():
-            picture = self.picture()
-            if condition(picture):
-                return picture
-            if time.monotonic() > end:
-                break
-            if i % 10 == 9:
-                self.do("mousemove_relative", "--", 1 if i % 20 == 9 else -1, 0)
-            time.sleep(0.5)
+        end, steps = time.monotonic() + PATIENCE, cycle((1, -1))
+        while time.monotonic() < end:
+            for _ in range(10):
+                picture = self.picture()
+                if condition(picture):
+                    return picture
+                time.sleep(0.5)
+            self.do("mousemove_relative", "--", next(steps), 0)
         pytest.fail(f"{what}: not within {PATIENCE} s.")
 
     def settled(self):
@@ -276,7 +274,7 @@ def test_a_window_is_used(display, opened, tmp_path):
     alone = display.settled()
     assert (alone[600:, 900:] < 100).all(-1).sum() < (first[600:, 900:] < 100).all(-1).sum()
 
-    # A red ball marks the point that was clicked at, also where only the corner of its square is: none hides the ball.
+    # A red ball marks the point that was clicked at.
     y, x = (int(place) for place in places(alone)[1])
     display.do("mousemove", x, y, "keydown", "shift", "sleep", 0.5, "mousedown", 1, "sleep", 0.5, "mouseup", 1)
     display.do("keyup", "shift")

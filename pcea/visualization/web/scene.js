@@ -242,7 +242,7 @@ class CloudScene {
     const f = this.frame(), r = f.rotation, { xyz, count } = this.subject, [mx, my, mz] = this.center;
     const { width, height } = this.canvas, least = Math.max(4, 0.01 * height);
     const gx = ((2 * cx) / width - 1) * f.aspect, gy = 1 - (2 * cy) / height, scale = (height / 2) ** 2;
-    const near = [];
+    const near = [], pixels = (this.size * f.focal * height) / 2;
     let front = Infinity;
     for (let i = 0, j = 0; i < count; i++, j += 3) {
       const x = xyz[j] - mx, y = xyz[j + 1] - my, z = xyz[j + 2] - mz;
@@ -251,7 +251,7 @@ class CloudScene {
       const dx = (f.focal * (r[0] * x + r[3] * y + r[6] * z + f.pan[0])) / depth - gx;
       const dy = (f.focal * (r[1] * x + r[4] * y + r[7] * z + f.pan[1])) / depth - gy;
       const squared = (dx * dx + dy * dy) * scale;
-      const disc = clamp((this.size * f.focal * height) / 2 / depth, SMALLEST, LARGEST) / 2;
+      const disc = clamp(pixels / depth, SMALLEST, LARGEST) / 2;
       if (squared > Math.max(least, disc) ** 2) continue;
       near.push([i, depth, squared]);
       front = Math.min(front, depth);
