@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pcea.nn.batch_norm import update_running_statistics
 from pcea.nn.linear import Linear, linear
-from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens
+from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens, zero_padding
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
 from pcea.ops.grouping import flat_index
@@ -82,6 +82,7 @@ class NeighborEmbedding(nn.Module):
 
     def _embed_by_modules(self, features: Tensor, centers: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
         """The published formula: features (R, C) of all points, (B, M, C) of the centres, neighbours (B, M, K)."""
+        centers = zero_padding(centers, mask)
         pair_mask = None if mask is None else mask.unsqueeze(-1).expand(index.shape)
         pairs = F.relu(norm_tokens(self.norm1, self._pairs(features, centers, index), mask=pair_mask))
         pairs = F.relu(norm_tokens(self.norm2, self.linear2(pairs), mask=pair_mask))

@@ -37,7 +37,7 @@ from pcea.models.point_transformer import PooledCenters, join_features
 from pcea.nn.attention import AttentionFactory, ExternalAttention
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
-from pcea.nn.norm import add_normed, linear_norm, norm_tokens
+from pcea.nn.norm import add_normed, linear_norm, norm_tokens, zero_padding
 from pcea.ops import (
     farthest_point_sample,
     gather_points,
@@ -378,7 +378,8 @@ class PointEAEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N): one result per stage."""
         check_points(points=points)
         check_mask(mask, points)
-        encoded = EncodedCenters(join_features(points, features, in_channels=self.in_channels), points, mask)
+        joined = join_features(points, features, in_channels=self.in_channels)
+        encoded = EncodedCenters(zero_padding(joined, mask), zero_padding(points, mask), mask)
         stages: list[EncodedCenters] = []
         is_ordered = False
         for count, stage in zip(self.num_centers, self.stages):
@@ -533,7 +534,7 @@ class PointEASegmenter(nn.Module):
         points, features, mask = _padded(points, features, mask, batch)
         check_category(category, self.num_categories, points.shape[0])
         stages = self.encoder(points, features, mask=mask)
-        tokens = self._carry_up(stages, points, features)
+        tokens = self._carry_up(stages, points, features, mask)
         tokens = F.relu(norm_tokens(self.norm, tokens, mask=mask))
         cloud = _max_and_mean(self.fuse(stages[-1].features, mask=stages[-1].mask), stages[-1].mask)
         if category is not None:
@@ -544,13 +545,15 @@ class PointEASegmenter(nn.Module):
         logits = self.last(self.second(tokens, mask=mask))
         return logits if batch is None else logits[mask]
 
-    def _carry_up(self, stages: list[EncodedCenters], points: Tensor, features: Tensor | None) -> Tensor:
+    def _carry_up(
+        self, stages: list[EncodedCenters], points: Tensor, features: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         """The sum of all stages at the points, (B, N, D)."""
         coarser = self.lateral[-1](stages[-1].features)
         for finer, source, lateral in zip(stages[-2::-1], stages[:0:-1], [*self.lateral[-2::-1]]):
             coarser = lateral(finer.features) + _interpolate(finer.centers, source, coarser)
-        given = join_features(points, features, in_channels=self.encoder.in_channels)
-        return self.input(given) + _interpolate(points, stages[0], coarser)
+        given = zero_padding(join_features(points, features, in_channels=self.encoder.in_channels), mask)
+        return self.input(given) + _interpolate(zero_padding(points, mask), stages[0], coarser)
 
     @property
     def min_points(self) -> int:

@@ -20,6 +20,7 @@ from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
 from pcea.nn.chunks import map_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
+from pcea.nn.norm import zero_padding
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
 
@@ -114,6 +115,7 @@ class PointTransformerEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
         x = self._concatenate(points, features)
         check_mask(mask, points)
+        points, x = zero_padding(points, mask), zero_padding(x, mask)
         # Without stages both run as one, so that what is between them is never there for all points.
         x = self._run([*self.stem, *([] if self.stages else self.input)], x, mask)
         nearest: Tensor | None = None

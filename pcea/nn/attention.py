@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.linear import Linear, linear
-from pcea.nn.norm import linear_norm
+from pcea.nn.norm import linear_norm, zero_padding
 from pcea.nn.recording import AttentionMap as AttentionMap
 from pcea.nn.recording import RecordedLayer
 from pcea.nn.recording import record_attention as record_attention
@@ -171,7 +171,7 @@ class ExternalAttention(RecordedLayer):
             (B, N, C) or (N, C); zero at padded tokens.
         """
         _check_tokens(tokens, self.dim, mask, batch)
-        logits = linear(tokens, self.key)
+        logits = linear(zero_padding(tokens, mask), self.key)
         total = None
         if self.normalization != "slots":
             # With this sum over all tokens, every token's weights follow from its own logits.
@@ -189,13 +189,13 @@ class ExternalAttention(RecordedLayer):
         parts: dict[int, list[Tensor]] = {}
         for clouds, stretch in token_chunks(tokens):
             part = None if mask is None else mask[clouds, stretch]
-            logits = linear(tokens[clouds, stretch].to(self.key.dtype), self.key)
+            logits = linear(zero_padding(tokens[clouds, stretch], part).to(self.key.dtype), self.key)
             parts.setdefault(clouds.start, []).append(_logsumexp_over_tokens(logits, part, None))
         return torch.cat([torch.cat(of_clouds, 1).logsumexp(1, keepdim=True) for of_clouds in parts.values()])
 
     def attend(self, tokens: Tensor, total: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """What `forward` gives for some of the tokens, (B, N', C), by the `total` over all, (B, 1 or N', S)."""
-        return self._attend(linear(tokens, self.key), total, mask)
+        return self._attend(linear(zero_padding(tokens, mask), self.key), total, mask)
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
@@ -245,7 +245,8 @@ class MultiHeadExternalAttention(RecordedLayer):
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
         """Attend; arguments and result are those of `ExternalAttention.forward`."""
         _check_tokens(tokens, self.dim, mask, batch)
-        heads = self.expand(tokens).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, H, N, C / num_heads)
+        heads = self.expand(zero_padding(tokens, mask))
+        heads = heads.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)  # (B, H, N, C / num_heads)
         weights = double_normalize(self.key(heads), mask=None if mask is None else mask[:, None], batch=batch)
         self._record(weights, mask)
         out = self.project(self.value(self.dropout(weights)).transpose(-3, -2).flatten(-2))
@@ -305,6 +306,7 @@ class SelfAttention(RecordedLayer):
             query, key = self._query_and_key(tokens)
             heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
         else:
+        tokens = zero_padding(tokens, mask)  # 0 * NaN is NaN: no weight keeps such a value out
             heads = self._weights(tokens, mask).to(value.dtype) @ value
         out = heads.transpose(1, 2).flatten(2)
         out = out if self.project is None else self.project(out)
@@ -365,7 +367,7 @@ class ResidualAttention(nn.Module):
         self.norm = nn.BatchNorm1d(dim)
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C); padded tokens stay as they are.
+        """Map tokens (B, N, C) with mask (B, N) to tokens (B, N, C), zero at padded tokens.
 
         If `is_streamed`, tokens in half precision are computed in that of the parameters, and stored in theirs.
         """
@@ -374,8 +376,10 @@ class ResidualAttention(nn.Module):
         attended = self.attention(tokens, mask=mask)
         return map_chunks(self._update, tokens, attended, mask, modules=[self.linear, self.norm])
 
+        _check_mask(tokens, mask)
     def is_streamed(self, tokens: Tensor) -> bool:
         """Whether nothing but the result is kept of all tokens, in evaluation of many with external attention."""
+        tokens = zero_padding(tokens, mask)
         attention: Any = self.attention
         return (
             tokens.shape[1] > STREAMED
@@ -392,7 +396,7 @@ class ResidualAttention(nn.Module):
         dtype = self.linear.weight.dtype
 
         def update(stretch: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
-            exact = stretch.to(dtype)
+            exact = zero_padding(stretch, mask).to(dtype)
             return self._update(exact, attention.attend(exact, total, mask), mask).to(stretch.dtype)
 
         total = None if total is None else total.expand(-1, tokens.shape[1], -1)
@@ -432,7 +436,11 @@ def _check_tokens(tokens: Tensor, dim: int, mask: Tensor | None, batch: Tensor |
         raise ValueError(f"tokens must be {expected} with C={dim}, got {tuple(tokens.shape)}.")
     if mask is not None and batch is not None:
         raise ValueError("mask is for padded tokens (B, N, C), batch for packed tokens (N, C): give one of them.")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]):
-        raise ValueError(f"mask must be bool {tuple(tokens.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}.")
+    _check_mask(tokens, mask)
     if batch is not None and batch.shape != tokens.shape[:1]:
         raise ValueError(f"batch must be {tuple(tokens.shape[:1])}, got {tuple(batch.shape)}.")
+
+
+def _check_mask(tokens: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]):
+        raise ValueError(f"mask must be bool {tuple(tokens.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}.")

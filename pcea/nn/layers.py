@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pcea.nn.attention import ExternalAttention
 from pcea.nn.linear import Linear
-from pcea.nn.norm import linear_norm
+from pcea.nn.norm import linear_norm, zero_padding
 from pcea.nn.shortcuts import can_shortcut, tokenwise
 
 
@@ -19,7 +19,7 @@ from pcea.nn.shortcuts import can_shortcut, tokenwise
 class LinearNormAct(nn.Module):
     """Linear, batch norm over the last axis and an activation, on tokens (..., C): "LBR" in PCT.
 
-    In training a mask keeps padded tokens out of the statistics.
+    A mask keeps padded tokens out of the statistics, in training, and out of gradients.
 
     Args:
         in_channels: Channels C of the input.
@@ -42,8 +42,8 @@ class LinearNormAct(nn.Module):
         self.activation = activation
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (..., C) with mask (...) to (..., out_channels)."""
-        return self.activation(linear_norm(self.linear, self.norm, tokens, mask=mask))
+        """Map tokens (..., C) with mask (...) to (..., out_channels); finite but meaningless at padded tokens."""
+        return self.activation(linear_norm(self.linear, self.norm, zero_padding(tokens, mask), mask=mask))
 
 
 @tokenwise
@@ -82,9 +82,9 @@ class TokenMLP(nn.Module):
         self.linear1 = Linear(dim, memory_units, bias=False)
         self.linear2 = Linear(memory_units, dim, bias=False)
 
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Map tokens (..., C) to (..., C), each by itself; a mask (...) changes nothing."""
-        return self.linear2(F.relu(self.linear1(tokens)))
+    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map tokens (..., C) to (..., C), each by itself; with a mask (...), padded tokens to zeros."""
+        return self.linear2(F.relu(self.linear1(zero_padding(tokens, mask))))
 
 
 class ExternalAttention2d(nn.Module):

@@ -12,6 +12,15 @@ from pcea.nn.linear import Linear, linear
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 
 
+def zero_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens (..., C) with zeros where a mask (...) is False.
+
+    What stood there, even NaN, then influences neither results nor gradients: those of a linear map's weight are
+    products with all tokens, and 0 * NaN is NaN.
+    """
+    return tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), 0)
+
+
 def apply_to_tokens(module: Callable[[Tensor], Tensor], tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Apply a module for (T, C) rows, such as `nn.BatchNorm1d`, to tokens with any leading dimensions.
 

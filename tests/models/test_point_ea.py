@@ -202,6 +202,25 @@ def test_padded_and_packed_clouds_equal_single_ones(build: Any, with_normals: bo
         torch.testing.assert_close(packed, torch.stack(singles), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", [classifier, segmenter])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_what_stands_at_padded_points_does_not_matter(build: Any, is_training: bool) -> None:
+    network = build(in_channels=6).train(is_training)
+    points, normals = torch.randn(B, N, 3), torch.randn(B, N, 3)
+    mask = torch.arange(N) < torch.tensor([[97], [30], [9]])
+    options = {"category": torch.tensor([0, 1, 2])} if build is segmenter else {}
+    results = []
+    for padding in (0.0, torch.nan, torch.inf):
+        given = [values.masked_fill(~mask.unsqueeze(-1), padding).requires_grad_() for values in (points, normals)]
+        torch.manual_seed(0)
+        out = network(*given, mask=mask, **options)
+        out = out[mask] if build is segmenter else out
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*given, *network.parameters()])])
+    for other in results[1:]:
+        for ours, expected in zip(other, results[0]):
+            torch.testing.assert_close(ours, expected)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("n", [1, 2, 11, 12, 41, 42, 64])
 def test_any_number_of_points(n: int) -> None:

@@ -12,6 +12,7 @@ from reference import pct_offset, two_step_double_normalize
 from torch import Tensor, nn
 
 import pcea.nn.chunks
+from pcea.nn import LinearNormAct, TokenMLP
 from pcea.nn.attention import (
     ExternalAttention,
     MultiHeadExternalAttention,
@@ -131,10 +132,41 @@ def test_mask_equals_removal_forward_and_backward(name: str) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)  # sums over tokens in another order
 
 
-@attentions
+@layers
 def test_padded_tokens_get_zeros(name: str) -> None:
     tokens, mask = padded()
-    assert not ATTENTIONS[name]()(tokens, mask=mask)[~mask].any()
+    assert not LAYERS[name]()(tokens, mask=mask)[~mask].any()
+
+
+MASKED = LAYERS | {
+    "mlp": lambda: TokenMLP(C, memory_units=S),
+    "linear, norm, activation": lambda: LinearNormAct(C, S),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("padding", [torch.nan, torch.inf, -torch.inf])
+def test_what_stands_at_padded_tokens_does_not_matter(name: str, is_training: bool, padding: float) -> None:
+    layer = MASKED[name]().train(is_training)
+    tokens, mask = padded()
+    results = []
+    for value in (0.0, padding):
+        given = tokens.masked_fill(~mask.unsqueeze(-1), value).requires_grad_()
+        out = layer(given, mask=mask)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [given, *layer.parameters()])])
+    for ours, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(ours, expected)
+
+
+@attentions
+def test_recorded_weights_do_not_see_what_stands_at_padded_tokens(name: str) -> None:
+    layer = ATTENTIONS[name]()
+    tokens, mask = padded()
+    with record_attention(layer) as maps:
+        out = layer(tokens.masked_fill(~mask.unsqueeze(-1), torch.nan), mask=mask)
+    assert maps[""].weights.isfinite().all()
+    torch.testing.assert_close(out, layer(tokens, mask=mask))
 
 
 @attentions
@@ -545,7 +577,8 @@ def test_a_residual_layer_of_many_tokens_keeps_only_the_result(monkeypatch, wrap
     attend = ExternalAttention.attend
     monkeypatch.setattr(ExternalAttention, "attend", lambda *a: sizes.append(a[1].shape[:2].numel()) or attend(*a))
     with torch.no_grad():
-        for given in (None, mask):
+        for given in (mask, None):
+            tokens = tokens if given is mask else tokens.nan_to_num(nan=0.5)
             expected = layer(tokens, mask=given)
             assert not sizes
             with monkeypatch.context() as patch:
@@ -557,3 +590,4 @@ def test_a_residual_layer_of_many_tokens_keeps_only_the_result(monkeypatch, wrap
                 torch.testing.assert_close(half.float(), expected, atol=5e-3, rtol=5e-3)
             assert max(sizes) <= 16
             sizes.clear()
+    tokens[1, 13:] = torch.nan
