@@ -606,7 +606,12 @@ def _padded(
         )
     if (batch[1:] < batch[:-1]).any():
         raise ValueError("batch must be sorted: all points of a cloud must follow one another.")
-    counts = batch.bincount()
+    numbers, counts = batch.unique_consecutive(return_counts=True)
+    if int(numbers[0]) != 0 or int(numbers[-1]) != len(numbers) - 1:
+        raise ValueError(
+            f"batch must number {len(numbers)} clouds from 0 to {len(numbers) - 1} without gaps, got numbers from "
+            f"{int(numbers[0])} to {int(numbers[-1])}."
+        )
     padded = [
         None if values is None else pad_sequence(list(values.split(counts.tolist())), batch_first=True)
         for values in (points, features)

@@ -103,10 +103,15 @@ def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | 
 
 
 def _numbered_clouds(batch: Tensor) -> tuple[Tensor, int]:
-    """The cloud of each token, and an upper bound on the number of clouds."""
+    """The cloud of each token, and an upper bound on the number of clouds, at most about that of the tokens."""
     if not is_capturing():
-        return batch, int(batch.max()) + 1 if len(batch) else 0
-    # In a graph the number of clouds must not become a constant. Numbered anew, there are at most as many as tokens.
+        first, last = (int(number) for number in batch.aminmax()) if len(batch) else (0, -1)
+        if first < 0:
+            raise ValueError(f"batch must not be negative: clouds are numbered from 0, got {first}.")
+        if last < max(1024, 2 * len(batch)):
+            return batch, last + 1
+    # Numbered anew, there are at most as many clouds as tokens, however large the gaps between their numbers; in a
+    # graph, where the number of clouds must not become a constant, always.
     ordered, order = batch.sort()
     is_new = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).to(ordered.dtype)])
     return torch.zeros_like(batch).scatter(0, order, is_new.cumsum(0)), batch.shape[0]
@@ -165,7 +170,7 @@ class ExternalAttention(RecordedLayer):
         Args:
             tokens: (B, N, C), or packed clouds (N, C) with `batch`.
             mask: True for real tokens, (B, N).
-            batch: The cloud of each packed token, (N,) int64.
+            batch: The cloud of each packed token, (N,) int64, not negative; in any order, with any gaps.
 
         Returns:
             (B, N, C) or (N, C); zero at padded tokens.
@@ -301,12 +306,12 @@ class SelfAttention(RecordedLayer):
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend: tokens (B, N, C), mask (B, N) True for real tokens -> (B, N, C), zero at padded tokens."""
         _check_tokens(tokens, self.dim, mask)
+        tokens = zero_padding(tokens, mask)  # 0 * NaN is NaN: no weight keeps such a value out
         value = self._heads(self.value(tokens))
         if self.normalization == "softmax" and not self._recordings():
             query, key = self._query_and_key(tokens)
             heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
         else:
-        tokens = zero_padding(tokens, mask)  # 0 * NaN is NaN: no weight keeps such a value out
             heads = self._weights(tokens, mask).to(value.dtype) @ value
         out = heads.transpose(1, 2).flatten(2)
         out = out if self.project is None else self.project(out)
@@ -371,15 +376,15 @@ class ResidualAttention(nn.Module):
 
         If `is_streamed`, tokens in half precision are computed in that of the parameters, and stored in theirs.
         """
+        _check_mask(tokens, mask)
         if self.is_streamed(tokens):
             return self._stream(tokens, mask)
+        tokens = zero_padding(tokens, mask)
         attended = self.attention(tokens, mask=mask)
         return map_chunks(self._update, tokens, attended, mask, modules=[self.linear, self.norm])
 
-        _check_mask(tokens, mask)
     def is_streamed(self, tokens: Tensor) -> bool:
         """Whether nothing but the result is kept of all tokens, in evaluation of many with external attention."""
-        tokens = zero_padding(tokens, mask)
         attention: Any = self.attention
         return (
             tokens.shape[1] > STREAMED
@@ -439,6 +444,8 @@ def _check_tokens(tokens: Tensor, dim: int, mask: Tensor | None, batch: Tensor |
     _check_mask(tokens, mask)
     if batch is not None and batch.shape != tokens.shape[:1]:
         raise ValueError(f"batch must be {tuple(tokens.shape[:1])}, got {tuple(batch.shape)}.")
+    if batch is not None and batch.dtype != torch.int64:
+        raise ValueError(f"batch must be int64, the number of each token's cloud, got {batch.dtype}.")
 
 
 def _check_mask(tokens: Tensor, mask: Tensor | None) -> None:

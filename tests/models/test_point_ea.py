@@ -360,6 +360,9 @@ def test_it_can_learn_one_batch(build: Any) -> None:
         ({"points": torch.zeros(9, 3), "batch": torch.zeros(8).long()}, r"packed points \(T, 3\) and batch \(T,\)"),
         ({"points": torch.zeros(3, 3), "batch": torch.tensor([0, 1, 0])}, "batch must be sorted"),
         ({"points": torch.zeros(3, 3), "batch": torch.zeros(3)}, "batch must be int64"),
+        ({"points": torch.zeros(3, 3), "batch": torch.tensor([0, 0, 900])}, r"2 clouds from 0 to 1 without gaps.*900"),
+        ({"points": torch.zeros(3, 3), "batch": torch.tensor([1, 1, 2])}, "from 0 to 1 without gaps.*from 1 to 2"),
+        ({"points": torch.zeros(3, 3), "batch": torch.tensor([-1, 0, 1])}, "without gaps, got numbers from -1 to 1"),
         ({"points": torch.zeros(0, 3), "batch": torch.zeros(0).long()}, "batch must be int64 with a number for each"),
         (
             {"points": torch.zeros(3, 3), "batch": torch.zeros(3).long(), "features": torch.zeros(2, 3)},

@@ -525,6 +525,22 @@ def test_wrong_packed_tokens() -> None:
         layer(torch.randn(N, C), batch=batch[1:])
     with pytest.raises(ValueError, match="give one of them"):
         layer(torch.randn(N, C), batch=batch, mask=torch.ones(N, dtype=torch.bool))
+    for packed in (layer, MultiHeadExternalAttention(C, num_heads=3)):
+        with pytest.raises(ValueError, match=r"batch must be int64, the number of each token's cloud, got torch"):
+            packed(torch.randn(N, C), batch=batch.float())
+        with pytest.raises(ValueError, match="batch must not be negative: clouds are numbered from 0, got -2"):
+            packed(torch.randn(N, C), batch=batch - 2)
+
+
+@pytest.mark.parametrize("build", [ExternalAttention, partial(MultiHeadExternalAttention, num_heads=3)])
+def test_memory_does_not_grow_with_gaps_between_clouds(build, monkeypatch) -> None:
+    layer, tokens = build(C), torch.randn(5, C)
+    batch, counts = torch.tensor([2, 0, 1, 2, 0]), []
+    expected = layer(tokens, batch=batch)
+    scatter = Tensor.scatter_reduce
+    monkeypatch.setattr(Tensor, "scatter_reduce", lambda *a, **k: counts.append(a[0].shape[-2]) or scatter(*a, **k))
+    torch.testing.assert_close(layer(tokens, batch=1000 * batch), expected)
+    assert counts == [5]
 
 
 def test_import_needs_torch_alone() -> None:
@@ -573,6 +589,7 @@ def test_packed_clouds_in_a_graph() -> None:
 def test_a_residual_layer_of_many_tokens_keeps_only_the_result(monkeypatch, wrapper, normalization):
     layer = wrapper(8, attention=partial(ExternalAttention, memory_units=5, normalization=normalization)).eval()
     tokens, mask = torch.randn(3, 40, 8), torch.arange(40) < torch.tensor([[40], [13], [25]])
+    tokens[1, 13:] = torch.nan
     sizes = []
     attend = ExternalAttention.attend
     monkeypatch.setattr(ExternalAttention, "attend", lambda *a: sizes.append(a[1].shape[:2].numel()) or attend(*a))
@@ -590,4 +607,3 @@ def test_a_residual_layer_of_many_tokens_keeps_only_the_result(monkeypatch, wrap
                 torch.testing.assert_close(half.float(), expected, atol=5e-3, rtol=5e-3)
             assert max(sizes) <= 16
             sizes.clear()
-    tokens[1, 13:] = torch.nan
