@@ -1,6 +1,7 @@
 """A trained network as one graph that runs without its Python code: torch.export and ONNX.
 
-Batch size and number of points (height and width of images) stay free. The network must be in evaluation.
+Batch size and number of points, from `fewest_points` on, stay free, or height and width of images. The network must be
+in evaluation.
 """
 
 from __future__ import annotations
@@ -51,17 +52,27 @@ def example_inputs(network: nn.Module) -> dict[str, Tensor]:
     raise TypeError(f"{type(network).__name__} takes neither points nor images: give its inputs.")
 
 
+def fewest_points(network: nn.Module) -> int | None:
+    """Fewest points per cloud that a captured graph of the network takes; None if it takes images.
+
+    A graph fails where there are fewer: in onnxruntime at an operation `TopK`, in torch.export at a guard.
+    """
+    fewest: Any = getattr(network, "min_points", None)
+    return fewest
+
+
 def export_program(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> ExportedProgram:
     """Capture a network by torch.export; save it with `torch.export.save(program, "network.pt2")`.
 
     Farthest point sampling and kNN stay single operations, so that `import pcea.ops.neighbors, pcea.ops.sampling` must
-    precede `torch.export.load`. `export_onnx` gives a graph that needs nothing of pcea.
+    precede `torch.export.load`; `import pcea` is not enough, as it imports nothing yet. `export_onnx` gives a graph
+    that needs nothing of pcea.
 
     Args:
         network: A network in evaluation.
         inputs: Tensors by the names of its arguments, with any batch size above 1; `example_inputs` by default. Every
-            axis of the batch is free, and so are points (the second axis of `points`, `features`, `mask`) and height
-            and width of `images`.
+            axis of the batch is free, and so are points (the second axis of `points`, `features`, `mask`; at least
+            `fewest_points`) and height and width of `images`.
 
     Returns:
         The program; `program.module()(**inputs)` gives the network's output.

@@ -38,6 +38,7 @@ from pcea.nn.attention import AttentionFactory, ExternalAttention
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
 from pcea.nn.norm import add_normed, linear_norm, norm_tokens, zero_padding
+from pcea.nn.shortcuts import is_exporting
 from pcea.ops import (
     farthest_point_sample,
     gather_points,
@@ -397,7 +398,7 @@ class PointEAEncoder(nn.Module):
 
     @property
     def min_captured_points(self) -> int:
-        """Fewest points of a cloud for which no size in a captured graph depends on their number."""
+        """Fewest points with which a graph is captured; it then pads clouds of fewer, so that it takes any number."""
         return 1 + max(self.num_neighbors, *(count or 1 for count in self.num_centers))
 
 
@@ -448,6 +449,7 @@ class PointEAClassifier(nn.Module):
             Logits, (B, num_classes).
         """
         points, features, mask = _padded(points, features, mask, batch)
+        points, features, mask = _padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         tokens, _, mask, _ = self.encoder(points, features, mask=mask)[-1]
         return self.last(self.dropout(self.hidden(_max_and_mean(self.fuse(tokens, mask=mask), mask))))
 
@@ -532,6 +534,8 @@ class PointEASegmenter(nn.Module):
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
         points, features, mask = _padded(points, features, mask, batch)
+        num_points = points.shape[1]
+        points, features, mask = _padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         check_category(category, self.num_categories, points.shape[0])
         stages = self.encoder(points, features, mask=mask)
         tokens = self._carry_up(stages, points, features, mask)
@@ -543,6 +547,8 @@ class PointEASegmenter(nn.Module):
         tokens = self.first(tokens) + self.context(cloud).unsqueeze(1)
         tokens = self.dropout(F.relu(norm_tokens(self.first_norm, tokens, mask=mask)))
         logits = self.last(self.second(tokens, mask=mask))
+        if is_exporting():  # a slice would tie the graph to clouds of many points
+            logits = logits.index_select(1, torch.arange(num_points, device=logits.device))
         return logits if batch is None else logits[mask]
 
     def _carry_up(
@@ -619,6 +625,29 @@ def _padded(
     mask = torch.arange(int(counts.max()), device=batch.device) < counts.unsqueeze(1)
     assert padded[0] is not None
     return padded[0], padded[1], mask
+
+
+def _padded_in_graph(
+    points: Tensor, features: Tensor | None, mask: Tensor | None, *, least: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """While a graph is exported, clouds padded to `least` points, so that one graph suits fewer points too.
+
+    A stage keeps all points of a cloud that has fewer than its centres, but a graph always samples. Elsewhere nothing
+    is padded.
+    """
+    if not is_exporting():
+        return points, features, mask
+    b, n, _ = points.shape
+    count = torch.sym_max(n, least)
+    real = torch.ones(b, n, dtype=torch.bool, device=points.device) if mask is None else mask
+    real = _filled_up(real, least, count)
+    return _filled_up(points, least, count), None if features is None else _filled_up(features, least, count), real
+
+
+def _filled_up(values: Tensor, least: int, count: int | torch.SymInt) -> Tensor:
+    """(B, N, ...) with zeros at the end, (B, count, ...), where count is the larger of N and `least`."""
+    zeros = values.new_zeros(values.shape[0], least, *values.shape[2:])
+    return torch.cat([values, zeros], dim=1)[:, :count]
 
 
 def point_ea_classifier(

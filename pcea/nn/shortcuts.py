@@ -23,6 +23,11 @@ def is_capturing() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()  # ONNX exporters do one of these
 
 
+def is_exporting() -> bool:
+    """Whether torch.export or torch.onnx.export(..., dynamo=True) is recording, whose graph must suit all sizes."""
+    return is_capturing() and getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
+
+
 def is_transformed() -> bool:
     """Whether torch.func (grad, vmap, jvp) or forward-mode differentiation is active, which needs plain torch."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -121,7 +121,8 @@ def _sample_in_graph(points: Tensor, num_points: int, mask: Tensor | None, start
         nearest = torch.where(places == last.unsqueeze(1), -1, nearest)
         return i + 1, index, nearest.argmax(1), nearest
 
-    index = torch.zeros_like(start).unsqueeze(1).expand(-1, num_points).clone()
+    # Any places, which the loop replaces: `TopK` refuses clouds of fewer points, where a loop would repeat some.
+    index = nearest.topk(num_points).indices
     state = (torch.zeros((), dtype=torch.int64, device=points.device), index, start, nearest)
     return while_loop(is_going_on, choose, state)[1]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcea.models.capture import example_inputs, export_onnx, export_program
+from pcea.models.capture import example_inputs, export_onnx, export_program, fewest_points
 from pcea.models.eamlp import ImageTransformer
 from pcea.models.eanet import EANet
+from pcea.models.point_ea import point_ea_classifier, point_ea_part_segmenter
 from pcea.models.point_segmenter import eat_part_segmenter, pct_part_segmenter
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
 from pcea.nn.attention import (
@@ -24,6 +25,7 @@ from pcea.nn.attention import (
 from pcea.nn.layers import ExternalAttention2d, LinearNormAct
 from pcea.nn.linear import Linear
 
+POINTEA = {"widths": (8, 12), "depths": (1, 1), "num_neighbors": 5, "memory_units": 7}
 POINTS = {"dim": 16, "num_neighbors": 5, "out_channels": 24, "widths": (20, 12)}
 
 
@@ -37,6 +39,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pct classifier": pct_classifier,
     "eat segmenter": partial(eat_part_segmenter, 4, 3, **POINTS),
     "pct segmenter": partial(pct_part_segmenter, 4, 3, **POINTS),
+    "pointea classifier": partial(point_ea_classifier, 4, in_channels=6, num_centers=(16, 8), **POINTEA),
+    "pointea segmenter": partial(point_ea_part_segmenter, 4, 3, num_centers=(None, 8), **POINTEA),
     "eamlp": partial(
         ImageTransformer,
         partial(MultiHeadExternalAttention, num_heads=2),
@@ -67,7 +71,17 @@ def inputs_of(network: nn.Module, B: int, N: int) -> dict[str, Tensor]:
     return inputs
 
 
-SIZES = ((3, 48), (1, 80), (5, 112))
+def sizes_of(network: nn.Module) -> list[tuple[int, int]]:
+    """Batch sizes and numbers of points, or heights; points down to the fewest that a graph takes."""
+    fewest = fewest_points(network)
+    few = [] if fewest is None else [(3, max(fewest, 2)), (3, fewest + 2), (1, max(fewest, 7)), (3, max(fewest, 9))]
+    return [(3, 48), (1, 80), (5, 112), *few]
+
+
+def test_only_networks_with_a_fixed_number_of_centers_need_points() -> None:
+    expected = {"eat classifier": 16, "pct classifier": 16, "eat segmenter": 1, "pct segmenter": 1, "eanet": None}
+    expected |= {"pointea classifier": 1, "pointea segmenter": 1, "eamlp": None}
+    assert {name: fewest_points(build()) for name, build in NETWORKS.items()} == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -75,7 +89,7 @@ SIZES = ((3, 48), (1, 80), (5, 112))
 def test_program_equals_the_network_for_any_size(name: str) -> None:
     network = trained(NETWORKS[name])
     program = export_program(network).module()
-    for size in SIZES:
+    for size in sizes_of(network):
         inputs = inputs_of(network, *size)
         torch.testing.assert_close(program(**inputs), network(**inputs), atol=1e-4, rtol=1e-4)
 
@@ -92,12 +106,22 @@ def test_onnx_equals_the_network_for_any_size(name: str, tmp_path: Path) -> None
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == ["a", "b"]
     assert session.get_inputs()[0].shape[0] == "batch"
     assert session.get_outputs()[0].name == "logits"
-    for size in SIZES:
+    for size in sizes_of(network):
         inputs = inputs_of(network, *size)
         (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
         expected = network(**inputs)
         torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
         assert expected.std() > 1e-2
+    if fewest_points(network) not in (None, 1):
+        inputs = inputs_of(network, 2, fewest_points(network) - 1)
+        with pytest.raises(Exception, match="TopK"):
+            session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+
+
+def test_a_program_refuses_fewer_points_than_centers() -> None:
+    network = trained(NETWORKS["eat classifier"])
+    with pytest.raises(AssertionError, match=r"points\.size\(\)\[1\] >= 16"):
+        export_program(network).module()(**inputs_of(network, 2, 15))
 
 
 def random_tokens(B: int, N: int) -> dict[str, Tensor]:
