@@ -22,15 +22,17 @@ from pcea.visualization.color_basis import fit_color_basis
 
 
 def export(weights: str, *, output: Path, trust: list[str] | None = None, examples: list[Path] | None = None) -> None:
-    """Turn a trained network into a small weights file, or into a graph that runs without pcea.
+    """Turn a trained network into a small weights file, or into a graph of ONNX or torch.export.
 
     Args:
         weights: A checkpoint, the name of a configuration (its newest run), a weights file, or the name of weights that
             come with pcea.
         output: The file to write. .safetensors: weights in half precision with what is needed to use them, for
             `--weights` and for `weights=` in Python. .onnx: a graph for onnxruntime, with free batch size and number of
-            points, or height and width. .pt2: the same for torch.export.load. Class names and preprocessing are in the
-            metadata of both.
+            points, or height and width; it needs neither pcea nor torch. .pt2: the same for torch.export.load, before
+            which `import pcea.ops.neighbors, pcea.ops.sampling` must run; inputs are named:
+            `program.module()(points=points)`, or `images=`. Class names and preprocessing are in the metadata of both;
+            so is min_points, the fewest points of a cloud. A graph refuses clouds of fewer.
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
         examples: Training files of all classes, upright. By them the colours of `pcea visualize` are chosen once, and
@@ -47,12 +49,14 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
     if examples:
         bases = _color_bases(load(weights, trust=trust or ()), check_files(examples))
         description = description._replace(color_bases=bases)
+    fewest = 1
     with atomic_file(output) as part:
         if output.suffix == ".safetensors":
             save_weights(part, stored._replace(description=description))
         else:
-            _write_graph(part, output.suffix, network, description)
-    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+            fewest = _write_graph(part, output.suffix, network, description)
+    limit = "" if fewest <= 1 else f", for clouds of at least {fewest:,} points"
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB{limit}")
 
 
 def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list[float]]]:
@@ -72,10 +76,12 @@ def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list
     }
 
 
-def _write_graph(path: Path, suffix: str, network: nn.Module, description: NetworkDescription) -> None:
-    from pcea.models.capture import export_onnx, export_program
+def _write_graph(path: Path, suffix: str, network: nn.Module, description: NetworkDescription) -> int:
+    """Write the graph; returns the fewest points per cloud that it takes, 0 for images."""
+    from pcea.models.capture import export_onnx, export_program, fewest_points
 
-    metadata = _metadata(description)
+    fewest = fewest_points(network) or 0
+    metadata = _metadata(description, min_points=fewest)
     try:
         if suffix == ".onnx":
             export_onnx(network, path, metadata=metadata)
@@ -84,9 +90,10 @@ def _write_graph(path: Path, suffix: str, network: nn.Module, description: Netwo
                 torch.export.save(export_program(network), file, extra_files={"metadata.json": json.dumps(metadata)})
     except TypeError as error:
         raise ValueError(f"A network for {description.task} cannot be captured as a graph: {error}") from error
+    return fewest
 
 
-def _metadata(description: NetworkDescription) -> dict[str, str]:
+def _metadata(description: NetworkDescription, *, min_points: int) -> dict[str, str]:
     """What whoever runs the graph must know, as text: JSON in each value but the task's."""
     if description.task in ("points", "parts"):
         preprocessing: dict[str, Any] = {
@@ -94,9 +101,11 @@ def _metadata(description: NetworkDescription) -> dict[str, str]:
             "center": "subtract the mean of the points",
             "scale": "divide by the distance of the farthest point",
             "num_points": description.num_points,
+            "min_points": min_points,
             "features": "unit normals" if description.has_normals else "none",
             "temperature": description.temperature,
             "background": description.background,
+            "known_above": description.known_above,
         }
     else:
         preprocessing = {
@@ -104,6 +113,8 @@ def _metadata(description: NetworkDescription) -> dict[str, str]:
             "mean": description.mean,
             "std": description.std,
             "image_size": description.image_size,
+            "temperature": description.temperature,
+            "known_above": description.known_above,
         }
     return {
         "task": description.task,

@@ -11,9 +11,10 @@ import torch
 from examples import PARTS, assert_one_line, run, trained_on_parts
 
 from pcea.datasets.shapes import Shapes
-from pcea.inference.networks import load
+from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.checkpoints import read_network
 from pcea.io.description import StoredNetwork
+from pcea.io.points import Points
 from pcea.io.weights import save_weights
 from pcea.visualization.subject import shared_views
 
@@ -35,18 +36,61 @@ def test_weights_files_come_from_any_weights(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_graph_runs_without_pcea(capsys, tmp_path):
-    pytest.importorskip("onnxruntime")
-    export(capsys, "modelnet40_eat_cpu", tmp_path / "model.onnx")
-    points = Shapes("test", num_shapes=1, num_points=900).points[0].numpy()  # an airplane
-    np.save(tmp_path / "cloud.npy", points)
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['pcea'] = None; "
-        f"sys.argv[1:] = ['model.onnx', 'cloud.npy']; exec(open({str(EXAMPLE)!r}).read())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == load("modelnet40_eat_cpu").predict(points).class_names[0]
+def test_a_graph_of_the_default_network_runs_without_pcea(capsys, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(capsys, DEFAULT_WEIGHTS, tmp_path / "model.onnx")
+    shape = Shapes("test", num_shapes=60, num_points=1024).points[48]
+    noise = torch.rand(1024, 3, generator=torch.Generator().manual_seed(0))
+    default, unsure = load(), []
+    for points in (shape, noise):  # an airplane, and nothing
+        np.save(tmp_path / "cloud.npy", points.numpy())
+        code = (
+            "import sys; sys.modules['torch'] = sys.modules['pcea'] = None; "
+            f"sys.argv[1:] = ['model.onnx', 'cloud.npy']; exec(open({str(EXAMPLE)!r}).read())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        expected = default.pose(Points(points), up="y")
+        prediction = default.rank(expected.logits, 1, score=expected.score)
+        printed = f"{prediction.class_names[0]} {prediction.probabilities[0]:.1%}"
+        unsure.append(not prediction.is_known)
+        assert done.stdout.strip() == (printed if prediction.is_known else f"unsure, closest: {printed}")
+    assert unsure == [False, True]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert len(json.loads(metadata["class_names"])) == 40
+    about, description = json.loads(metadata["preprocessing"]), default.description
+    assert {name: about[name] for name in ("background", "temperature", "known_above", "min_points")} == {
+        "background": True,
+        "temperature": description.temperature,
+        "known_above": description.known_above,
+        "min_points": 1,
+    }
+    for n in (1, 64, 100, 400, 512, 513):  # its first stage has 512 centres
+        points = shape[None, :n]
+        (logits,) = session.run(None, {"points": points.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), default.network(points), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_export_names_the_fewest_points_of_a_graph(capsys, tmp_path):
+    code, printed, errors = run(capsys, "export", "modelnet40_eat_cpu", "--output", tmp_path / "eat.pt2")
+    assert code == 0, errors
+    fewest = load("modelnet40_eat_cpu").network.min_points
+    assert printed.strip().endswith(f" MB, for clouds of at least {fewest} points")
+    extra = {"metadata.json": ""}
+    torch.export.load(tmp_path / "eat.pt2", extra_files=extra)
+    metadata = json.loads(extra["metadata.json"])
+    assert json.loads(metadata["preprocessing"])["min_points"] == fewest
+
+
+def test_help_says_what_a_graph_needs(capsys):
+    _, printed, _ = run(capsys, "export", "--help")
+    words = " ".join(printed.split())
+    assert "import pcea.ops.neighbors, pcea.ops.sampling" in words
+    assert "program.module()(points=points)" in words
+    assert "min_points, the fewest points of a cloud" in words
 
 
 @pytest.mark.slow
