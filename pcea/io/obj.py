@@ -7,42 +7,98 @@ from pathlib import Path
 
 import numpy as np
 
-from pcea.io.meshes import Mesh, unreadable
-from pcea.io.scenes import read_scene
+from pcea.io.meshes import Mesh, as_mesh, unreadable
 
-_FACE = re.compile(rb"^[ \t]*f[ \t]", re.MULTILINE)
-_VERTEX = re.compile(rb"^[ \t]*v[ \t]+(.*)$", re.MULTILINE)
-_NORMAL = re.compile(rb"^[ \t]*vn[ \t]+(.*)$", re.MULTILINE)
-# Fewer than three coordinates.
-_FLAT_VERTEX = re.compile(rb"^[ \t]*v[ \t]+(?:[^\s#]+(?:[ \t]+[^\s#]+)?)?[ \t]*(?:#.*)?$", re.MULTILINE)
+_CONTINUED = re.compile(r"^(?:.*\\\n)+.*", re.MULTILINE)
 
 
 def read_obj(path: Path) -> Mesh | np.ndarray:
     """Read the faces of an OBJ file, or its points if it has no faces: with normals, if there is one per point.
 
+    Objects, groups and materials become one mesh. Vertices of no face are left out. Our own reader, because trimesh 5.2
+    counts negative indices from the end of the file instead of from their line, takes index 0 for 1, and does not read
+    comments behind a face or indented lines.
+
     Raises:
-        ValueError: If it is no such file, or a vertex has fewer than three coordinates.
+        ValueError: If it is no such file, a vertex has fewer than three coordinates, or a face names a vertex that is
+            not there.
     """
-    content = path.read_bytes().replace(b"\r", b"\n")
-    if flat := _FLAT_VERTEX.search(content):
-        line = flat[0].decode("ascii", "replace").strip()[:40]
-        raise unreadable(path, ValueError(f"the vertex {line!r} has fewer than three coordinates"))
-    if _FACE.search(content):
-        return read_scene(path)
+    lines = _read_lines(path)
+    vertex_lines, face_lines, normal_lines = (
+        [number for number, line in enumerate(lines) if line.startswith(f"{kind} ")] for kind in ("v", "f", "vn")
+    )
     try:
-        points, normals = (
-            np.loadtxt(lines, usecols=(0, 1, 2), ndmin=2) if lines else np.empty((0, 3))
-            for lines in (
-                [line.decode("ascii", "replace") for line in kind.findall(content)] for kind in (_VERTEX, _NORMAL)
-            )
-        )
-    except ValueError as error:
+        points = _read_vectors(lines, vertex_lines)
+        if face_lines:
+            indices, sizes = _read_corners([lines[number] for number in face_lines])
+            vertices_before = np.searchsorted(vertex_lines, face_lines).repeat(sizes)
+            corners = np.where(indices < 0, indices + vertices_before, indices - 1)
+            is_wrong = (indices == 0) | (corners < 0) | (corners >= len(points))
+            if is_wrong.any():
+                wrong = int(is_wrong.argmax())
+                number = face_lines[int(np.searchsorted(np.cumsum(sizes), wrong, side="right"))]
+                raise ValueError(
+                    f"line {number + 1}, {lines[number].strip()[:40]!r}, names vertex {indices[wrong]}, but OBJ counts "
+                    f"from 1, or from -1 back, and the file has {len(points)} vertices"
+                )
+        elif vertex_lines:
+            normals = _read_vectors(lines, normal_lines)
+            return np.hstack([points, normals]) if len(points) == len(normals) else points
+        else:
+            return Mesh(points, np.empty((0, 3), dtype=np.int64))
+    except (ValueError, OverflowError) as error:
         raise unreadable(path, error) from error
-    if not len(points):
-        return Mesh(points, np.empty((0, 3), dtype=np.int64))
-    return np.hstack([points, normals]) if len(points) == len(normals) else points
+    is_used = np.zeros(len(points), dtype=bool)
+    is_used[corners] = True
+    corners = (np.cumsum(is_used) - 1)[corners]
+    if (sizes == sizes[0]).all():
+        return as_mesh(path, points[is_used], corners.reshape(len(sizes), sizes[0]))
+    ends = np.cumsum(sizes).tolist()
+    flat = corners.tolist()
+    return as_mesh(path, points[is_used], [flat[start:end] for start, end in zip([0, *ends], ends)])
 
 
-def _read_rows(lines: list[bytes]) -> np.ndarray:
-    text = [line.decode("ascii", "replace") for line in lines]
-    return np.loadtxt(text, usecols=(0, 1, 2), ndmin=2) if text else np.empty((0, 3))
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a file, without comments and indents, with blanks for tabs. Continued lines are joined.
+
+    The lines that were joined to another are left empty, so that line numbers stay.
+    """
+    text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")
+    if "#" in text:
+        text = re.sub("#.*", "", text)
+    if "\\\n" in text:
+        text = _CONTINUED.sub(lambda joined: joined[0].replace("\\\n", " ") + "\n" * joined[0].count("\\\n"), text)
+    lines = text.split("\n")
+    return [line.lstrip(" ") for line in lines] if text.startswith(" ") or "\n " in text else lines
+
+
+def _read_vectors(lines: list[str], numbers: list[int]) -> np.ndarray:
+    """The first three numbers of each of the lines `numbers`, (V, 3)."""
+    if not numbers:
+        return np.empty((0, 3))
+    rows = [lines[number].partition(" ")[2] for number in numbers]
+    try:
+        if all(map(str.strip, rows)):  # NumPy skips blank rows
+            return np.loadtxt(rows, usecols=(0, 1, 2), ndmin=2)
+    except ValueError:
+        if all(len(row.split()) > 2 for row in rows):
+            raise
+    number = next(number for number, row in zip(numbers, rows) if len(row.split()) < 3)
+    raise ValueError(f"line {number + 1}, {lines[number].strip()[:40]!r}, has fewer than three coordinates")
+
+
+def _read_corners(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of vertices in the lines of faces, one after another (K,), and how many each line has (F,)."""
+    rows = [line[2:] for line in lines]
+    if any("/" in row for row in rows):  # without texture coordinates and normals
+        rows = re.sub(r"/[^ \n]*", "", "\n".join(rows)).split("\n")
+    if all(map(str.strip, rows)):
+        try:
+            table = np.loadtxt(rows, dtype=np.int64, ndmin=2)  # faster, but all must have the same number of corners
+            return table.ravel(), np.full(len(table), table.shape[1])
+        except ValueError:
+            pass
+    words = [row.split() for row in rows]
+    indices = np.array([int(word) for corners in words for word in corners], dtype=np.int64)
+    return indices, np.array([len(corners) for corners in words])

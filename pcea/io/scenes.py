@@ -1,4 +1,4 @@
-"""Scenes: OBJ, STL and 3MF files, read by trimesh, and Collada, read by pycollada."""
+"""Scenes: STL and 3MF files, read by trimesh, and Collada, read by pycollada."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNREAD = ("tristrips", "trifans", "convex_mesh", "spline", "brep")
 
 
 def read_scene(path: Path) -> Mesh | np.ndarray:
-    """Read an OBJ, STL or 3MF file as one mesh, or as points (N, 3) if it has no faces.
+    """Read an STL or 3MF file as one mesh, or as points (N, 3) if it has no faces.
 
     Each node is where its transforms put it. Materials and textures are not read.
 
