@@ -17,7 +17,8 @@ from pcea.io.obj import read_obj
 from pcea.io.off import read_off
 from pcea.io.pcd import read_pcd
 from pcea.io.ply import read_ply
-from pcea.io.scenes import read_collada, read_scene
+from pcea.io.scenes import read_3mf, read_collada
+from pcea.io.stl import read_stl
 from pcea.io.tables import TABLES, read_text_cloud
 
 # What Open3D needs to be imported and to draw.
@@ -82,7 +83,8 @@ def _read_ply_cloud(path: Path) -> Mesh | np.ndarray:
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".off": read_off,
     ".obj": read_obj,
-    **dict.fromkeys((".stl", ".3mf"), read_scene),
+    ".stl": read_stl,
+    ".3mf": read_3mf,
     ".dae": read_collada,
     **dict.fromkeys((".glb", ".gltf"), read_gltf),
     ".ply": _read_ply_cloud,

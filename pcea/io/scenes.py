@@ -1,4 +1,4 @@
-"""Scenes: STL and 3MF files, read by trimesh, and Collada, read by pycollada."""
+"""Scenes: 3MF files, read by trimesh, and Collada, read by pycollada."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ _LOOKS = ("library_images", "library_effects", "library_materials", "bind_materi
 _UNREAD = ("tristrips", "trifans", "convex_mesh", "spline", "brep")
 
 
-def read_scene(path: Path) -> Mesh | np.ndarray:
-    """Read an STL or 3MF file as one mesh, or as points (N, 3) if it has no faces.
+def read_3mf(path: Path) -> Mesh | np.ndarray:
+    """Read a 3MF file as one mesh, or as points (N, 3) if it has no faces.
 
     Each node is where its transforms put it. Materials and textures are not read.
 
     Raises:
         ValueError: If the file is not what it says.
-        ImportError: If a 3MF file needs lxml.
+        ImportError: If lxml is missing.
     """
     import trimesh
 
-    if path.suffix.lower() == ".3mf":
-        _require(path, "lxml", "lxml")
-        _check_3mf(path)
+    _require(path, "lxml", "lxml")
+    _check_3mf(path)
     try:
         with _reported(path):
             # process=False keeps NaN coordinates, which trimesh would drop without a word.
