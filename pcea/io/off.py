@@ -20,7 +20,7 @@ def read_off(path: Path) -> Mesh | np.ndarray:
     reader, because trimesh 5.2 fails on faces of more than four corners.
 
     Raises:
-        ValueError: If it is no such file, or ends before its vertices and faces.
+        ValueError: If it is no such file, or does not end with its vertices and faces.
     """
     try:
         text = re.sub("#.*", "", path.read_text(encoding="utf-8-sig")).lstrip()
@@ -48,6 +48,8 @@ def _read_lines(text: str) -> tuple[np.ndarray, np.ndarray | list[list[int]]] | 
     V, F = int(counts[0]), int(counts[1])
     if len(lines) <= V + F:
         return None
+    if extra := len(lines) - 1 - V - F:
+        raise ValueError(f"{extra} lines are left over after its {V} vertices and {F} faces; its counts are wrong")
     rows, faces = lines[1 : V + 1], lines[V + 1 : V + F + 1]
     width = len(rows[0].split()) if rows else 3
     if width < 3:

@@ -21,6 +21,7 @@ FILES = {
     "coordinates one by one": f"OFF\n4 2 0\n{VERTICES}{FACES}".replace(" ", "\n"),
     "colours": "COFF\n4 2 0\n" + (VERTICES + FACES).replace("\n", " 255 0 0 1\n"),
     "blank lines and remarks": "# by hand\nOFF\n\n4 2 0  # counts\n" + (VERTICES + FACES).replace("\n", "\n\n"),
+    "blank lines and remarks at the end": f"OFF\n4 2 0\n{VERTICES}{FACES}\n  \n# the end\n",
     "Windows": f"OFF\n4 2 0\n{VERTICES}{FACES}".replace("\n", "\r\n"),
 }
 
@@ -57,6 +58,9 @@ def test_points_with_normals_or_colours(tmp_path):
         ("OFF\n2 1 0\n0 0\n1 1\n3 0 1 1\n", "its vertices have 2 coordinates"),
         ("OFF\n4 2 0\n" + VERTICES + "3 0 1 2\n", "it ends before its 4 vertices and 2 faces"),
         ("OFF 4 1 0 " + VERTICES.replace("\n", " ") + "3 0 1 2 9", "1 numbers are left over"),
+        ("OFF\n4 1 0\n" + VERTICES + FACES, "1 lines are left over after its 4 vertices and 1 faces; its counts are"),
+        ("OFF\n3 2 0\n" + VERTICES + FACES, "1 lines are left over after its 3 vertices and 2 faces"),
+        ("OFF\n2 0 0\n" + VERTICES, "2 lines are left over after its 2 vertices and 0 faces"),
         ("OFF\n4 1 0\n" + VERTICES + "3 0 1\n", "loadtxt|invalid column"),
         ("OFF\n4 1 0\n" + VERTICES + "4 0 1\n", "it has a face '4 0 1'"),
         ("OFF\n1000000000000 1 0\n0 0 0\n", "it ends before its 1000000000000 vertices"),
