@@ -289,6 +289,8 @@ def load_cloud(
         )
     else:
         if not isinstance(source, Points):
+            if isinstance(source, Tensor) and source.dtype == torch.bfloat16:  # NumPy has no such type
+                source = source.float()
             table = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
             source = as_points(table, path=Path(name), normals="file")
         if num_points is not None and min_points is not None:

@@ -9,6 +9,7 @@ import torch
 import trimesh
 from examples import cloud, write
 
+from pcea.inference.points import load_cloud
 from pcea.io.ply import write_ply
 from pcea.io.points import (
     Normalization,
@@ -394,3 +395,9 @@ def test_normals_of_nan_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.npy: 1 of 7 normals are NaN or infinite"):
         load_points(path, normals="file")
     assert load_points(path).normals is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_of_any_precision(dtype):
+    points = torch.tensor([[0, 0, 1], [0.5, 0, 0], [0, -2, 0]], dtype=dtype, requires_grad=True)
+    assert load_cloud(points).points.tolist() == [[0, 0, 1], [0.5, 0, 0], [0, -2, 0]]
