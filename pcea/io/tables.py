@@ -129,7 +129,7 @@ def read_text_cloud(path: Path) -> np.ndarray:
 
 
 def _not_a_table(path: Path, error: ValueError) -> ValueError:
-    return ValueError(f"{path} is not a table of numbers: {first_line(error).partition(';')[0].rstrip('.')}.")
+    return ValueError(f"{path} is not a table of numbers: {first_line(error).partition('; use `')[0].rstrip('.')}.")
 
 
 def _read_text(path: Path) -> str:
@@ -185,6 +185,11 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
             if (are_numbers and len(cells) > 1) or (
                 named and all(i < len(cells) and _is_number(cells[i]) for i in named.values())
             ):
+                if delimiter == "," and not named and _has_decimal_commas(lines[number:]):
+                    raise ValueError(
+                        f"{bare[:40]!r} seems to have decimal commas, and commas between columns too; write decimal "
+                        f"points, semicolons between columns, or a line of their names"
+                    )
                 # A remark is no header.
                 is_header = not is_only_comment or len(_words(header)) == len(cells)
                 return _Layout(start, len(cells), delimiter, comma, named, header if is_header else "", count)
@@ -209,6 +214,19 @@ def _find_delimiter(line: str) -> tuple[str | None, str | None]:
     if "\t" in line and all(len(cell.split()) == 1 for cell in line.split("\t")):
         return "\t", None
     return None, None
+
+
+def _has_decimal_commas(lines: Iterable[str]) -> bool:
+    """Whether all rows read like 6,370, 2,698, 0,410: with a comma within all columns but one, and one behind each.
+
+    Integers are written like this only if their blanks are as regular as those.
+    """
+    bare = (_REMARK.sub("", line.strip()) for line in lines)
+    rows = [re.split(r",\s+", line.rstrip(", ")) for line in bare if line and not line.startswith(_COMMENTS)]
+    is_regular = len(rows[0]) >= 3 and all(
+        len(row) == len(rows[0]) and all(map(_DECIMAL_COMMA.fullmatch, row)) for row in rows
+    )
+    return is_regular and sum(any("," in cell for cell in column) for column in zip(*rows)) >= len(rows[0]) - 1
 
 
 def _split(line: str, delimiter: str | None) -> list[str]:

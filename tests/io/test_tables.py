@@ -95,6 +95,29 @@ def test_a_header_that_is_not_understood_gives_a_warning(tmp_path, header):
         np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), POINTS)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "1, 2, 3\n4, 5, 6\n",
+        "1,2, 3\n4,5, 6\n",
+        "1, 2,3\n4, 5,6\n",
+        "1,2, 3, 4\n4,5, 6, 7\n",
+        "1,2,3, 4,5,6\n7,8,9, 10,11,12\n",
+        "1,2, 3,4, 5,6\n7, 8, 9, 10, 11, 12\n",
+        "1,2, 3,4, 5,6\n7,8, 9,1, 2, 3\n4,5,6, 7, 8,9\n",
+        "a,b,c,d,e,f\n1, 2, 3, 4, 5, 6\n",
+        "x,y,z,d,e,f\n1,2, 3,4, 5,6\n",
+        "1.5,2, 3.5,4, 5.5,6\n",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*names no columns")
+def test_integers_with_careless_blanks(tmp_path, rows):
+    (tmp_path / "a.csv").write_text(rows)
+    lines = [line for line in rows.splitlines() if line[0].isdecimal()]
+    expected = [[float(cell) for cell in line.split(",")] for line in lines]
+    np.testing.assert_array_equal(read_table(tmp_path / "a.csv"), expected)
+
+
 def test_read_table_keeps_all_columns_in_order(tmp_path):
     (tmp_path / "a.txt").write_text(text("z y x\n", POINTS, delimiter=" "))
     with warnings.catch_warnings():
@@ -125,6 +148,10 @@ def test_no_rows(tmp_path, content):
         (b"hello\nworld of points\n", "'world of points' is not a row of numbers"),
         (b"1 2 3 chair\n", "'1 2 3 chair' is not a row of numbers"),
         (b"1 2 3\n1 2\n", "the number of columns changed from 3 to 2 at row 2"),
+        (b"1.234,50;2.345,60;0,10\n", "'1.234,50;2.345,60;0,10' is not a row of numbers"),
+        (b"6,370, 2,698, 0,410\n1,5, -2,5, 1,25\n", "'6,370, 2,698, 0,410' seems to have decimal commas"),
+        (b"x, y, z\n6,370, 2,698, 0,410\n1,5, 2, 1,25\n", "'6,370, 2,698, 0,410' seems to have decimal commas"),
+        (b"# scan\n6,370,  2,698,  0\n1,5,  2,5,  0  # seen\n", "write decimal points, semicolons between"),
         (b"x,y,z\n1,2,3\n1,,3\n", "could not convert string '' to float64 at row 1, column 2"),
         (b"4\n1 2 3\n1 2 3\n", "it ends before its 4 rows"),
         (b"1\n1 2 3\n3\n1 2 3\n", "it ends before the 3 rows of its last scan"),
