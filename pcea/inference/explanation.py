@@ -36,19 +36,21 @@ class Explanation(NamedTuple):
     """What decided the class of a cloud.
 
     Attributes:
-        prediction: The class.
+        prediction: The class; if the pose was found, over all poses that the cloud may be in.
+        upright: What the network says of the cloud in its pose alone, as it does of what is left without a region.
         regions: The regions, that whose loss costs the class most probability first.
         points: Upright points to draw, (N, 3).
         region_of: Number of the region of each, (N,).
     """
 
     prediction: ClassPrediction
+    upright: ClassPrediction
     regions: tuple[Region, ...]
     points: Tensor
     region_of: Tensor
 
     def __str__(self) -> str:
-        lines = []
+        lines = [f"  in this pose alone: {self.upright.title}"]
         for number, region in enumerate(self.regions, start=1):
             size = f"{100 * region.share_of_points:3.0f} % of the points"
             if region.share_of_feature is not None:
@@ -58,8 +60,9 @@ class Explanation(NamedTuple):
 
     def view(self) -> View:
         """The cloud, coloured by how much probability the class would lose without each region."""
-        name, probability = self.prediction.class_names[0], self.prediction.probabilities[0]
-        lost = torch.tensor([probability - _probability(region.without, name) for region in self.regions])
+        name = self.prediction.class_names[0]
+        whole = _probability(self.upright, name)
+        lost = torch.tensor([whole - _probability(region.without, name) for region in self.regions])
         view = view_values(self.points, 100 * lost[self.region_of], label=f"% of {name} lost without the region")
         return view._replace(title=self.prediction.title)
 
@@ -89,22 +92,28 @@ def explain(
     seeds = upright[farthest_point_sample(upright[None], min(num_regions, len(upright)))[0]]
     region_of = torch.cdist(upright, seeds).argmin(1)
     feature_shares = _feature_shares(predictor, upright, normals, seeds)
+
+    def judge_upright(some: Points) -> ClassPrediction:
+        judged = predictor.pose(some, up="y")
+        return predictor.rank(judged.logits, every, score=judged.score)
+
     regions = []
     for number in range(len(seeds)):
         inside = region_of == number
         rest = Points(upright[~inside], None if normals is None else normals[~inside])
-        left = predictor.pose(rest, up="y")
         regions.append(
             Region(
                 _place(upright, inside),
                 float(inside.float().mean()),
                 None if feature_shares is None else float(feature_shares[number]),
-                predictor.rank(left.logits, every, score=left.score),
+                judge_upright(rest),
             )
         )
     order = sorted(range(len(regions)), key=lambda i: _probability(regions[i].without, whole.class_names[0]))
     rank = torch.tensor([order.index(i) for i in range(len(regions))])
-    return Explanation(whole, tuple(regions[i] for i in order), to_draw, rank[torch.cdist(to_draw, seeds).argmin(1)])
+    nearest = torch.cdist(to_draw, seeds).argmin(1)
+    regions_in_order = tuple(regions[i] for i in order)
+    return Explanation(whole, judge_upright(Points(upright, normals)), regions_in_order, to_draw, rank[nearest])
 
 
 def _feature_shares(predictor: PointPredictor, points: Tensor, normals: Tensor | None, seeds: Tensor) -> Tensor | None:
