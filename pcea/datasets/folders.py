@@ -11,6 +11,8 @@ from pcea.datasets.splits import check_test_fraction
 from pcea.io.points import orient
 
 _SPLITS = ("train", "test")
+# What splits are called, in small letters; other spellings are refused.
+_SPLIT_NAMES = {*_SPLITS, "val", "training", "testing", "valid", "validation"}
 # Files that come with meshes without being one. Any other unknown file is reported as unreadable.
 _COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
 
@@ -53,6 +55,7 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         for name in sorted({folder.name for part in stored.values() for folder in _folders(root / part)}):
             by_class[name] = {part: _files(root / folder / name) for part, folder in stored.items()}
     else:
+        _check_classes(root, folders)
         for folder in folders:
             by_class[folder.name] = {part: _files(folder / stored) for part, stored in _stored_splits(folder).items()}
             if not any(by_class[folder.name].values()):
@@ -65,6 +68,18 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         if not any(parts.values()):
             raise ValueError(f"Class {name!r} under {root} has no mesh or cloud files. Add some or remove its folder.")
     return {name: parts[split] for name, parts in by_class.items()}
+
+
+def _check_classes(root: Path, folders: list[Path]) -> None:
+    """Refuse splits beside other folders, which would all be classes: `train` is one only if it holds no folders."""
+    for folder in folders:
+        inner = {path.name for path in _folders(folder)}
+        if folder.name.lower() in _SPLIT_NAMES and inner and not inner <= {*_SPLITS, "val"}:
+            names = ", ".join(path.name for path in folders)
+            raise ValueError(
+                f"{folder} holds folders, as a split does, but {root} holds {names}. Expected {root}/train/<class>/* "
+                f"and {root}/test/<class>/* with nothing beside them, or {root}/<class>/*."
+            )
 
 
 def _stored_splits(folder: Path) -> dict[str, str]:

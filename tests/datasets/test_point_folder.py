@@ -89,6 +89,16 @@ def test_a_class_may_be_called_train(tmp_path):
     assert PointFolder(tmp_path, "train", num_points=5).class_names == ("car", "train")
 
 
+@pytest.mark.parametrize(
+    "places", [("train/a", "test/a", "docs"), ("Train/a", "Test/a"), ("training/a", "testing/a"), ("train/a", "a")]
+)
+def test_splits_beside_other_folders_are_refused(places, tmp_path):
+    for place in places:
+        write_cloud(tmp_path / place / "1.txt", 0)
+    with pytest.raises(ValueError, match=r"holds folders, as a split does, .* with nothing beside them"):
+        PointFolder(tmp_path, "train", num_points=5)
+
+
 def test_up_and_normals(tmp_path):
     for number in range(2):
         (tmp_path / "square").mkdir(exist_ok=True)
