@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -172,17 +173,23 @@ class DataModule(L.LightningDataModule):
             self._keep(name, samples)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches in a new order every epoch; an incomplete last batch is dropped."""
+        """Batches in a new order every epoch; an incomplete last batch is dropped, unless it is the only one."""
         trainer, samples = self._attached_trainer, self.batches_of("train")
-        if len(samples) < self.batch_size * trainer.world_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} on {trainer.world_size} devices needs at least as many training "
-                f"samples, got {len(samples)}."
+        size = self.batch_size
+        if len(samples) < size * trainer.world_size:
+            if trainer.world_size > 1 or len(samples) < 2:
+                raise ValueError(
+                    f"batch_size={size} on {trainer.world_size} devices needs at least as many training samples, got "
+                    f"{len(samples)}."
+                )
+            warnings.warn(
+                f"There are only {len(samples)} training samples: batches of these, not of {size}.", stacklevel=2
             )
+            size = len(samples)
         sampler = self._train_sampler(
             samples, trainer.world_size, trainer.global_rank, seed=global_seed(), drop_last=True
         )
-        return self._loader(samples, self.batch_size, sampler, drop_last=True)
+        return self._loader(samples, size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation split in order, each sample on one device only; empty if there is none."""

@@ -237,6 +237,15 @@ def test_too_few_clouds_for_a_batch():
         data.train_dataloader()
 
 
+def test_a_few_clouds_are_one_batch():
+    data = NumberedClouds(batch_size=32, num_points=2, val_fraction=0)
+    attach(data)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="only 30 training samples: batches of these, not of 32"):
+        loader = data.train_dataloader()
+    assert [len(batch.points) for batch in loader] == [30]
+
+
 class Linear(nn.Module):
     """Mean point, and mean normal where there are any, to logits."""
 
