@@ -83,8 +83,9 @@ def predict(
         strict: Stop at the first file that cannot be read.
         workers: Processes that read files, so that a damaged one cannot end the run, nor one that takes longer than
             10 minutes. By default none for less than 100 files, else one less than there are cores, from 1 to 8.
-        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; auto finds it. By
-            default auto for classes, y for parts.
+        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; where shapes face is
+            then taken as it is. auto finds both, by default for classes if the network can (modelnet40_pointea_files
+            can); else y.
         seed: Decides which points are sampled, 0 by default.
         category: What all the files show, such as Chair. Required if the network has several categories.
         num_points: Points sampled on each mesh, 10000 by default. Clouds are labelled whole.
@@ -153,10 +154,16 @@ def predict(
                             written.table.add_error(file, message)
                         continue
                     print(f"{file!s:{width}}  {prediction}", flush=True)
-                    if explain:
-                        print_explanation(predictor, file, output, up=up, seed=seed)
                     if written is not None:
                         written.add(file, prediction)
+                    if explain:
+                        try:
+                            print_explanation(predictor, file, output, up=up, seed=seed)
+                        except (ValueError, OSError) as error:
+                            message = f"{file}: no explanation: {error}"
+                            if strict:
+                                raise ValueError(message) from error
+                            errors.append(message)
                 if written is not None:
                     written.table.save()
                 advance(len(batch))

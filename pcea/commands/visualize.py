@@ -13,7 +13,7 @@ from typing import Any
 from pcea.commands.input_files import check_files
 from pcea.commands.predict import MISFITS, applicable, misfit
 from pcea.datasets.cache import summarize
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, check_not_read
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
@@ -89,8 +89,9 @@ def visualize(
             an equals sign if it begins with a minus, --query=-1,0,2.
         grid: One file gives a sheet of all layers and modes, several files a sheet of all files.
         size: Side of each view in pixels, of an image the longer one; by default 800, and 300 in a grid.
-        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; auto finds it. By
-            default auto for classes, y for parts.
+        up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; where shapes face is
+            then taken as it is. auto finds both, by default for classes if the network can (modelnet40_pointea_files
+            can); else y.
         seed: Decides which points are sampled and shown to the network, 0 by default.
         num_points: Points sampled on each mesh, 40000 by default. Clouds are drawn whole.
         points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By
@@ -247,6 +248,7 @@ def _check_outputs(output: Path | None, animate: Path | None, size: int, *, grid
             raise FileNotFoundError(f"No folder {path.parent} to write {path.name} into.")
         if path.is_dir():
             raise ValueError(f"{path} is a folder.")
+        check_not_read(path, files)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"The folder {path.parent} cannot be written to.")
 

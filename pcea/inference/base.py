@@ -174,6 +174,17 @@ class Predictor:
         return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))
 
 
+def check_not_read(output: Path, files: Sequence[Path]) -> None:
+    """Refuse to write to a file that is also read.
+
+    Raises:
+        ValueError: If `output` is one of `files`.
+    """
+    for file in files:
+        if output.resolve() == file.resolve():
+            raise ValueError(f"The result would overwrite {file}, which is to be read. Give another output.")
+
+
 def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequence[str]) -> None:
     """Refuse an output folder in which results would overwrite one another or an input.
 

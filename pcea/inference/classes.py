@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, check_not_read
 
 
 class ClassPrediction(NamedTuple):
@@ -52,10 +52,12 @@ class ClassPredictor(Predictor):
         {"rank": int, "class": str, "probability": float, "known": str, "pose": str}
     )
 
-    def check_output(self, output: Path, files: Sequence[Path]) -> None:  # noqa: ARG002
-        """Refuse a folder."""
+    def check_output(self, output: Path, files: Sequence[Path]) -> None:
+        """Refuse a folder, and a table that would overwrite an input."""
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: a network that names classes writes a CSV file.")
+        for table in {output, output.with_suffix(".csv")}:
+            check_not_read(table, files)
 
     def rows(self, prediction: ClassPrediction) -> list[tuple[object, ...]]:
         """One row per class, the most probable first."""

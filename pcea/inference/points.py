@@ -68,8 +68,8 @@ class PointPredictor(ClassPredictor):
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
-            up: Its upward axis: x, y, z, -x, -y or -z. auto finds its pose, if the network was trained with a
-                background; else it is y.
+            up: Its upward axis: x, y, z, -x, -y or -z; where it faces is taken as it is. auto finds both, if the
+                network was trained with a background; else y is up.
             top: How many classes are returned.
             seed: Decides which points are sampled.
             like: Folders of examples, or what `read_examples` made of them: the classes are these folders instead, and
@@ -79,7 +79,7 @@ class PointPredictor(ClassPredictor):
             FileNotFoundError: If there is no such file.
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
-        self.check(up=up, top=top)
+        self.check(up=None if up == "auto" else up, top=top)
         if like is not None and not isinstance(like, Examples):
             like = read_examples(self, like, seed=seed)
         return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
@@ -127,9 +127,13 @@ class PointPredictor(ClassPredictor):
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
         return explain(self, self.read(source, seed=seed), drawn, up=up, num_regions=num_regions)
 
-    def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
-        """Raise a ValueError for invalid options."""
-        if up != "auto":
+    def check(self, *, up: str | None = None, top: int = 3, **_: Any) -> None:
+        """Raise a ValueError for invalid options; `up` is None if it was not given."""
+        if up == "auto" and not self.description.background:
+            raise ValueError(
+                "--up auto: this network cannot find poses, as it was trained without background; give an axis."
+            )
+        if up not in (None, "auto"):
             check_axis(up)
         check_top(top)
 

@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,13 +305,47 @@ def test_what_decided(weights, tmp_path, capsys, monkeypatch):
     assert code == 0, errors
     lines = output.splitlines()
     assert lines[0].startswith("tower.npy  standing ")
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert re.fullmatch(r"  in this pose alone: standing \d+ %", lines[1])
     assert all(
         re.match(r"  \d\. (top|middle|bottom), (inner|outer) +\d+ % of the points, decides", line)
-        for line in lines[1:9]
+        for line in lines[2:10]
     )
-    assert lines[9] == "  tower_explained.ply"
+    assert lines[10] == "  tower_explained.ply"
     assert len(trimesh.load("tower_explained.ply").vertices) == 64
+
+
+def test_what_cannot_be_explained_does_not_stop_the_others(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pcea.commands.predict.can_draw", lambda: False)
+    np.save("few.npy", np.repeat(np.random.default_rng(0).random((8, 3)), 8, axis=0))
+    np.save("tower.npy", (np.random.default_rng(0).random((64, 3)) - 0.5) * (1, 6, 1))
+    command = ("predict", "few.npy", "tower.npy", "--weights", weights, "--explain", "--output", "table.csv")
+    code, output, errors = run(capsys, *command)
+    assert code == 1
+    assert "few.npy: no explanation: A cloud of more than 8 different points is needed, got" in errors
+    assert "tower_explained.ply" in output
+    with Path("table.csv").open(newline="") as file:
+        assert {row["file"] for row in csv.DictReader(file) if not row["error"]} == {"few.npy", "tower.npy"}
+    assert_one_line(run(capsys, *command, "--overwrite", "--strict"), "few.npy: no explanation")
+
+
+@pytest.mark.parametrize("output", ["points.csv", "folder/../points.csv", "points.parquet"])
+def test_an_input_is_not_overwritten(output, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    np.savetxt("points.csv", np.random.default_rng(0).random((64, 3)), delimiter=",")
+    before = (tmp_path / "points.csv").read_bytes()
+    result = run(capsys, "predict", "points.csv", "--weights", weights, "--output", output, "--overwrite")
+    assert_one_line(result, "The result would overwrite points.csv, which is to be read")
+    assert (tmp_path / "points.csv").read_bytes() == before
+
+
+def test_a_network_without_background_finds_no_pose(weights, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((64, 3)))
+    command = ("predict", tmp_path / "x.npy", "--weights", weights)
+    assert_one_line(run(capsys, *command, "--up", "auto"), "cannot find poses", "give an axis")
+    assert run(capsys, *command)[1] == run(capsys, *command, "--up", "y")[1]
 
 
 def test_two_explanations_of_one_name(weights, tmp_path, capsys):

@@ -286,6 +286,15 @@ def test_a_checkpoint_that_is_none(files, tmp_path, capsys) -> None:
     assert "bad.ckpt is not a checkpoint" in error
 
 
+def test_an_input_is_not_overwritten(files, weights, tmp_path, capsys) -> None:
+    trimesh.load(files[0]).export(tmp_path / "box.ply")
+    before = (tmp_path / "box.ply").read_bytes()
+    code, _, error = run(capsys, tmp_path / "box.ply", "--weights", weights, "--output", f"{tmp_path}/./box.ply")
+    assert code == 2
+    assert "box.ply, which is to be read. Give another output." in error
+    assert (tmp_path / "box.ply").read_bytes() == before
+
+
 def test_a_result_can_be_read_again(files, weights, tmp_path, capsys) -> None:
     run(capsys, files[0], "--weights", weights, "--num_points", 120, "--output", tmp_path / "box.ply")
     table = read_file(tmp_path / "box.ply")
