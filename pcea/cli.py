@@ -154,9 +154,14 @@ def _configs(options: list[str]) -> None:
         print(f"{name:24} {first.lstrip('# ')}")
 
 
-def _path(text: str) -> Path:
+class _FileName:
     """A file name as it is: for the type Path, jsonargparse would parse it as YAML, which not every name is."""
-    return Path(text)
+
+    def __call__(self, text: str) -> Path:
+        return Path(text)
+
+    def __repr__(self) -> str:
+        return "Path"  # in the help
 
 
 def _call(
@@ -189,7 +194,7 @@ def _call(
     parameters = dict(inspect.signature(function).parameters)
     if files:
         # By default, jsonargparse would read a list from the given file.
-        parser.add_argument("files", nargs="+", type=_path, metavar="FILE", help=helps.pop("files"))
+        parser.add_argument("files", nargs="+", type=_FileName(), metavar="FILE", help=helps.pop("files"))
         del parameters["files"]
     titled = {title: parser.add_argument_group(f"for {title}") for title in groups}
     places = {name: titled[title] for title, names in groups.items() for name in names}
@@ -200,7 +205,7 @@ def _call(
         elif hints[name] == list[str] | None:
             place.add_argument(f"--{name}", action="append", default=None, help=helps[name])
         elif hints[name] == list[Path] | None:
-            place.add_argument(f"--{name}", nargs="+", type=_path, metavar="FILE", help=helps[name])
+            place.add_argument(f"--{name}", nargs="+", type=_FileName(), metavar="FILE", help=helps[name])
         elif parameter.default is not parameter.empty:
             place.add_argument(f"--{name}", type=hints[name], default=parameter.default, help=helps[name])
         elif parameter.kind is parameter.KEYWORD_ONLY:

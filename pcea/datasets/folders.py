@@ -11,8 +11,9 @@ from pcea.datasets.splits import check_test_fraction
 from pcea.io.points import orient
 
 _SPLITS = ("train", "test")
+_STORED = {*_SPLITS, "val"}  # folders of a split
 # What splits are called, in small letters; other spellings are refused.
-_SPLIT_NAMES = {*_SPLITS, "val", "training", "testing", "valid", "validation"}
+_SPLIT_NAMES = {*_STORED, "training", "testing", "valid", "validation"}
 # Files that come with meshes without being one. Any other unknown file is reported as unreadable.
 _COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
 
@@ -50,7 +51,7 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         raise FileNotFoundError(f"No folder {root}.")
     folders = _folders(root)
     by_class: dict[str, dict[str, list[Path]]] = {}
-    if {folder.name for folder in folders} <= {*_SPLITS, "val"}:  # else `train` is a class, as in car, bus, train
+    if {folder.name for folder in folders} <= _STORED:  # else `train` is a class, as in car, bus, train
         stored = _stored_splits(root)
         for name in sorted({folder.name for part in stored.values() for folder in _folders(root / part)}):
             by_class[name] = {part: _files(root / folder / name) for part, folder in stored.items()}
@@ -60,6 +61,11 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
             by_class[folder.name] = {part: _files(folder / stored) for part, stored in _stored_splits(folder).items()}
             if not any(by_class[folder.name].values()):
                 by_class[folder.name] = _divide(_files(folder), test_fraction, seed)
+            elif loose := [path for path in _files(folder) if path.relative_to(folder).parts[0] not in _STORED]:
+                raise ValueError(
+                    f"{folder} is divided into train and test, but has {len(loose)} files beside them, first "
+                    f"{loose[0]}: move them into one of the two."
+                )
     if not by_class:
         raise FileNotFoundError(
             f"No class folders under {root}: expected {root}/<class>/* or {root}/{split}/<class>/*."
@@ -74,7 +80,7 @@ def _check_classes(root: Path, folders: list[Path]) -> None:
     """Refuse splits beside other folders, which would all be classes: `train` is one only if it holds no folders."""
     for folder in folders:
         inner = {path.name for path in _folders(folder)}
-        if folder.name.lower() in _SPLIT_NAMES and inner and not inner <= {*_SPLITS, "val"}:
+        if folder.name.lower() in _SPLIT_NAMES and inner and not inner <= _STORED:
             names = ", ".join(path.name for path in folders)
             raise ValueError(
                 f"{folder} holds folders, as a split does, but {root} holds {names}. Expected {root}/train/<class>/* "

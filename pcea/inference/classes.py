@@ -56,6 +56,8 @@ class ClassPredictor(Predictor):
         """Refuse a folder, and a table that would overwrite an input."""
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: a network that names classes writes a CSV file.")
+        if not output.parent.is_dir():
+            raise FileNotFoundError(f"No folder {output.parent} to write {output.name} into.")
         for table in {output, output.with_suffix(".csv")}:
             check_not_read(table, files)
 

@@ -59,6 +59,8 @@ class PointClassificationTask(Task):
         num_classes = int(network.num_classes) - background  # type: ignore[arg-type]
         if num_classes < 1:
             raise ValueError("A network with background needs num_classes of at least 2: one more than the classes.")
+        if num_classes < 2:
+            raise ValueError("There is only one class, so there is nothing to tell apart: give at least two.")
         metrics = MetricCollection(
             {
                 "overall_accuracy": MulticlassAccuracy(num_classes, average="micro"),

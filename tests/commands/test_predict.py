@@ -341,6 +341,13 @@ def test_an_input_is_not_overwritten(output, weights, tmp_path, capsys, monkeypa
     assert (tmp_path / "points.csv").read_bytes() == before
 
 
+def test_a_table_needs_a_folder(weights, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((64, 3)))
+    output = tmp_path / "nowhere" / "table.csv"
+    result = run(capsys, "predict", tmp_path / "x.npy", "--weights", weights, "--output", output)
+    assert_one_line(result, "No folder", "nowhere to write table.csv into")
+
+
 def test_a_network_without_background_finds_no_pose(weights, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((64, 3)))
     command = ("predict", tmp_path / "x.npy", "--weights", weights)

@@ -99,6 +99,13 @@ def test_splits_beside_other_folders_are_refused(places, tmp_path):
         PointFolder(tmp_path, "train", num_points=5)
 
 
+def test_files_beside_the_splits_of_a_class_are_refused(tmp_path):
+    for place in ("a/train/1.txt", "a/test/1.txt", "a/2.txt", "b/1.txt"):
+        write_cloud(tmp_path / place, 0)
+    with pytest.raises(ValueError, match=r"has 1 files beside them, first .*2\.txt: move them"):
+        PointFolder(tmp_path, "train", num_points=5)
+
+
 def test_up_and_normals(tmp_path):
     for number in range(2):
         (tmp_path / "square").mkdir(exist_ok=True)

@@ -213,6 +213,12 @@ def test_a_background_takes_no_part_in_the_classes(batch, monkeypatch):
         PointClassificationTask(eat_classifier(1), SGD, background=True)
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_one_class_is_nothing_to_learn(background):
+    with pytest.raises(ValueError, match=r"only one class, .* give at least two"):
+        PointClassificationTask(eat_classifier(1 + background), SGD, background=background)
+
+
 def test_a_background_that_the_task_does_not_know(batch):
     task = PointClassificationTask(Size(), SGD)
     with pytest.raises(ValueError, match=r"set model\.init_args\.background to true"):
