@@ -80,7 +80,8 @@ class PointClassificationTask(Task):
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Cross-entropy of one batch."""
-        self.num_points = batch.points.shape[1]
+        # Augmentation may leave some batches fewer points.
+        self.num_points = max(self.num_points, batch.points.shape[1])
         logits = self.network(batch.points, batch.normals, mask=batch.mask).float()
         is_known = batch.label >= 0
         log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))

@@ -156,6 +156,19 @@ def test_the_points_of_training_are_not_those_of_validation_and_test(trainer):
     assert (task.num_points, task.num_test_points) == (5, 3)
 
 
+def test_the_points_of_training_are_those_of_the_largest_batch(trainer):
+    class Fewer(Transform):
+        def __init__(self):
+            self.sizes = iter((4, 5, 3, *[2] * 100))
+
+        def __call__(self, batch, *, generator=None):  # noqa: ARG002
+            return batch._replace(points=batch.points[:, : next(self.sizes)])
+
+    task = PointClassificationTask(Given(), SGD)
+    trainer.fit(task, datamodule=Answers(batch_size=2, num_points=6, augment=[Fewer()]))
+    assert task.num_points == 5
+
+
 def test_one_batch_can_be_learned(monkeypatch):
     points = torch.randn(9, 40, 3) * torch.tensor([1.0, 0.7, 0.4])
     batch = PointBatch(points, torch.arange(9) % NUM_CLASSES)
