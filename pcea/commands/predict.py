@@ -127,6 +127,7 @@ def predict(
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}.")
     predictor.check(**options)
+    tell_of_pose(predictor, up)
     if like is not None:
         options["like"] = read_examples(predictor, like, seed=seed or 0)  # type: ignore[arg-type]
     files, errors = share.of(all_files), []
@@ -258,6 +259,16 @@ def show_progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=is_seen, transient=True) as bar:
         task = bar.add_task("pcea predict", total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def tell_of_pose(predictor: Predictor, up: str | None) -> None:
+    """Say so if the pose is to be found by a classifier that cannot."""
+    if up == "auto" and predictor.description.task == "points" and not predictor.description.background:
+        print(
+            "pcea: this network cannot find poses, as it was trained without background: y is up. Give another axis by "
+            "--up if it is not.",
+            file=sys.stderr,
+        )
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pcea.commands.input_files import check_files
-from pcea.commands.predict import MISFITS, applicable, misfit
+from pcea.commands.predict import MISFITS, applicable, misfit, tell_of_pose
 from pcea.datasets.cache import summarize
 from pcea.inference.base import Predictor, check_not_read
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
@@ -187,6 +187,7 @@ def _options(predictor: Predictor, size: int, given: dict[str, Any]) -> dict[str
     if predictor.sees_images:
         options["size"] = size
     predictor.check(**options)
+    tell_of_pose(predictor, given["up"])
     return options
 
 

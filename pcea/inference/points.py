@@ -79,7 +79,7 @@ class PointPredictor(ClassPredictor):
             FileNotFoundError: If there is no such file.
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
-        self.check(up=None if up == "auto" else up, top=top)
+        self.check(up=up, top=top)
         if like is not None and not isinstance(like, Examples):
             like = read_examples(self, like, seed=seed)
         return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
@@ -127,13 +127,9 @@ class PointPredictor(ClassPredictor):
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
         return explain(self, self.read(source, seed=seed), drawn, up=up, num_regions=num_regions)
 
-    def check(self, *, up: str | None = None, top: int = 3, **_: Any) -> None:
-        """Raise a ValueError for invalid options; `up` is None if it was not given."""
-        if up == "auto" and not self.description.background:
-            raise ValueError(
-                "--up auto: this network cannot find poses, as it was trained without background; give an axis."
-            )
-        if up not in (None, "auto"):
+    def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
+        """Raise a ValueError for invalid options."""
+        if up != "auto":
             check_axis(up)
         check_top(top)
 

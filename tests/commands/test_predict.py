@@ -351,8 +351,12 @@ def test_a_table_needs_a_folder(weights, tmp_path, capsys):
 def test_a_network_without_background_finds_no_pose(weights, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((64, 3)))
     command = ("predict", tmp_path / "x.npy", "--weights", weights)
-    assert_one_line(run(capsys, *command, "--up", "auto"), "cannot find poses", "give an axis")
-    assert run(capsys, *command)[1] == run(capsys, *command, "--up", "y")[1]
+    code, output, errors = run(capsys, *command, "--up", "auto")
+    assert code == 0
+    assert errors.count("\n") == 1
+    assert "cannot find poses, as it was trained without background: y is up" in errors
+    assert output == run(capsys, *command)[1] == run(capsys, *command, "--up", "y")[1]
+    assert run(capsys, *command)[2] == ""
 
 
 def test_two_explanations_of_one_name(weights, tmp_path, capsys):
