@@ -160,11 +160,10 @@ def predict(
                     if explain:
                         try:
                             print_explanation(predictor, file, output, up=up, seed=seed)
-                        except (ValueError, OSError) as error:
-                            message = f"{file}: no explanation: {error}"
+                        except ValueError as error:
                             if strict:
-                                raise ValueError(message) from error
-                            errors.append(message)
+                                raise
+                            errors.append(str(error))
                 if written is not None:
                     written.table.save()
                 advance(len(batch))
@@ -284,7 +283,18 @@ def can_draw() -> bool:
 
 
 def print_explanation(predictor: Any, file: Path, output: Path | None, **options: Any) -> None:
-    """Print what decided the class of a file, and draw it: a picture, or coloured points where nothing can be drawn."""
+    """Print what decided the class of a file, and draw it: a picture, or coloured points where nothing can be drawn.
+
+    Raises:
+        ValueError: If it cannot be explained, or the drawing not be written.
+    """
+    try:
+        _explain(predictor, file, output, **options)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file}: no explanation: {error}") from error
+
+
+def _explain(predictor: Any, file: Path, output: Path | None, **options: Any) -> None:
     from pcea.visualization.picture_files import save_png
     from pcea.visualization.sheets import draw_sheet
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcea.commands.input_files import Share
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, check_not_read
 from pcea.io.atomic import atomic_folder, remove_leftovers
 from pcea.io.result_table import ResultTable, check_parquet, name_in_table, write_parquet
 
@@ -92,6 +92,8 @@ def open_output(
     else:
         path = share.mark(path)
         table = path.with_suffix(".csv") if _is_parquet(path) else path
+    for written in {path, table}:
+        check_not_read(written, files)
     if _is_parquet(path):
         check_parquet()
     with ResultTable(

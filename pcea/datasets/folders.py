@@ -58,14 +58,7 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
     else:
         _check_classes(root, folders)
         for folder in folders:
-            by_class[folder.name] = {part: _files(folder / stored) for part, stored in _stored_splits(folder).items()}
-            if not any(by_class[folder.name].values()):
-                by_class[folder.name] = _divide(_files(folder), test_fraction, seed)
-            elif loose := [path for path in _files(folder) if path.relative_to(folder).parts[0] not in _STORED]:
-                raise ValueError(
-                    f"{folder} is divided into train and test, but has {len(loose)} files beside them, first "
-                    f"{loose[0]}: move them into one of the two."
-                )
+            by_class[folder.name] = _divided(folder) or _divide(_files(folder), test_fraction, seed)
     if not by_class:
         raise FileNotFoundError(
             f"No class folders under {root}: expected {root}/<class>/* or {root}/{split}/<class>/*."
@@ -76,11 +69,27 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
     return {name: parts[split] for name, parts in by_class.items()}
 
 
+def _divided(folder: Path) -> dict[str, list[Path]] | None:
+    """The files of a class by split; None if they are not in folders of splits."""
+    within: dict[str, list[Path]] = {}
+    for path in _files(folder):
+        within.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    parts = {part: within.get(stored, []) for part, stored in _stored_splits(folder).items()}
+    if not any(parts.values()):
+        return None
+    if loose := [path for name, paths in within.items() if name not in _STORED for path in paths]:
+        raise ValueError(
+            f"{folder} is divided into train and test, but has {len(loose)} files beside them, first {loose[0]}: move "
+            "them into one of the two."
+        )
+    return parts
+
+
 def _check_classes(root: Path, folders: list[Path]) -> None:
     """Refuse splits beside other folders, which would all be classes: `train` is one only if it holds no folders."""
     for folder in folders:
         inner = {path.name for path in _folders(folder)}
-        if folder.name.lower() in _SPLIT_NAMES and inner and not inner <= _STORED:
+        if folder.name.lower() in _SPLIT_NAMES and not inner <= _STORED:
             names = ", ".join(path.name for path in folders)
             raise ValueError(
                 f"{folder} holds folders, as a split does, but {root} holds {names}. Expected {root}/train/<class>/* "

@@ -180,8 +180,9 @@ def check_not_read(output: Path, files: Sequence[Path]) -> None:
     Raises:
         ValueError: If `output` is one of `files`.
     """
+    written = output.resolve()
     for file in files:
-        if output.resolve() == file.resolve():
+        if file.resolve() == written:
             raise ValueError(f"The result would overwrite {file}, which is to be read. Give another output.")
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from pcea.inference.base import Predictor, check_not_read
+from pcea.inference.base import Predictor
 
 
 class ClassPrediction(NamedTuple):
@@ -52,14 +52,12 @@ class ClassPredictor(Predictor):
         {"rank": int, "class": str, "probability": float, "known": str, "pose": str}
     )
 
-    def check_output(self, output: Path, files: Sequence[Path]) -> None:
-        """Refuse a folder, and a table that would overwrite an input."""
+    def check_output(self, output: Path, files: Sequence[Path]) -> None:  # noqa: ARG002
+        """Refuse a folder, and a file in a folder that is missing."""
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder: a network that names classes writes a CSV file.")
         if not output.parent.is_dir():
             raise FileNotFoundError(f"No folder {output.parent} to write {output.name} into.")
-        for table in {output, output.with_suffix(".csv")}:
-            check_not_read(table, files)
 
     def rows(self, prediction: ClassPrediction) -> list[tuple[object, ...]]:
         """One row per class, the most probable first."""

@@ -30,17 +30,7 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
     try:
         points = _read_vectors(lines, vertex_lines)
         if face_lines:
-            indices, sizes = _read_corners([lines[number] for number in face_lines])
-            vertices_before = np.searchsorted(vertex_lines, face_lines).repeat(sizes)
-            corners = np.where(indices < 0, indices + vertices_before, indices - 1)
-            is_wrong = (indices == 0) | (corners < 0) | (corners >= len(points))
-            if is_wrong.any():
-                wrong = int(is_wrong.argmax())
-                number = face_lines[int(np.searchsorted(np.cumsum(sizes), wrong, side="right"))]
-                raise ValueError(
-                    f"line {number + 1}, {lines[number].strip()[:40]!r}, names vertex {indices[wrong]}, but OBJ counts "
-                    f"from 1, or from -1 back, and the file has {len(points)} vertices"
-                )
+            corners, sizes = _read_corners(lines, face_lines, vertex_lines)
         elif vertex_lines:
             normals = _read_vectors(lines, normal_lines)
             return np.hstack([points, normals]) if len(points) == len(normals) else points
@@ -88,7 +78,23 @@ def _read_vectors(lines: list[str], numbers: list[int]) -> np.ndarray:
     raise ValueError(f"line {number + 1}, {lines[number].strip()[:40]!r}, has fewer than three coordinates")
 
 
-def _read_corners(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_corners(lines: list[str], face_lines: list[int], vertex_lines: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices of the faces, counted from 0, one face after another (K,), and how many each face has (F,)."""
+    indices, sizes = _read_indices([lines[number] for number in face_lines])
+    vertices_before = np.searchsorted(vertex_lines, face_lines).repeat(sizes)
+    corners = np.where(indices < 0, indices + vertices_before, indices - 1)
+    is_wrong = (indices == 0) | (corners < 0) | (corners >= len(vertex_lines))
+    if is_wrong.any():
+        wrong = int(is_wrong.argmax())
+        number = face_lines[int(np.searchsorted(np.cumsum(sizes), wrong, side="right"))]
+        raise ValueError(
+            f"line {number + 1}, {lines[number].strip()[:40]!r}, names vertex {indices[wrong]}, but OBJ counts from 1, "
+            f"or from -1 back, and the file has {len(vertex_lines)} vertices"
+        )
+    return corners, sizes
+
+
+def _read_indices(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The indices of vertices in the lines of faces, one after another (K,), and how many each line has (F,)."""
     rows = [line[2:] for line in lines]
     if any("/" in row for row in rows):  # without texture coordinates and normals

@@ -371,3 +371,9 @@ def test_two_explanations_of_one_name(weights, tmp_path, capsys):
 def test_no_explanation_of_parts(part_weights, cloud, capsys):
     result = run(capsys, "predict", cloud[0], "--weights", part_weights, "--explain")
     assert_one_line(result, "names the parts of points", "--explain is not for it")
+
+
+def test_a_table_of_another_name_beside_the_input(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("points.csv", np.random.default_rng(0).random((64, 3)), delimiter=",")
+    assert run(capsys, "predict", "points.csv", "--weights", weights, "--output", "points.txt")[0] == 0
