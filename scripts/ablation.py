@@ -2,6 +2,7 @@
 
     python scripts/ablation.py modelnet40_pointea_fast            # train and test what is missing, then print
     python scripts/ablation.py labeled_psb_pointea --table        # print what is there
+    python scripts/ablation.py labeled_psb_pointea --record       # also keep it, for the table in configs/README.md
 
 Each variant and seed is a run of `pcea fit` and `pcea test` in runs/ablation/CONFIG/VARIANT.seed0. A run that was
 interrupted goes on from its last epoch. Parameters, multiplications per cloud (of the matrix products) and clouds per
@@ -20,9 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from result_tables import spread
+from result_tables import ABLATIONS, ablation_table
 
-ROOT = Path(__file__).parents[1]
 RUNS = Path("runs/ablation")
 NETWORK = "--model.init_args.network.init_args"
 
@@ -57,15 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--table", action="store_true", help="print only, train nothing")
+    parser.add_argument("--record", action="store_true", help="as --table, and write the record of the table")
     parser.epilog = "Options after -- go to `pcea fit` and `pcea test`."
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     args, options = parser.parse_args(arguments[:end]), arguments[end + 1 :]
-    if not args.table:
+    if not (args.table or args.record):
         for seed in args.seeds:
             for variant in args.variants:
                 train_and_test(args.config, variant, seed, options)
-    print(table(args.config, args.variants, args.seeds))
+    rows = measure_all(args.config, args.variants, args.seeds)
+    print(ablation_table(rows))
+    if args.record:
+        ABLATIONS.mkdir(parents=True, exist_ok=True)
+        (ABLATIONS / f"{args.config}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def folder_of(config: str, variant: str, seed: int) -> Path:
@@ -96,22 +101,19 @@ def train_and_test(config: str, variant: str, seed: int, options: Sequence[str])
         subprocess.run([sys.executable, "-m", "pcea", *command], check=True)
 
 
-def table(config: str, variants: Sequence[str], seeds: Sequence[int]) -> str:
-    """The table in markdown, with a row for each variant that has a record."""
-    rows = ["| in its place | seeds | result | parameters | multiplications | clouds/s |", "|---|---|---|---|---|---|"]
+def measure_all(config: str, variants: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A row of the table for each variant that has a record: its name, the result of each seed, and what it costs."""
+    rows = []
     for variant in variants:
-        paths = [path for seed in seeds if (path := record_of(config, variant, seed))]
-        if not paths:
-            continue
-        metrics = [json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in paths]
-        name = next(name for name in METRICS if name in metrics[0])
-        values = [each[name] for each in metrics]
-        cost = measure(config, variant)
-        rows.append(
-            f"| {variant} | {len(values)} | {spread(values, '.2f')} | {cost['parameters'] / 1e6:.3f}M | "
-            f"{cost['multiplications'] / 1e6:.0f}M | {cost['clouds_per_second']:.0f} |"
-        )
-    return "\n".join(rows)
+        paths = {seed: path for seed in seeds if (path := record_of(config, variant, seed))}
+        records = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items()}
+        if records:
+            metrics = {seed: record["metrics"] for seed, record in records.items()}
+            name = next(name for name in METRICS if name in next(iter(metrics.values())))
+            results = {str(seed): values[name] for seed, values in metrics.items()}
+            commits = sorted({record["commit"] for record in records.values()})
+            rows.append({"variant": variant, name: results, "commits": commits, **measure(config, variant)})
+    return rows
 
 
 def measure(config: str, variant: str, *, batch_size: int = 32) -> dict[str, float]:

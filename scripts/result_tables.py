@@ -17,6 +17,7 @@ from pcea.commands.record import Record, category_headings, read_records
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "configs" / "README.md")
 CONFIGS = ROOT / "configs"
+ABLATIONS = CONFIGS / "results" / "ablation"
 
 CLASSIFICATION = {"overall accuracy": "overall_accuracy", "mean-class accuracy": "mean_class_accuracy"}
 PARTS = {
@@ -173,6 +174,18 @@ def _called_unsure(record: Mapping[str, Any]) -> str:
     return f"{record['psb']['unknown_found']:.0f} / {100 - record['whole']['known']:.1f}"
 
 
+def ablation_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A markdown table of what `ablation.py` measured, each row with the mean and standard deviation of its seeds."""
+    lines = ["| in its place | seeds | result | parameters | multiplications | clouds/s |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        results = next(row[name] for name in ("instance_miou", "overall_accuracy") if name in row)
+        lines.append(
+            f"| {row['variant']} | {len(results)} | {spread(list(results.values()), '.2f')} | "
+            f"{row['parameters'] / 1e6:.3f}M | {row['multiplications'] / 1e6:.0f}M | {row['clouds_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def configuration_table() -> str:
     """A markdown table of all configurations, with the first line of each."""
     rows = ["| configuration | what it trains |", "|---|---|"]
@@ -215,6 +228,10 @@ def _of_images(metrics: Mapping[str, str]) -> Callable[[Sequence[Record]], str]:
     return lambda records: results_table([r for r in records if not r.num_points], metrics)
 
 
+def _ablation(config: str) -> Callable[[Sequence[Record]], str]:
+    return lambda _: ablation_table(json.loads((ABLATIONS / f"{config}.json").read_text(encoding="utf-8")))
+
+
 def _categories(prefix: str) -> Callable[[Sequence[Record]], str]:
     return lambda records: category_table([r for r in records if r.config.startswith(prefix)])
 
@@ -223,6 +240,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
     "headlines": headline_table,
     "configurations": lambda _: configuration_table(),
     "robustness": lambda _: robustness_table(),
+    "ablation, parts": _ablation("labeled_psb_pointea"),
     "point classification": _of_points(CLASSIFICATION),
     "parts": _of_points(PARTS),
     "parts by category": _categories("labeled_psb_"),

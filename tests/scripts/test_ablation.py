@@ -13,6 +13,7 @@ from pcea.models.point_ea import Attention
 from pcea.nn import ExternalAttention, TokenMLP
 
 ROOT = Path(__file__).parents[2]
+COST = {"parameters": 612_840, "multiplications": 25.3e6, "clouds_per_second": 170.2}
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def write_record(ablation: Any, config: str, variant: str, seed: int, **metrics: float) -> None:
     folder = ablation.folder_of(config, variant, seed) / "version_0" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / "last.test.json").write_text(json.dumps({"metrics": metrics}))
+    (folder / "last.test.json").write_text(json.dumps({"metrics": metrics, "commit": "abc"}))
 
 
 def attention_of(network: Any) -> list[Any]:
@@ -67,7 +68,7 @@ def test_every_variant_builds_what_it_says(ablation: Any, config: str) -> None:
 
 
 def test_what_is_missing_is_trained_and_tested(ablation: Any, commands: list[list[str]], monkeypatch) -> None:
-    monkeypatch.setattr(ablation, "table", lambda *_: "the table")
+    monkeypatch.setattr(ablation, "measure", lambda *_: COST)
     write_record(ablation, "a", "nothing", 0, overall_accuracy=90)
     ablation.main(["a", "--seeds", "0", "1", "--variants", "nothing", "--", "--trainer.devices=1"])
     folder = "runs/ablation/a/nothing.seed1"
@@ -85,17 +86,22 @@ def test_an_interrupted_run_goes_on(ablation: Any, commands: list[list[str]]) ->
     assert "--ckpt_path" not in commands[1]
 
 
-def test_the_table(ablation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = {"parameters": 612_840, "multiplications": 25.3e6, "clouds_per_second": 170.2}
-    monkeypatch.setattr(ablation, "measure", lambda *_: cost)
+def test_the_table_and_its_record(ablation: Any, commands, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(ablation, "measure", lambda *_: COST)
+    monkeypatch.setattr(ablation, "ABLATIONS", tmp_path / "records")
     for seed, value in enumerate((91.0, 92.0, 93.0)):
         write_record(ablation, "a", "nothing", seed, overall_accuracy=value)
     write_record(ablation, "a", "8 slots", 1, overall_accuracy=50.0, instance_miou=80.0)
-    rows = ablation.table("a", list(ablation.VARIANTS), [0, 1, 2]).splitlines()
-    assert rows[2:] == [
+    ablation.main(["a", "--record"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
         "| nothing | 3 | 92.00 ± 1.00 | 0.613M | 25M | 170 |",
         "| 8 slots | 1 | 80.00 | 0.613M | 25M | 170 |",
     ]
+    first = json.loads((tmp_path / "records" / "a.json").read_text())[0]
+    assert first == {
+        "variant": "nothing", "overall_accuracy": {"0": 91.0, "1": 92.0, "2": 93.0}, "commits": ["abc"], **COST
+    }  # fmt: skip
+    assert not commands, "it trained"
 
 
 def test_costs_are_those_of_the_network(ablation: Any) -> None:
