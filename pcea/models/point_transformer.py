@@ -21,6 +21,7 @@ from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttenti
 from pcea.nn.chunks import map_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.norm import zero_padding
+from pcea.nn.shares import in_shares
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
 
@@ -271,6 +272,9 @@ class PointTransformerClassifier(nn.Module):
         Returns:
             Logits, (B, num_classes).
         """
+        return in_shares(self, self._classify, points, features, mask)
+
+    def _classify(self, points: Tensor, features: Tensor | None, mask: Tensor | None) -> Tensor:
         encoded = self.encoder(points, features, mask=mask)
         x = self.encoder.fuse_outputs(encoded.outputs, mask=encoded.mask)
         if encoded.mask is not None:

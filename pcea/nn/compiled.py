@@ -103,7 +103,12 @@ def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
     bounds = [count * i // threads for i in range(threads + 1)]
     if threads == 1:
         return [kernel(*arguments, 0, count)]
+    rest = [thread_pool(threads).submit(kernel, *arguments, a, b) for a, b in pairwise(bounds[1:])]
+    return [kernel(*arguments, 0, bounds[1]), *(future.result() for future in rest)]
+
+
+def thread_pool(threads: int) -> ThreadPoolExecutor:
+    """The threads that help the calling one, so that they are `threads` together."""
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="pcea")
-    rest = [_pools[threads].submit(kernel, *arguments, a, b) for a, b in pairwise(bounds[1:])]
-    return [kernel(*arguments, 0, bounds[1]), *(future.result() for future in rest)]
+    return _pools[threads]
