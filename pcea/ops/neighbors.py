@@ -90,10 +90,9 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
     compiled = kernels("pcea.ops.cpu_kernels", query, source, work=query[..., 0].numel() * n) if is_single else None
     if compiled:
         index, squared_distance = _knn_compiled(compiled, query, source, k, mask)
-        is_finite = squared_distance.isfinite()
         if mask is not None:
-            return _fill(index, squared_distance, is_finite)
-        if is_finite.all():  # the loop does not know NaN
+            return _fill(index, squared_distance, squared_distance.isfinite())
+        if squared_distance.sum().isfinite():  # the loop does not know NaN
             return Neighbors(index, squared_distance)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
     step = max(1, block // max(1, query.shape[0] * n))
