@@ -541,12 +541,6 @@ class PointEASegmenter(nn.Module):
         num_points = points.shape[1]
         points, features, mask = _padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         check_category(category, self.num_categories, points.shape[0])
-        logits = in_shares(self, self._segment, points, features, category, mask)
-        if is_exporting():  # a slice would tie the graph to clouds of many points
-            logits = logits.index_select(1, torch.arange(num_points, device=logits.device))
-        return logits if batch is None else logits[mask]
-
-    def _segment(self, points: Tensor, features: Tensor | None, category: Tensor | None, mask: Tensor | None) -> Tensor:
         stages = self.encoder(points, features, mask=mask)
         tokens = self._carry_up(stages, points, features, mask)
         tokens = F.relu(norm_tokens(self.norm, tokens, mask=mask))
@@ -556,7 +550,10 @@ class PointEASegmenter(nn.Module):
             cloud = torch.cat([cloud, is_category.to(cloud.dtype)], dim=1)
         tokens = self.first(tokens) + self.context(cloud).unsqueeze(1)
         tokens = self.dropout(F.relu(norm_tokens(self.first_norm, tokens, mask=mask)))
-        return self.last(self.second(tokens, mask=mask))
+        logits = self.last(self.second(tokens, mask=mask))
+        if is_exporting():  # a slice would tie the graph to clouds of many points
+            logits = logits.index_select(1, torch.arange(num_points, device=logits.device))
+        return logits if batch is None else logits[mask]
 
     def _carry_up(
         self, stages: list[EncodedCenters], points: Tensor, features: Tensor | None, mask: Tensor | None

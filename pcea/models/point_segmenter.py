@@ -21,7 +21,6 @@ from pcea.nn.chunks import map_chunks, token_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import can_fold, fold_batch_norm, norm_tokens
-from pcea.nn.shares import in_shares
 from pcea.nn.shortcuts import can_shortcut, is_plain, is_tokenwise
 
 _CATEGORY_CHANNELS = 64
@@ -96,9 +95,6 @@ class PointTransformerSegmenter(nn.Module):
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
         check_category(category, self.num_categories, points.shape[0])
-        return in_shares(self, self._segment, points, features, category, mask)
-
-    def _segment(self, points: Tensor, features: Tensor | None, category: Tensor | None, mask: Tensor | None) -> Tensor:
         outputs = self.encoder(points, features, mask=mask).outputs
         if self._is_streamed(points):
             # The outputs are fused twice, chunk by chunk, instead of keeping D channels of all points.
