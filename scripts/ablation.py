@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from result_tables import ABLATIONS, ablation_table
+from result_tables import ABLATED, ABLATIONS, ablation_table
 
 RUNS = Path("runs/ablation")
 NETWORK = "--model.init_args.network.init_args"
@@ -47,7 +47,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "256 slots": {"memory_units": "256"},
     "tied memories": EXTERNAL,
 }
-METRICS = ("instance_miou", "overall_accuracy")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,7 +108,7 @@ def measure_all(config: str, variants: Sequence[str], seeds: Sequence[int]) -> l
         records = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items()}
         if records:
             metrics = {seed: record["metrics"] for seed, record in records.items()}
-            name = next(name for name in METRICS if name in next(iter(metrics.values())))
+            name = next(name for name in ABLATED if name in next(iter(metrics.values())))
             results = {str(seed): values[name] for seed, values in metrics.items()}
             commits = sorted({record["commit"] for record in records.values()})
             rows.append({"variant": variant, name: results, "commits": commits, **measure(config, variant)})

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "configs" / "README.md")
 CONFIGS = ROOT / "configs"
 ABLATIONS = CONFIGS / "results" / "ablation"
+# The one number of a run that the tables of an ablation show: the first of these that it has.
+ABLATED = ("instance_miou", "overall_accuracy")
 
 CLASSIFICATION = {"overall accuracy": "overall_accuracy", "mean-class accuracy": "mean_class_accuracy"}
 PARTS = {
@@ -178,7 +180,7 @@ def ablation_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """A markdown table of what `ablation.py` measured, each row with the mean and standard deviation of its seeds."""
     lines = ["| in its place | seeds | result | parameters | multiplications | clouds/s |", "|---|---|---|---|---|---|"]
     for row in rows:
-        results = next(row[name] for name in ("instance_miou", "overall_accuracy") if name in row)
+        results = next(row[name] for name in ABLATED if name in row)
         lines.append(
             f"| {row['variant']} | {len(results)} | {spread(list(results.values()), '.2f')} | "
             f"{row['parameters'] / 1e6:.3f}M | {row['multiplications'] / 1e6:.0f}M | {row['clouds_per_second']:.0f} |"

@@ -39,11 +39,10 @@ def in_shares(network: nn.Module, function: Callable[..., Tensor], *tensors: Ten
     if not can_shortcut() or torch.is_grad_enabled():
         return function(*tensors)
     given = [tensor for tensor in tensors if tensor is not None]
-    clouds, all_threads = len(given[0]) if given[0].ndim else 0, torch.get_num_threads()
-    threads = min(all_threads, clouds // _FEWEST)
-    if threads < 2 or any(t.device.type != "cpu" or t.shape[:1] != given[0].shape[:1] for t in given):
+    clouds, threads = len(given[0]) if given[0].ndim else 0, torch.get_num_threads()
+    if threads < 2 or clouds < _FEWEST * threads or not _can_share(network):
         return function(*tensors)
-    if not _can_share(network):
+    if any(t.device.type != "cpu" or t.shape[:1] != given[0].shape[:1] for t in given):
         return function(*tensors)
     bounds = [clouds * i // threads for i in range(threads + 1)]
     shares = [[None if t is None else t[start:stop] for t in tensors] for start, stop in pairwise(bounds)]
@@ -63,7 +62,7 @@ def in_shares(network: nn.Module, function: Callable[..., Tensor], *tensors: Ten
         futures = [thread_pool(threads).submit(evaluate, share) for share in shares[1:]]
         results = [evaluate(shares[0]), *(future.result() for future in futures)]
     finally:
-        torch.set_num_threads(all_threads)
+        torch.set_num_threads(threads)
     parts = [result for result in results if isinstance(result, Tensor)]
     if len(parts) < threads:
         return function(*tensors)  # fails again, and says what is wrong with the batch, not with a share

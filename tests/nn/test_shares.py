@@ -75,10 +75,11 @@ def test_clouds_are_shared_among_the_threads(sizes: list[int]) -> None:
     sizes.clear()
     with torch.no_grad():
         network(points[:15])
-        torch.set_num_threads(1)
-        network(points)
+        for threads in (1, 3):  # too few threads, and too many for so few clouds
+            torch.set_num_threads(threads)
+            network(points)
     torch.set_num_threads(2)
-    assert sizes == [15, CLOUDS]
+    assert sizes == [15, CLOUDS, CLOUDS]
 
 
 def test_autocast_holds_in_every_share() -> None:
