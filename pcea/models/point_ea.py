@@ -11,11 +11,11 @@ Each stage adds, to the features of its centres, an encoding of where their neig
     x + attention                          the whole cloud
     x + MLP                                each centre by itself
 
-Nothing runs on (centre, neighbour) pairs but a maximum, so a network costs little more than its linear maps.
+(`pcea.nn.blocks`). Nothing runs on (centre, neighbour) pairs but a maximum, so a network costs little more than its
+linear maps.
 
-Source: the edge pooling, the order of the layers and the encoding by ellipsoids are those of DeLA ("Decoupled Local
-Aggregation for Point Cloud Learning", Chen et al., 2023); external attention (Guo et al., 2021) takes the place of some
-of its MLPs.
+Source: the order of the layers is that of DeLA ("Decoupled Local Aggregation for Point Cloud Learning", Chen et al.,
+2023); external attention (Guo et al., 2021) takes the place of some of its MLPs.
 """
 
 from __future__ import annotations
@@ -29,25 +29,19 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from pcea.models.build import start_from
+from pcea.models.padding import as_padded, padded_in_graph
 from pcea.models.point_segmenter import check_category
 from pcea.models.point_transformer import PooledCenters, join_features
 from pcea.nn.attention import AttentionFactory, ExternalAttention
+from pcea.nn.blocks import Block, EllipsoidEncoding, first_points
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
 from pcea.nn.norm import add_normed, linear_norm, norm_tokens, zero_padding
 from pcea.nn.shares import in_shares
 from pcea.nn.shortcuts import is_exporting
-from pcea.ops import (
-    farthest_point_sample,
-    gather_points,
-    interpolate_features,
-    knn,
-    max_neighbors,
-    max_quadratic,
-)
+from pcea.ops import farthest_point_sample, gather_points, interpolate_features, knn, max_neighbors
 from pcea.ops.checks import check_mask, check_points
 
 Size = Literal["small", "base"]
@@ -73,149 +67,6 @@ class EncodedCenters(NamedTuple):
     neighbors: Tensor | None = None
 
 
-class Residual(nn.Module):
-    """x + BN(branch), where the norm's weight starts at 0, and a training cloud may skip the branch.
-
-    Args:
-        dim: Channels C.
-        drop_path: Probability that a training cloud skips the branch.
-    """
-
-    def __init__(self, dim: int, *, drop_path: float = 0.0):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(dim)
-        self.drop_path = drop_path
-        nn.init.zeros_(self.norm.weight)
-
-    def _add(self, tokens: Tensor, branch: Tensor, mask: Tensor | None) -> Tensor:
-        keep = None
-        if self.training and self.drop_path:
-            kept = torch.rand(len(tokens), device=tokens.device) >= self.drop_path
-            keep = kept.to(tokens.dtype) / (1 - self.drop_path)
-        return add_normed(tokens, self.norm, branch, mask=mask, keep=keep)
-
-
-class EdgePooling(Residual):
-    """x_i + BN(max_j W x_j - W x_i) over the neighbours j of each centre i.
-
-    Args:
-        dim: Channels C.
-        drop_path: See `Residual`.
-    """
-
-    def __init__(self, dim: int, *, drop_path: float = 0.0):
-        super().__init__(dim, drop_path=drop_path)
-        self.linear = Linear(dim, dim, bias=False)
-
-    def forward(self, tokens: Tensor, index: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, M, C) with neighbours (B, M, K) and mask (B, M) to (B, M, C)."""
-        return self._add(tokens, max_neighbors(self.linear(tokens), index, own=_first(index)), mask)
-
-
-class Attention(Residual):
-    """x + BN(attention(x)).
-
-    Args:
-        dim: Channels C.
-        attention: Builds the attention from its width.
-        drop_path: See `Residual`.
-    """
-
-    def __init__(self, dim: int, *, attention: AttentionFactory, drop_path: float = 0.0):
-        super().__init__(dim, drop_path=drop_path)
-        self.attention = attention(dim)
-
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, M, C) with mask (B, M) to (B, M, C)."""
-        return self._add(tokens, self.attention(tokens, mask=mask), mask)
-
-
-class MLP(Residual):
-    """x + BN(W2 ReLU(W1 x)).
-
-    Args:
-        dim: Channels C.
-        ratio: Width of the hidden layer, in C.
-        drop_path: See `Residual`.
-    """
-
-    def __init__(self, dim: int, *, ratio: float = 2, drop_path: float = 0.0):
-        super().__init__(dim, drop_path=drop_path)
-        self.linear1 = Linear(dim, round(ratio * dim))
-        self.linear2 = Linear(round(ratio * dim), dim, bias=False)
-
-    def forward(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, M, C) with mask (B, M) to (B, M, C)."""
-        return self._add(tokens, self.linear2(F.relu(self.linear1(tokens))), mask)
-
-
-class EllipsoidEncoding(nn.Module):
-    """BN(W max_j -|A (o_j - p)|^2): how near the offsets o_j of the neighbours come to the centre p of an ellipsoid.
-
-    Every channel has an ellipsoid of its own.
-
-    Args:
-        dim: Channels C.
-        radius: Usual distance of the furthest neighbour, which the ellipsoids are as large as at first.
-
-    Source:
-        The second version of DeLA's published code.
-    """
-
-    def __init__(self, dim: int, *, radius: float):
-        super().__init__()
-        self.radius = radius
-        self.axes, self.center = nn.Parameter(torch.empty(dim, 3, 3)), nn.Parameter(torch.empty(dim, 3))
-        nn.init.normal_(self.axes, std=0.3)
-        nn.init.normal_(self.center, std=0.6)
-        with torch.no_grad():
-            self.axes.diagonal(dim1=1, dim2=2).add_(1)
-        self.linear = Linear(dim, dim, bias=False)
-        self.norm = nn.BatchNorm1d(dim)
-
-    def forward(self, points: Tensor, centers: Tensor, index: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Encode the neighbours (B, M, K), among points (B, N, 3), of centres (B, M, 3) with mask (B, M): (B, M, C)."""
-        with torch.autocast(points.device.type, enabled=False):
-            exact = torch.promote_types(points.dtype, torch.float32)
-            nearness = max_quadratic(points.to(exact), centers.to(exact), index, self._coefficients())
-        return linear_norm(self.linear, self.norm, nearness, mask=mask)
-
-    def _coefficients(self) -> Tensor:
-        """The coefficients of 1, x, y, z, xx, yy, zz, xy, xz, yz in the quadratic form, (C, 10)."""
-        form = self.axes.mT @ self.axes  # (C, 3, 3)
-        slope = (form @ self.center.unsqueeze(-1)).squeeze(-1)
-        constant = (slope * self.center).sum(-1, keepdim=True)
-        squares = form.diagonal(dim1=1, dim2=2)
-        products = torch.stack([form[:, 0, 1], form[:, 0, 2], form[:, 1, 2]], dim=-1)
-        r = self.radius
-        return torch.cat([-constant, 2 * slope / r, -squares / r**2, -2 * products / r**2], dim=-1)
-
-
-class Block(nn.Module):
-    """Two edge poolings, attention, MLP.
-
-    Args:
-        dim: Channels C.
-        attention: Builds the attention from its width; None leaves it out.
-        ratio: Width of the MLP's hidden layer, in C.
-        drop_path: See `Residual`.
-    """
-
-    def __init__(self, dim: int, *, attention: AttentionFactory | None, ratio: float, drop_path: float):
-        super().__init__()
-        self.pool1 = EdgePooling(dim, drop_path=drop_path)
-        self.pool2 = EdgePooling(dim, drop_path=drop_path)
-        self.attention = None if attention is None else Attention(dim, attention=attention, drop_path=drop_path)
-        self.mlp = MLP(dim, ratio=ratio, drop_path=drop_path)
-
-    def forward(self, tokens: Tensor, index: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, M, C) with neighbours (B, M, K) and mask (B, M) to (B, M, C)."""
-        tokens = self.pool2(self.pool1(tokens, index, mask=mask), index, mask=mask)
-        if self.attention is not None:
-            tokens = self.attention(tokens, mask=mask)
-        return self.mlp(tokens, mask=mask)
-
-
 class Reduction(nn.Module):
     """From points to fewer centres: BN(W x_i) + BN(max_j V x_j - V x_i) over the points j nearest to each centre i.
 
@@ -233,7 +84,7 @@ class Reduction(nn.Module):
 
     def forward(self, tokens: Tensor, chosen: Chosen, index: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Map points (B, N, C) to centres (B, M, D), of which `index` (B, M, K) are the nearest points."""
-        own = chosen if isinstance(chosen, Tensor) else _first(index)
+        own = chosen if isinstance(chosen, Tensor) else first_points(index)
         edges = max_neighbors(self.linear(tokens), index, own=own)
         skipped = linear_norm(self.skip, self.skip_norm, _choose(tokens, chosen), mask=mask)
         return add_normed(skipped, self.norm, edges, mask=mask)
@@ -244,11 +95,6 @@ def _choose(values: Tensor, chosen: Chosen) -> Tensor:
     if isinstance(chosen, Tensor):
         return gather_points(values, chosen)
     return values if chosen is None else values[:, :chosen].contiguous()
-
-
-def _first(index: Tensor) -> Tensor:
-    """0..M-1 for each cloud, (B, M), beside neighbours (B, M, K)."""
-    return torch.arange(index.shape[1], device=index.device).expand(index.shape[:2])
 
 
 class Stage(nn.Module):
@@ -449,8 +295,8 @@ class PointEAClassifier(nn.Module):
         Returns:
             Logits, (B, num_classes).
         """
-        points, features, mask = _padded(points, features, mask, batch)
-        points, features, mask = _padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
+        points, features, mask = as_padded(points, features, mask, batch)
+        points, features, mask = padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         return in_shares(self, self._classify, points, features, mask)
 
     def _classify(self, points: Tensor, features: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -537,9 +383,9 @@ class PointEASegmenter(nn.Module):
         Raises:
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
-        points, features, mask = _padded(points, features, mask, batch)
+        points, features, mask = as_padded(points, features, mask, batch)
         num_points = points.shape[1]
-        points, features, mask = _padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
+        points, features, mask = padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         check_category(category, self.num_categories, points.shape[0])
         stages = self.encoder(points, features, mask=mask)
         tokens = self._carry_up(stages, points, features, mask)
@@ -594,64 +440,6 @@ def _max_and_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 def _pooled_centers(encoded: EncodedCenters, fuse: nn.Module) -> PooledCenters:
     return PooledCenters(encoded.centers, fuse(encoded.features).argmax(1))
-
-
-def _padded(
-    points: Tensor, features: Tensor | None, mask: Tensor | None, batch: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Points and features with a batch axis, and their mask; packed clouds, (T, C) with `batch` (T,), are padded."""
-    if batch is None:
-        return points, features, mask
-    if mask is not None:
-        raise ValueError("mask is for padded clouds (B, N, 3), batch for packed ones (T, 3): give one of them.")
-    if points.ndim != 2 or batch.shape != points.shape[:1]:
-        raise ValueError(
-            f"packed points (T, 3) and batch (T,) expected, got {tuple(points.shape)} and {tuple(batch.shape)}."
-        )
-    if batch.dtype != torch.int64 or (features is not None and features.shape[:1] != batch.shape) or not len(batch):
-        what = "none" if features is None else f"{tuple(features.shape)}"
-        raise ValueError(
-            f"batch must be int64 with a number for each point and feature, got {batch.dtype} {tuple(batch.shape)}, "
-            f"features {what}."
-        )
-    if (batch[1:] < batch[:-1]).any():
-        raise ValueError("batch must be sorted: all points of a cloud must follow one another.")
-    numbers, counts = batch.unique_consecutive(return_counts=True)
-    if int(numbers[0]) != 0 or int(numbers[-1]) != len(numbers) - 1:
-        raise ValueError(
-            f"batch must number {len(numbers)} clouds from 0 to {len(numbers) - 1} without gaps, got numbers from "
-            f"{int(numbers[0])} to {int(numbers[-1])}."
-        )
-    padded = [
-        None if values is None else pad_sequence(list(values.split(counts.tolist())), batch_first=True)
-        for values in (points, features)
-    ]
-    mask = torch.arange(int(counts.max()), device=batch.device) < counts.unsqueeze(1)
-    assert padded[0] is not None
-    return padded[0], padded[1], mask
-
-
-def _padded_in_graph(
-    points: Tensor, features: Tensor | None, mask: Tensor | None, *, least: int
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """While a graph is exported, clouds padded to `least` points, so that one graph suits fewer points too.
-
-    A stage keeps all points of a cloud that has fewer than its centres, but a graph always samples. Elsewhere nothing
-    is padded.
-    """
-    if not is_exporting():
-        return points, features, mask
-    b, n, _ = points.shape
-    count = torch.sym_max(n, least)
-    real = torch.ones(b, n, dtype=torch.bool, device=points.device) if mask is None else mask
-    real = _filled_up(real, least, count)
-    return _filled_up(points, least, count), None if features is None else _filled_up(features, least, count), real
-
-
-def _filled_up(values: Tensor, least: int, count: int | torch.SymInt) -> Tensor:
-    """(B, N, ...) with zeros at the end, (B, count, ...), where count is the larger of N and `least`."""
-    zeros = values.new_zeros(values.shape[0], least, *values.shape[2:])
-    return torch.cat([values, zeros], dim=1)[:, :count]
 
 
 def point_ea_classifier(
