@@ -51,10 +51,11 @@ def max_neighbors(values: Tensor, index: Tensor, *, own: Tensor | None = None) -
         highest = gather_points(values, index).max(2).values
         return highest if own is None else highest - gather_points(values, own)
     exact = values.to(_compiled_dtype(values.dtype))
+    own = index.new_empty(index.shape[0], 0) if own is None else own
     # Where no gradient is wanted, not through the custom op: its first call imports torch's compiler, which takes
     # longer than a prediction.
-    maximum = _max_neighbors_op if needs_gradient(values) else _max_neighbors
-    return maximum(exact, index, index.new_empty(index.shape[0], 0) if own is None else own)[0].to(values.dtype)
+    maximum = _argmax_neighbors(exact, index, own)[0] if needs_gradient(values) else _max_neighbors(exact, index, own)
+    return maximum.to(values.dtype)
 
 
 def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -117,20 +118,27 @@ def _monomials(offsets: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], dim=-1)
 
 
-def _max_neighbors(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """The maxima, (B, M, C), less the values of `own` (B, M) or (B, 0), and the neighbour of each, (B, M, C) int32."""
+def _max_neighbors(values: Tensor, index: Tensor, own: Tensor) -> Tensor:
+    """The maxima, (B, M, C), less the values of `own`, (B, M) or (B, 0)."""
     from pcea.ops.cpu_kernels import max_gathered
+
+    out = values.new_empty(*index.shape[:2], values.shape[-1])
+    run(max_gathered, out.shape[0] * out.shape[1], values, index, own, out)
+    return out
+
+
+@torch.library.custom_op("pcea::max_neighbors", mutates_args=())
+def _argmax_neighbors(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_max_neighbors` gives, and the neighbour that has each maximum, (B, M, C) int32."""
+    from pcea.ops.cpu_kernels import argmax_gathered
 
     shape = (*index.shape[:2], values.shape[-1])
     out, winner = values.new_empty(shape), torch.empty(shape, dtype=torch.int32)
-    run(max_gathered, shape[0] * shape[1], values, index, own, out, winner)
+    run(argmax_gathered, shape[0] * shape[1], values, index, own, out, winner)
     return out, winner
 
 
-_max_neighbors_op = torch.library.custom_op("pcea::max_neighbors", mutates_args=())(_max_neighbors)
-
-
-@_max_neighbors_op.register_fake
+@_argmax_neighbors.register_fake
 def _(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     shape = (*index.shape[:2], values.shape[-1])
     return values.new_empty(shape), values.new_empty(shape, dtype=torch.int32)
@@ -165,7 +173,7 @@ def _(grad: Tensor, winner: Tensor, own: Tensor, num_points: int) -> Tensor:  # 
     return grad.new_empty(grad.shape[0], num_points, grad.shape[2])
 
 
-_max_neighbors_op.register_autograd(_to_winner, setup_context=_keep_winner)
+_argmax_neighbors.register_autograd(_to_winner, setup_context=_keep_winner)
 
 
 def _max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

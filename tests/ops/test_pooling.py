@@ -47,6 +47,8 @@ def test_maximum_equals_the_loop(k: int, with_own: bool) -> None:
         values.detach().numpy(), index.numpy(), None if own is None else own.numpy(), grad.numpy()
     )
     torch.testing.assert_close(out.detach(), torch.from_numpy(expected))
+    # Where no gradient is wanted another loop takes the maxima.
+    assert torch.equal(max_neighbors(values.detach(), index, own=own), out)
     (found,) = torch.autograd.grad(out, values, grad)
     torch.testing.assert_close(found, torch.from_numpy(expected_grad))
 
@@ -108,11 +110,12 @@ def test_gradients_where_the_inputs_share_their_origin() -> None:
 
 
 @both_ways
-def test_nan_is_not_lost() -> None:
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_nan_is_not_lost(with_gradient: bool) -> None:
     for place in range(N):
         values = torch.randn(1, N, C)
         values[0, place, 2] = torch.nan
-        out = max_neighbors(values, torch.arange(N).expand(1, 1, N))
+        out = max_neighbors(values.requires_grad_(with_gradient), torch.arange(N).expand(1, 1, N))
         assert out[0, 0].isnan().tolist() == [False, False, True, False, False]
 
 
