@@ -19,6 +19,8 @@ Places = NDArray[np.int32]
 # Stand-ins for a distance in `farthest`, which compares the bits of floats as integers: among negative floats that
 # reverses the order, so that padding comes last.
 CHOSEN, PADDING = -2.0, -1.0
+# Groups in which `farthest` looks for a maximum. A constant, so that the compiler knows how long the loops are.
+GROUPS = 128
 
 
 @compiled
@@ -34,6 +36,8 @@ def farthest(xyz: Floats, nearest: Floats, bits: Places, index: Indices, start: 
         stop: Cloud after the last.
     """
     N, M = xyz.shape[2], index.shape[1]
+    whole = N // GROUPS * GROUPS
+    highest = np.empty(GROUPS, np.int32)
     for b in range(start, stop):
         xs, ys, zs, near, keys = xyz[0, b], xyz[1, b], xyz[2, b], nearest[b], bits[b]
         last = index[b, 0]
@@ -46,17 +50,25 @@ def farthest(xyz: Floats, nearest: Floats, bits: Places, index: Indices, start: 
                 distance = dx * dx + dy * dy + dz * dz
                 old = near[i]
                 near[i] = distance if distance < old else old
-            # Separate loops, and a maximum of integers, because only these become vector instructions; in blocks, so
-            # that few points are searched for the one that has the maximum.
-            top, last = keys[0], 0
-            for first in range(0, N, 64):
-                high = keys[first]
-                for i in range(first, min(first + 64, N)):
-                    high = max(high, keys[i])
-                if high > top:
-                    top, last = high, first
-            while keys[last] != top:
-                last += 1
+            # A loop of its own, and a maximum of integers, because only these become vector instructions; for groups of
+            # every 128th point, so that few points are searched for the first one that has the maximum.
+            highest[:] = keys[0]
+            for first in range(0, whole, GROUPS):
+                block = keys[first : first + GROUPS]
+                for g in range(GROUPS):
+                    highest[g] = max(highest[g], block[g])
+            for i in range(whole, N):
+                highest[i - whole] = max(highest[i - whole], keys[i])
+            top = highest[0]
+            for g in range(GROUPS):
+                top = max(top, highest[g])
+            last = N
+            for g in range(GROUPS):
+                if highest[g] == top:
+                    i = g
+                    while i < last and keys[i] != top:
+                        i += GROUPS
+                    last = min(last, i)
             index[b, m] = last
 
 
@@ -114,9 +126,11 @@ def nearest(query: Floats, xyz: Floats, index: Indices, squared_distance: Floats
             chosen[kept] = g
             kept += lowest[g] <= bound
         for c in range(kept):
-            for i in range(chosen[c], N, groups):
+            i = chosen[c]
+            while i < N:  # a range would divide to know its length
                 candidates[count] = (np.int64(bits[i]) << 32) | i
                 count += bits[i] <= bound
+                i += groups
         if count > 8 * K + 64:  # many points at one distance: counting takes the square of their number
             candidates[:count].sort()
             count = K

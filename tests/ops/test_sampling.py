@@ -29,8 +29,9 @@ def test_by_hand() -> None:
 
 @both_loops
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_numpy_loop(dtype: torch.dtype) -> None:
-    points = torch.randn(3, 97, 3, dtype=dtype)
+@pytest.mark.parametrize("n", [97, 128, 300])  # the compiled loop takes 128 points at a time
+def test_equals_numpy_loop(n: int, dtype: torch.dtype) -> None:
+    points = torch.randn(3, n, 3, dtype=dtype)
     index = farthest_point_sample(points, 31)
     assert index.dtype == torch.int64
     assert index.tolist() == [farthest_points(cloud.numpy(), 31) for cloud in points]
@@ -49,8 +50,15 @@ def test_equal_points_are_chosen_once_each() -> None:
 
 
 @both_loops
-def test_mask_equals_removal() -> None:
-    points, mask = torch.randn(3, 97, 3), torch.rand(3, 97) > 0.4
+def test_of_equally_far_points_the_first_is_chosen() -> None:
+    grid = torch.cartesian_prod(*[torch.arange(7.0)] * 3)[None, torch.randperm(343)]
+    assert farthest_point_sample(grid, 343)[0].tolist() == farthest_points(grid[0].numpy(), 343)
+
+
+@both_loops
+@pytest.mark.parametrize("n", [97, 300])
+def test_mask_equals_removal(n: int) -> None:
+    points, mask = torch.randn(3, n, 3), torch.rand(3, n) > 0.4
     points[~mask] = 100
     index = farthest_point_sample(points, 31, mask=mask)
     for b in range(3):
