@@ -7,7 +7,7 @@ from reference import farthest_points, straightforward_sample
 
 from pcea.ops import farthest_point_sample
 
-LARGE = 8192  # clouds from here on go through the k-d tree
+LARGE = 32768  # clouds from here on go through the k-d tree
 
 
 @pytest.fixture(params=["compiled loop", "plain loop"])
