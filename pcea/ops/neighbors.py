@@ -16,9 +16,9 @@ from pcea.ops.graphs import fold_batch, refuse_tracing
 # Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
 _CACHED = 1 << 19
-# From this many source points, in total and per neighbour, a k-d tree beats the matrix on a CPU.
-_TREE_SOURCE = 1_500
-_TREE_SOURCE_PER_NEIGHBOR = 40
+# From this many source points, in total and per neighbour, a k-d tree beats on a CPU the compiled loop, or the matrix.
+_TREE_OR_LOOP = (3_000, 400)
+_TREE_OR_MATRIX = (1_500, 40)
 
 
 class Neighbors(NamedTuple):
@@ -84,10 +84,11 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
 
 def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
     n = source.shape[1]
-    if source.device.type == "cpu" and n >= max(_TREE_SOURCE, _TREE_SOURCE_PER_NEIGHBOR * k):
-        return _knn_tree(query, source, k, mask)
     is_single = query.dtype == source.dtype == torch.float32
     compiled = kernels("pcea.ops.cpu_kernels", query, source, work=query[..., 0].numel() * n) if is_single else None
+    least, per_neighbor = _TREE_OR_LOOP if compiled else _TREE_OR_MATRIX
+    if source.device.type == "cpu" and n >= max(least, per_neighbor * k):
+        return _knn_tree(query, source, k, mask)
     if compiled:
         index, squared_distance = _knn_compiled(compiled, query, source, k, mask)
         if mask is not None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference import nearest_points, points_in_ball
@@ -5,11 +7,11 @@ from reference import nearest_points, points_in_ball
 from pcea.ops import ball_query, knn, neighbors
 
 # knn has four ways to its result; each must give the same.
-PATHS: dict[str, dict[str, int]] = {
+PATHS: dict[str, dict[str, Any]] = {
     "compiled loop": {},
     "one block": {},
     "many blocks": {"_BLOCK": 1, "_CACHED": 1},
-    "tree": {"_TREE_SOURCE": 1, "_TREE_SOURCE_PER_NEIGHBOR": 0},
+    "tree": {"_TREE_OR_MATRIX": (1, 0)},
 }
 
 
@@ -109,9 +111,11 @@ def test_knn_of_no_query() -> None:
     assert index.dtype == torch.int64
 
 
-def test_large_sources_take_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [2_500, 10_000])
+def test_large_sources_take_the_loop_or_the_tree(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "_knn_matrix", None)
-    query, source = torch.randn(1, 5, 3), torch.randn(1, 10_000, 3)
+    monkeypatch.setattr(neighbors, "_knn_tree" if n < 3_000 else "_knn_compiled", None)
+    query, source = torch.randn(1, n, 3), torch.randn(1, n, 3)
     expected, _ = nearest_points(query[0].numpy(), source[0].numpy(), 3)
     assert knn(query, source, k=3).index[0].tolist() == expected.tolist()
 
