@@ -205,7 +205,8 @@ class ExternalAttention(RecordedLayer):
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
         weights = _NORMALIZATIONS[self.normalization](logits, total, mask)
         self._record(weights, mask)
-        out = self.dropout(weights) @ (self.key if self.value is None else self.value).to(weights.dtype)
+        value = self.key if self.value is None else self.value
+        out = linear(self.dropout(weights), value.to(weights.dtype).mT)
         if self.value_bias is not None:
             out = out + self.value_bias.to(out.dtype)
             out = out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
