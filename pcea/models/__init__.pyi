@@ -4,6 +4,7 @@ from .dilated_resnet import DilatedResNet
 from .eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
 from .eamlp_checkpoint import load_eamlp_checkpoint
 from .eanet import EANet, eanet_50, eanet_101
+from .edge_pooling import EdgePooling, EllipsoidEncoding
 from .neighbor_embedding import NeighborEmbedding
 from .pct_checkpoint import load_pct_checkpoint
 from .point_ea import (
@@ -30,6 +31,8 @@ __all__ = [
     "DilatedResNet",
     "Discriminator",
     "EANet",
+    "EdgePooling",
+    "EllipsoidEncoding",
     "FasterRCNN",
     "Generator",
     "ImageTransformer",

@@ -11,8 +11,8 @@ Each stage adds, to the features of its centres, an encoding of where their neig
     x + attention                          the whole cloud
     x + MLP                                each centre by itself
 
-(`pcea.nn.blocks`). Nothing runs on (centre, neighbour) pairs but a maximum, so a network costs little more than its
-linear maps.
+(`pcea.models.edge_pooling`). Nothing runs on (centre, neighbour) pairs but a maximum, so a network costs little more
+than its linear maps.
 
 Source: the order of the layers is that of DeLA ("Decoupled Local Aggregation for Point Cloud Learning", Chen et al.,
 2023); external attention (Guo et al., 2021) takes the place of some of its MLPs.
@@ -31,11 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.models.build import start_from
+from pcea.models.edge_pooling import Block, EllipsoidEncoding, first_points
 from pcea.models.padding import as_padded, padded_in_graph
 from pcea.models.point_segmenter import check_category
 from pcea.models.point_transformer import PooledCenters, join_features
 from pcea.nn.attention import AttentionFactory, ExternalAttention
-from pcea.nn.blocks import Block, EllipsoidEncoding, first_points
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
 from pcea.nn.norm import add_normed, linear_norm, norm_tokens, zero_padding

@@ -6,7 +6,6 @@ from .attention import (
     SelfAttention,
     double_normalize,
 )
-from .blocks import EdgePooling, EllipsoidEncoding
 from .layers import Dropout, ExternalAttention2d, LinearNormAct, TokenMLP
 from .linear import Linear, use_convolutions
 from .recording import AttentionMap, record_attention
@@ -14,8 +13,6 @@ from .recording import AttentionMap, record_attention
 __all__ = [
     "AttentionMap",
     "Dropout",
-    "EdgePooling",
-    "EllipsoidEncoding",
     "ExternalAttention",
     "ExternalAttention2d",
     "Linear",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pcea.models.edge_pooling import Attention
 from pcea.nn import ExternalAttention, TokenMLP
-from pcea.nn.blocks import Attention
 
 ROOT = Path(__file__).parents[2]
 COST = {"parameters": 612_840, "multiplications": 25.3e6, "clouds_per_second": 170.2}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pcea.nn.blocks import EdgePooling, EllipsoidEncoding, Residual
+from pcea.models.edge_pooling import EdgePooling, EllipsoidEncoding, Residual
 from pcea.ops import knn
 
 
