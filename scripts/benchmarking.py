@@ -152,18 +152,19 @@ def peak_memory() -> int:
 
     That of `getrusage` may be the one of the process that started this one.
     """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmHWM in /proc/self/status")
+    return _bytes_of("VmHWM", "/proc/self/status")
 
 
 def free_memory() -> int:
     """Bytes that a new process may take without swapping. Linux only."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+    return _bytes_of("MemAvailable", "/proc/meminfo")
+
+
+def _bytes_of(name: str, file: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable.")
+    raise RuntimeError(f"{file} has no {name}.")
 
 
 def duration(seconds: float) -> str:

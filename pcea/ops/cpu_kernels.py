@@ -20,7 +20,7 @@ Places = NDArray[np.int32]
 # reverses the order, so that padding comes last.
 CHOSEN, PADDING = -2.0, -1.0
 # Groups in which `farthest` looks for a maximum. A constant, so that the compiler knows how long the loops are.
-GROUPS = 128
+_GROUPS = 128
 
 
 @compiled
@@ -36,8 +36,8 @@ def farthest(xyz: Floats, nearest: Floats, bits: Places, index: Indices, start: 
         stop: Cloud after the last.
     """
     N, M = xyz.shape[2], index.shape[1]
-    whole = N // GROUPS * GROUPS
-    highest = np.empty(GROUPS, np.int32)
+    whole = N // _GROUPS * _GROUPS
+    highest = np.empty(_GROUPS, np.int32)
     for b in range(start, stop):
         xs, ys, zs, near, keys = xyz[0, b], xyz[1, b], xyz[2, b], nearest[b], bits[b]
         last = index[b, 0]
@@ -52,22 +52,22 @@ def farthest(xyz: Floats, nearest: Floats, bits: Places, index: Indices, start: 
                 near[i] = distance if distance < old else old
             # A loop of its own, and a maximum of integers, because only these become vector instructions; for groups of
             # every 128th point, so that few points are searched for the first one that has the maximum.
-            highest[:] = keys[0]
-            for first in range(0, whole, GROUPS):
-                block = keys[first : first + GROUPS]
-                for g in range(GROUPS):
+            highest[:] = keys[0]  # of a small cloud some groups are empty
+            for first in range(0, whole, _GROUPS):
+                block = keys[first : first + _GROUPS]
+                for g in range(_GROUPS):
                     highest[g] = max(highest[g], block[g])
             for i in range(whole, N):
                 highest[i - whole] = max(highest[i - whole], keys[i])
             top = highest[0]
-            for g in range(GROUPS):
+            for g in range(_GROUPS):
                 top = max(top, highest[g])
             last = N
-            for g in range(GROUPS):
+            for g in range(_GROUPS):
                 if highest[g] == top:
                     i = g
                     while i < last and keys[i] != top:
-                        i += GROUPS
+                        i += _GROUPS
                     last = min(last, i)
             index[b, m] = last
 

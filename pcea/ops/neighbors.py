@@ -84,10 +84,11 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
 
 def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
     n = source.shape[1]
+    if _is_tree_faster(source, k, *_TREE_OR_LOOP):  # asked first: numba need not be imported for it
+        return _knn_tree(query, source, k, mask)
     is_single = query.dtype == source.dtype == torch.float32
     compiled = kernels("pcea.ops.cpu_kernels", query, source, work=query[..., 0].numel() * n) if is_single else None
-    least, per_neighbor = _TREE_OR_LOOP if compiled else _TREE_OR_MATRIX
-    if source.device.type == "cpu" and n >= max(least, per_neighbor * k):
+    if not compiled and _is_tree_faster(source, k, *_TREE_OR_MATRIX):
         return _knn_tree(query, source, k, mask)
     if compiled:
         index, squared_distance = _knn_compiled(compiled, query, source, k, mask)
@@ -104,6 +105,10 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
     if mask is None:
         return Neighbors(index, squared_distance)
     return _fill(index, squared_distance, squared_distance.isfinite())
+
+
+def _is_tree_faster(source: Tensor, k: int, least: int, per_neighbor: int) -> bool:
+    return source.device.type == "cpu" and source.shape[1] >= max(least, per_neighbor * k)
 
 
 @torch.library.custom_op("pcea::knn", mutates_args=())
