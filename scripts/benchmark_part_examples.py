@@ -70,7 +70,8 @@ def write_files(data: LabeledPSB, categories: Sequence[str], folder: Path, numbe
     """Write the first `number` shapes of each category as a file of labelled points, or all."""
     names = list(data.parts)
     written = dict.fromkeys(categories, 0)
-    for item in data:
+    for i in range(len(data)):
+        item = data[i]
         name = names[int(item.category)]
         if name not in written or written[name] == number:
             continue

@@ -30,7 +30,7 @@ def network_parser(description: str | None, *, batch_size: int, num_points: int,
     """Command line of a benchmark of EAT and PCT."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each measurement")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each measurement, or more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--num-points", type=int, default=num_points)
@@ -137,10 +137,10 @@ def seconds_of_a_step(
 
 
 def timed(step: Callable[[], object], steps: int) -> float:
-    """Median seconds of a step after one to warm up."""
+    """Median seconds of a step after one to warm up: of as many as are asked for, and of at least a second of them."""
     step()
-    seconds = []
-    for _ in range(steps):
+    seconds: list[float] = []
+    while len(seconds) < steps or sum(seconds) < 1:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)

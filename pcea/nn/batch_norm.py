@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import has_running_statistics, is_batched, is_plain, is_transformed
+from pcea.nn.shortcuts import has_running_statistics, is_batched, is_plain, is_transformed, needs_gradient
 
 _KERNELS = "pcea.nn.norm_kernels"
 
@@ -59,7 +59,9 @@ def compiled_norm(
             update_running_statistics(norm, mean, variance * (rows / (rows - 1)))
     assert mean is not None
     assert variance is not None
-    return _Normalize.apply(tokens, norm.weight, norm.bias, residual, keep, mean, variance, norm.eps)
+    arguments = tokens, norm.weight, norm.bias, residual, keep, mean, variance, norm.eps
+    followed = (t for t in arguments[:5] if isinstance(t, Tensor))
+    return _Normalize.apply(*arguments) if needs_gradient(*followed) else _normalize(*arguments)
 
 
 def update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
@@ -84,7 +86,35 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (pivot + total).float(), (squares - total.square()).clamp_min(0).float()
 
 
+def _normalize(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    keep: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    """Residual + keep * (weight * (tokens - mean) / std + bias)."""
+    from pcea.nn.norm_kernels import affine, affine_add
+
+    scale = weight * torch.rsqrt(variance + eps)
+    shift = bias - scale * mean
+    rows = tokens.contiguous().view(-1, tokens.shape[-1])
+    out = torch.empty_like(rows)
+    if residual is None and keep is None:
+        run(affine, len(rows), rows, scale, shift, out)
+    else:
+        added = torch.zeros_like(rows) if residual is None else residual.reshape(rows.shape)
+        factors = rows.new_ones(1) if keep is None else keep
+        run(affine_add, len(rows), rows, scale, shift, added, factors, out)
+    return out.view(tokens.shape)
+
+
 class _Normalize(torch.autograd.Function):
+    """`_normalize`, with a gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -97,21 +127,9 @@ class _Normalize(torch.autograd.Function):
         variance: Tensor,
         eps: float,
     ) -> Tensor:
-        from pcea.nn.norm_kernels import affine, affine_add
-
-        scale = weight * torch.rsqrt(variance + eps)
-        shift = bias - scale * mean
-        rows = tokens.contiguous().view(-1, tokens.shape[-1])
-        out = torch.empty_like(rows)
-        factors = rows.new_ones(1) if keep is None else keep
-        if residual is None and keep is None:
-            run(affine, len(rows), rows, scale, shift, out)
-        else:
-            added = torch.zeros_like(rows) if residual is None else residual.reshape(rows.shape)
-            run(affine_add, len(rows), rows, scale, shift, added, factors, out)
-        ctx.save_for_backward(tokens, weight, factors, mean, variance)
+        ctx.save_for_backward(tokens, weight, tokens.new_ones(1) if keep is None else keep, mean, variance)
         ctx.eps, ctx.has_residual = eps, residual is not None
-        return out.view(tokens.shape)
+        return _normalize(tokens, weight, bias, residual, keep, mean, variance, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -98,13 +98,20 @@ def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:
 
     Tensors are given as arrays; one that the kernel fills must be contiguous.
     """
-    arguments = tuple(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in arguments)
+    arguments = tuple([_array(a) if isinstance(a, Tensor) else a for a in arguments])
     threads = max(1, min(torch.get_num_threads(), count))
     bounds = [count * i // threads for i in range(threads + 1)]
     if threads == 1:
         return [kernel(*arguments, 0, count)]
     rest = [thread_pool(threads).submit(kernel, *arguments, a, b) for a, b in pairwise(bounds[1:])]
     return [kernel(*arguments, 0, bounds[1]), *(future.result() for future in rest)]
+
+
+def _array(tensor: Tensor) -> Any:
+    """A contiguous tensor as an array that shares its memory."""
+    if tensor.requires_grad:  # detaching costs as much as all the rest
+        tensor = tensor.detach()
+    return tensor.contiguous().numpy()
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
