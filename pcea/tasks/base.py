@@ -327,6 +327,15 @@ class ImageTask(Task):
         self.image_size = tuple(checkpoint.get("image_size", ()))
 
 
+def vote_scales(votes: int) -> list[float]:
+    """Factors by which a cloud is scaled for each of the passes that vote on it: 1, then random ones in [0.8, 1.25].
+
+    They are the same for every cloud, so that its result does not depend on its batch.
+    """
+    random = torch.empty(votes - 1).uniform_(0.8, 1.25, generator=torch.Generator().manual_seed(0))
+    return [1.0, *random.tolist()]
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode, then every module back into its own: frozen ones stay as they were."""

@@ -77,9 +77,7 @@ class LogClouds(L.Callback):
             with record_attention(task.network) as layers:
                 output = task.network(batch.points, batch.normals, mask=batch.mask, **given)
             if isinstance(task, PointSegmentationTask):
-                # Its own generator: training must draw the same numbers with and without this callback.
-                probabilities = task.probabilities(batch, torch.Generator().manual_seed(0))
-                self._log(trainer, "predicted", _part_colors(task, batch, probabilities))
+                self._log(trainer, "predicted", _part_colors(task, batch, task.probabilities(batch)))
             else:
                 self._log(trainer, "strongest slot", _slot_colors(layers, batch))
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "attention"

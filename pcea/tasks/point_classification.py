@@ -15,8 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from pcea.datasets.batches import PointBatch
 from pcea.io.description import NetworkDescription
 from pcea.metrics.calibration import Calibration, Trust
-from pcea.tasks.base import SchedulerCallable, Task
-from pcea.transforms.points import RandomScale
+from pcea.tasks.base import SchedulerCallable, Task, vote_scales
 
 
 class PointClassificationTask(Task):
@@ -120,15 +119,11 @@ class PointClassificationTask(Task):
             self.trust = self.calibration.compute()
         self.calibration.reset()
 
-    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch, averaged over the votes."""
         self.num_test_points = batch.points.shape[1]
-        generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
-        scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
-        probabilities = self._probabilities(batch)
-        for _ in range(self.votes - 1):
-            probabilities += self._probabilities(scale(batch, generator=generator))
-        self.test_metrics.update(probabilities / self.votes, batch.label)
+        copies = [batch._replace(points=scale * batch.points) for scale in vote_scales(self.votes)]
+        self.test_metrics.update(torch.stack([self._probabilities(copy) for copy in copies]).mean(0), batch.label)
         self.log_dict(self.test_metrics, batch_size=len(batch.label))
 
     def predict_step(self, batch: PointBatch, batch_idx: int) -> Tensor:  # noqa: ARG002

@@ -17,8 +17,7 @@ from pcea.datasets.batches import PointBatch
 from pcea.io.description import NetworkDescription
 from pcea.metrics.part_iou import PartIoU
 from pcea.models.subsets import classify_in_subsets
-from pcea.tasks.base import SchedulerCallable, Task
-from pcea.transforms.points import RandomScale
+from pcea.tasks.base import SchedulerCallable, Task, vote_scales
 
 
 class PointSegmentationTask(Task):
@@ -129,23 +128,16 @@ class PointSegmentationTask(Task):
         log("train/overall_accuracy", (logits.detach().argmax(1) == label).float().mean())
         return loss
 
-    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch."""
-        self._count(self.probabilities(batch, torch.Generator().manual_seed(batch_idx)), batch)
+        self._count(self.probabilities(batch), batch)
 
-    def test_step(self, batch: PointBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PointBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Count one batch, averaged over scales and votes."""
         self.num_test_points = self.num_points or batch.points.shape[1]
-        # Two generators, so that the subsets do not depend on the device of the batch.
-        subsets = torch.Generator().manual_seed(batch_idx)
-        generator = torch.Generator(batch.points.device).manual_seed(batch_idx)
-        random_scale = RandomScale(low=0.8, high=1.25, anisotropic=False)
-        passes = []
-        for scale in self.scales:
-            scaled = batch._replace(points=scale * batch.points)
-            passes.append(scaled)
-            passes += [random_scale(scaled, generator=generator) for _ in range(self._votes_per_scale - 1)]
-        self._count(torch.stack([self.probabilities(each, subsets) for each in passes]).mean(0), batch)
+        scales = [scale * vote for scale in self.scales for vote in vote_scales(self._votes_per_scale)]
+        passes = [batch._replace(points=scale * batch.points) for scale in scales]
+        self._count(torch.stack([self.probabilities(each, seed) for seed, each in enumerate(passes)]).mean(0), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all batches."""
@@ -184,8 +176,11 @@ class PointSegmentationTask(Task):
     def _category(self, batch: PointBatch) -> Tensor | None:
         return batch.category if getattr(self.network, "num_categories", 0) else None
 
-    def probabilities(self, batch: PointBatch, generator: torch.Generator) -> Tensor:
-        """Probabilities (B, N, num_classes) of all points of a batch; the generator decides the subsets."""
+    def probabilities(self, batch: PointBatch, seed: int = 0) -> Tensor:
+        """Probabilities (B, N, num_classes) of all points of a batch.
+
+        The seed decides the subsets, of each cloud for itself: its result does not depend on the others.
+        """
         among_own = self.own_parts and bool(self.parts)
         if not 0 < self.num_points < batch.points.shape[1]:
             logits = self(batch).float()
@@ -205,7 +200,7 @@ class PointSegmentationTask(Task):
                 category=None if categories is None else categories[b],
                 classes=classes,
                 num_points=self.num_points,
-                generator=generator,
+                generator=torch.Generator().manual_seed(seed),
             )
             out[b, real] = out[b, real].index_copy(1, torch.tensor(classes, device=out.device), found)
         return out

@@ -11,8 +11,9 @@ from pcea.datamodules.shapes import ShapesDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import PointDataset
 from pcea.models.point_transformer import eat_classifier
+from pcea.tasks.base import vote_scales
 from pcea.tasks.point_classification import PointClassificationTask
-from pcea.transforms.points import RandomScale, Transform
+from pcea.transforms.points import Transform
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 NUM_CLASSES = 3
@@ -117,13 +118,18 @@ def test_one_vote_is_the_plain_pass(batch, monkeypatch):
 def test_votes_average_the_cloud_and_scaled_copies(batch, monkeypatch):
     task = PointClassificationTask(Size(), SGD, votes=3)
     votes = voted_probabilities(task, batch, 5, monkeypatch)
-    scale, generator = RandomScale(low=0.8, high=1.25, anisotropic=False), torch.Generator().manual_seed(5)
-    copies = [batch, *(scale(batch, generator=generator) for _ in range(2))]
-    expected = torch.stack([Size()(cloud.points).softmax(1) for cloud in copies]).mean(0)
+    scales = vote_scales(3)
+    assert scales[0] == 1
+    assert len(set(scales)) == 3
+    assert min(scales) >= 0.8
+    assert max(scales) <= 1.25
+    expected = torch.stack([Size()(scale * batch.points).softmax(1) for scale in scales]).mean(0)
     torch.testing.assert_close(votes, expected)
     torch.testing.assert_close(votes.sum(1), torch.ones(7))
     assert not torch.allclose(votes, Size()(batch.points).softmax(1), atol=1e-3)
-    assert torch.equal(voted_probabilities(task, batch, 5, monkeypatch), votes)
+    # Whatever the batch: alone, and as the first one.
+    alone = [PointBatch(points[None], label[None]) for points, label in zip(batch.points, batch.label)]
+    torch.testing.assert_close(torch.cat([voted_probabilities(task, one, 0, monkeypatch) for one in alone]), votes)
 
 
 def test_no_votes_are_refused():

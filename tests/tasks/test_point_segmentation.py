@@ -10,8 +10,8 @@ from pcea.datamodules.parts import PartDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.parts import PartDataset
 from pcea.models.point_segmenter import eat_part_segmenter
+from pcea.tasks.base import vote_scales
 from pcea.tasks.point_segmentation import PointSegmentationTask, cross_entropy_among
-from pcea.transforms.points import RandomScale
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 PARTS = {"mug": (0, 1), "table": (2, 3, 4)}
@@ -158,13 +158,24 @@ def test_scales_and_votes_are_averaged(monkeypatch, generator):
     torch.testing.assert_close(passes(task, batch, monkeypatch), plain)
     task = PointSegmentationTask(Size(), SGD, scales=[0.5, 2.0], votes=2)
     assert task.votes == 4
-    random, draws = RandomScale(low=0.8, high=1.25, anisotropic=False), torch.Generator().manual_seed(3)
-    expected = torch.zeros_like(plain)
-    for scale in (0.5, 2.0):
-        scaled = batch._replace(points=scale * batch.points)
-        for each in (scaled, random(scaled, generator=draws)):
-            expected += Size()(each.points).softmax(-1) / 4
+    scales = [scale * vote for scale in (0.5, 2.0) for vote in vote_scales(2)]
+    expected = torch.stack([Size()(scale * batch.points).softmax(-1) for scale in scales]).mean(0)
     torch.testing.assert_close(passes(task, batch, monkeypatch), expected)
+
+
+def test_the_result_of_a_cloud_does_not_depend_on_its_batch(monkeypatch, generator):
+    """Its subsets, which matter to this network, are the same alone and beside larger clouds."""
+    points = torch.randn(3, 50, 3, generator=generator)
+    mask = torch.arange(50) < torch.tensor([[50], [31], [40]])
+    batch = PointBatch(points, torch.zeros(3, 50, dtype=torch.long), category=torch.tensor([0, 1, 1]), mask=mask)
+    task = PointSegmentationTask(Size(), SGD, votes=2)
+    task.parts, task.num_points = PARTS, 20
+    together = passes(task, batch, monkeypatch)
+    for b in range(3):
+        real = mask[b]
+        alone = PointBatch(points[b : b + 1, real], batch.label[b : b + 1, real], category=batch.category[b : b + 1])
+        torch.testing.assert_close(passes(task, alone, monkeypatch)[0], together[b, real])
+        torch.testing.assert_close(task.probabilities(alone)[0], task.probabilities(batch)[b, real])
 
 
 @pytest.mark.parametrize("category", [[0, 1], None])
