@@ -74,6 +74,14 @@ def padded_in_graph(
     return _filled_up(points, least, count), None if features is None else _filled_up(features, least, count), real
 
 
+def without_padding(values: Tensor, num_points: int) -> Tensor:
+    """What a network says of the points that there were, (B, num_points, ...), without those of `padded_in_graph`."""
+    if not is_exporting():
+        return values
+    # A slice would tie the graph to clouds of many points.
+    return values.index_select(1, torch.arange(num_points, device=values.device))
+
+
 def _filled_up(values: Tensor, least: int, count: int | torch.SymInt) -> Tensor:
     """(B, N, ...) with zeros at the end, (B, count, ...), where count is the larger of N and `least`."""
     zeros = values.new_zeros(values.shape[0], least, *values.shape[2:])

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from pcea.models.build import start_from
 from pcea.models.edge_pooling import Block, EllipsoidEncoding, first_points
-from pcea.models.padding import as_padded, padded_in_graph
+from pcea.models.padding import as_padded, padded_in_graph, without_padding
 from pcea.models.point_segmenter import check_category
 from pcea.models.point_transformer import PooledCenters, join_features
 from pcea.nn.attention import AttentionFactory, ExternalAttention
@@ -40,7 +40,6 @@ from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.linear import Linear
 from pcea.nn.norm import add_normed, linear_norm, norm_tokens, zero_padding
 from pcea.nn.shares import in_shares
-from pcea.nn.shortcuts import is_exporting
 from pcea.ops import farthest_point_sample, gather_points, interpolate_features, knn, max_neighbors
 from pcea.ops.checks import check_mask, check_points
 
@@ -396,9 +395,7 @@ class PointEASegmenter(nn.Module):
             cloud = torch.cat([cloud, is_category.to(cloud.dtype)], dim=1)
         tokens = self.first(tokens) + self.context(cloud).unsqueeze(1)
         tokens = self.dropout(F.relu(norm_tokens(self.first_norm, tokens, mask=mask)))
-        logits = self.last(self.second(tokens, mask=mask))
-        if is_exporting():  # a slice would tie the graph to clouds of many points
-            logits = logits.index_select(1, torch.arange(num_points, device=logits.device))
+        logits = without_padding(self.last(self.second(tokens, mask=mask)), num_points)
         return logits if batch is None else logits[mask]
 
     def _carry_up(

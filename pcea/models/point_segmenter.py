@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.models.build import start_from
+from pcea.models.padding import padded_in_graph, without_padding
 from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
 from pcea.nn.attention import STREAMED, AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.nn.chunks import map_chunks, token_chunks
@@ -95,6 +96,8 @@ class PointTransformerSegmenter(nn.Module):
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
         check_category(category, self.num_categories, points.shape[0])
+        num_points = points.shape[1]
+        points, features, mask = padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         outputs = self.encoder(points, features, mask=mask).outputs
         if self._is_streamed(points):
             # The outputs are fused twice, chunk by chunk, instead of keeping D channels of all points.
@@ -111,7 +114,7 @@ class PointTransformerSegmenter(nn.Module):
         highest, total = _highest_and_sum(local, mask)
         context = self._context(highest, total / _count(points, mask), category)
         context = context.expand(*points.shape[:2], -1)
-        return map_chunks(self._head, local, context, mask, modules=self._head_layers())
+        return without_padding(map_chunks(self._head, local, context, mask, modules=self._head_layers()), num_points)
 
     def _is_streamed(self, points: Tensor) -> bool:
         return (

@@ -22,6 +22,7 @@ from pcea.nn.chunks import map_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
 from pcea.nn.norm import zero_padding
 from pcea.nn.shares import in_shares
+from pcea.nn.shortcuts import can_shortcut
 from pcea.ops import farthest_point_sample, gather_points, knn
 from pcea.ops.checks import check_mask
 
@@ -116,6 +117,12 @@ class PointTransformerEncoder(nn.Module):
         """Encode points (B, N, 3) with features (B, N, in_channels - 3) and mask (B, N)."""
         x = self._concatenate(points, features)
         check_mask(mask, points)
+        encoded = self._encode(x, points, mask, may_halve=True)
+        if any(self._has_overflowed(output) for output in encoded.outputs):
+            encoded = self._encode(x, points, mask, may_halve=False)
+        return encoded
+
+    def _encode(self, x: Tensor, points: Tensor, mask: Tensor | None, *, may_halve: bool) -> EncodedPoints:
         points, x = zero_padding(points, mask), zero_padding(x, mask)
         # Without stages both run as one, so that what is between them is never there for all points.
         x = self._run([*self.stem, *([] if self.stages else self.input)], x, mask)
@@ -136,7 +143,7 @@ class PointTransformerEncoder(nn.Module):
             x = stage(x, gather_points(x, index), neighbors, center_mask=mask)
             points, nearest = centers, None
         nearest = None  # no longer needed: free the memory
-        halved = self._is_halved(x)
+        halved = may_halve and self._is_halved(x)
         embedded = [x.half() if halved else x] if self.stages else []
         x = self._run(self.input if self.stages else [], x, mask)
         x = x.half() if halved else x
@@ -155,11 +162,18 @@ class PointTransformerEncoder(nn.Module):
     def _is_halved(self, x: Tensor) -> bool:
         """Whether the outputs of so many points are kept in half precision."""
         return (
-            x.dtype == torch.float32
+            can_shortcut()  # asked first: a graph must not depend on the number of points
+            and x.dtype == torch.float32
             and x.shape[1] > _HALVED
             and self.position is None
             and all(isinstance(block, ResidualAttention) and block.is_streamed(x) for block in self.blocks)
         )
+
+    def _has_overflowed(self, output: Tensor) -> bool:
+        """Whether half precision was chosen by `_is_halved`, and is not enough."""
+        if output.dtype != torch.float16 or self.fuse.linear.weight.dtype == torch.float16 or not can_shortcut():
+            return False
+        return not bool(torch.stack(output.aminmax()).isfinite().all())
 
     @property
     def min_points(self) -> int:

@@ -388,9 +388,9 @@ class ResidualAttention(nn.Module):
         """Whether nothing but the result is kept of all tokens, in evaluation of many with external attention."""
         attention: Any = self.attention
         return (
-            tokens.shape[1] > STREAMED
+            can_shortcut()  # asked first: a graph must not depend on the number of tokens
+            and tokens.shape[1] > STREAMED
             and not torch.is_grad_enabled()
-            and can_shortcut()
             and is_plain(attention, ExternalAttention)
             and not attention._recordings()
             and is_tokenwise([attention.dropout, self.linear, self.norm])

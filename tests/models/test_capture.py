@@ -16,6 +16,7 @@ from pcea.models.point_ea import point_ea_classifier, point_ea_part_segmenter
 from pcea.models.point_segmenter import eat_part_segmenter, pct_part_segmenter
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder, eat_classifier
 from pcea.nn.attention import (
+    STREAMED,
     ExternalAttention,
     MultiHeadExternalAttention,
     OffsetAttention,
@@ -38,6 +39,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "eat classifier": partial(eat_classifier, 4, in_channels=6, num_centers=(16, 8), **POINTS),
     "pct classifier": pct_classifier,
     "eat segmenter": partial(eat_part_segmenter, 4, 3, **POINTS),
+    "eat segmenter, dilated": partial(eat_part_segmenter, 4, 3, dilation=3, **POINTS),
     "pct segmenter": partial(pct_part_segmenter, 4, 3, **POINTS),
     "pointea classifier": partial(point_ea_classifier, 4, in_channels=6, num_centers=(16, 8), **POINTEA),
     "pointea segmenter": partial(point_ea_part_segmenter, 4, 3, num_centers=(None, 8), **POINTEA),
@@ -74,12 +76,13 @@ def inputs_of(network: nn.Module, B: int, N: int) -> dict[str, Tensor]:
 def sizes_of(network: nn.Module) -> list[tuple[int, int]]:
     """Batch sizes and numbers of points, or heights; points down to the fewest that a graph takes."""
     fewest = fewest_points(network)
-    few = [] if fewest is None else [(3, max(fewest, 2)), (3, fewest + 2), (1, max(fewest, 7)), (3, max(fewest, 9))]
+    few = [] if fewest is None else [(3, fewest), (3, fewest + 2), (1, max(fewest, 7)), (3, max(fewest, 9))]
     return [(3, 48), (1, 80), (5, 112), *few]
 
 
 def test_only_networks_with_a_fixed_number_of_centers_need_points() -> None:
     expected = {"eat classifier": 16, "pct classifier": 16, "eat segmenter": 1, "pct segmenter": 1, "eanet": None}
+    expected |= {"eat segmenter, dilated": 1}
     expected |= {"pointea classifier": 1, "pointea segmenter": 1, "eamlp": None}
     assert {name: fewest_points(build()) for name, build in NETWORKS.items()} == expected
 
@@ -92,6 +95,14 @@ def test_program_equals_the_network_for_any_size(name: str) -> None:
     for size in sizes_of(network):
         inputs = inputs_of(network, *size)
         torch.testing.assert_close(program(**inputs), network(**inputs), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["eat segmenter", "eat classifier"])
+@torch.no_grad()
+def test_a_program_takes_more_points_than_are_streamed_elsewhere(name: str) -> None:
+    network = trained(NETWORKS[name])
+    inputs = inputs_of(network, 1, STREAMED + 1)
+    torch.testing.assert_close(export_program(network).module()(**inputs), network(**inputs), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -211,6 +211,18 @@ def test_outputs_of_many_points_are_kept_in_half_precision(name: str, monkeypatc
     assert model.encoder(points).outputs[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["eat", "eat pointwise"])
+def test_what_half_precision_cannot_hold_is_kept_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs such as an intensity of 100,000, which are not normalized in Python."""
+    model, points = trained(VARIANTS[name]()), 1e7 * torch.randn(B, N, 3)
+    stream(monkeypatch, N - 1)
+    with torch.no_grad():
+        exact = model(points, category=CATEGORY)
+        assert max(float(output.abs().max()) for output in model.encoder(points).outputs) > 65504
+        monkeypatch.setattr(pcea.models.point_transformer, "_HALVED", N - 1)
+        torch.testing.assert_close(model(points, category=CATEGORY), exact)
+
+
 def test_gradients_do_not_depend_on_the_streaming_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     model, points = trained(VARIANTS["eat"]()), torch.randn(B, N, 3)
     expected = gradients(model, model(points, category=CATEGORY))
