@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader closed the output, as in `pcea predict ... | head`: exit like a program killed by SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (ValueError, OSError, ImportError, ArgumentError) as error:
+    except (ValueError, OSError, ImportError, ArgumentError, MemoryError) as error:
         if os.environ.get("PCEA_TRACEBACK"):
             raise
         print(_message(_one_line(error)), file=sys.stderr)
@@ -92,7 +92,7 @@ def _message(text: str) -> str:
 
 def _one_line(error: Exception) -> str:
     """The message on one line, without jsonargparse's remarks on the types it tried and the value it got."""
-    text = str(error).partition("Given value")[0]
+    text = str(error).partition("Given value")[0] or type(error).__name__
     noise = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>")
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if not line.strip().startswith(noise)]
     return " ".join(" ".join(lines).split())

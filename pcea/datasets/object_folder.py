@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class ObjectFiles(ObjectDataset):
         self.files, self.labels = images, labels
         self.class_names, self.category_ids = (class_name,), (1,)
         self.image_names = [path.name for path in images]
+        self._has_warned = False
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """Read one image and its objects, by their values; a box ends behind the last pixel of its object."""
@@ -44,7 +46,10 @@ class ObjectFiles(ObjectDataset):
                 f"{self.files[index]} has {H}x{W} pixels, but its label map {self.labels[index]} has "
                 f"{values.shape[0]}x{values.shape[1]}."
             )
-        return image, _objects(values, self.labels[index]) | {"image_id": torch.tensor(index)}
+        target = _objects(values, self.labels[index])
+        if not self._has_warned:
+            self._has_warned = _warn_of_binary(values, len(target["labels"]), self.labels[index])
+        return image, target | {"image_id": torch.tensor(index)}
 
     @property
     def strata(self) -> Tensor:
@@ -74,6 +79,22 @@ def read_object_folder(root: str | Path, split: Split, *, class_name: str = "obj
     is_masks = not (Path(root) / "labels").is_dir() and (Path(root) / "masks").is_dir()
     pairs = find_pairs(root, split, masks="masks" if is_masks else "labels")
     return pairs and ObjectFiles(*pairs, class_name=class_name)
+
+
+def _warn_of_binary(values: np.ndarray, num_objects: int, path: Path) -> bool:
+    """Warn if a label map looks like the mask of a class, where all objects have one value: 1, or 255."""
+    from scipy import ndimage
+
+    if num_objects != 1 or values.max() not in (1, 255):
+        return False
+    pieces = ndimage.label(values)[1]
+    if pieces > 1:
+        warnings.warn(
+            f"{path} has no values but 0 and {values.max()}, so its {pieces} pieces are one object. If they are "
+            "several, as in a mask, give each a value of its own, for example by scipy.ndimage.label(mask)[0].",
+            stacklevel=3,
+        )
+    return pieces > 1
 
 
 def _objects(values: np.ndarray, path: Path) -> Target:

@@ -48,7 +48,7 @@ class VocObjects(ObjectDataset):
                 if split == "train"
                 else {n: _read_xml(p) for n, p in _find_annotations(Path(root), "train").items()}
             )
-            class_names = sorted({item.name for items in known.values() for item in items})
+            class_names = sorted({item.name for annotation in known.values() for item in annotation.items})
             if not class_names:
                 raise ValueError(
                     f"The files that {_list(Path(root), 'train')} names have no object, so no classes are known."
@@ -59,12 +59,19 @@ class VocObjects(ObjectDataset):
         self.files = [*find_files(Path(root) / "JPEGImages", [*files], IMAGE_SUFFIXES, listed_in=listed_in).values()]
         self.image_names = [path.name for path in self.files]
         left_out: list[str] = []
+        resized: list[str] = []
         self.targets = [
-            self._target(number, items, files[name], path, left_out)
-            for number, ((name, items), path) in enumerate(zip(found.items(), self.files))
+            self._target(number, annotation, files[name], path, left_out, resized)
+            for number, ((name, annotation), path) in enumerate(zip(found.items(), self.files))
         ]
+        if resized:
+            warnings.warn(
+                f"{listed_in}: {len(resized)} of {len(found)} files give another size than their picture has, whose "
+                f"boxes are then probably wrong; the first is {resized[0]}. Was the picture scaled?",
+                stacklevel=2,
+            )
         if left_out:
-            total = sum(map(len, found.values()))
+            total = sum(len(annotation.items) for annotation in found.values())
             warnings.warn(boxes_without_area(listed_in, len(left_out), total, left_out[0]), stacklevel=2)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -76,13 +83,26 @@ class VocObjects(ObjectDataset):
         """Number of the class, from 0, of every object that is trained on (none that are difficult), int64."""
         return torch.cat([target["labels"][target["iscrowd"] == 0] for target in self.targets]) - 1
 
-    def _target(self, number: int, items: list[_Item], path: Path, picture: Path, left_out: list[str]) -> Target:
-        """The objects of one image; those without area are added to `left_out`."""
+    def _target(
+        self,
+        number: int,
+        annotation: _Annotation,
+        path: Path,
+        picture: Path,
+        left_out: list[str],
+        resized: list[str],
+    ) -> Target:
+        """The objects of one image; those without area are added to `left_out`, a file of another size to `resized`."""
+        items, size = annotation
+        height, width = read_header(picture)[1:]
+        # Some tools swap the two, or do not know that the camera's notes turn the picture.
+        if min(size) > 0 and sorted(size) != sorted((height, width)):
+            resized.append(f"{path} ({size[0]}x{size[1]}, the picture {width}x{height})")
         strangers = [item.name for item in items if item.name not in self.class_names]
         if strangers:
             raise ValueError(f"{path} has the class {strangers[0]!r}; known are {', '.join(self.class_names)}.")
         boxes = torch.tensor([item.box for item in items], dtype=torch.float32).view(-1, 4)
-        boxes = clip_boxes(boxes - torch.tensor([1.0, 1, 0, 0]), *read_header(picture)[1:])
+        boxes = clip_boxes(boxes - torch.tensor([1.0, 1, 0, 0]), height, width)
         area = box_area(boxes)
         left_out += [f"of {path}" for value in area if not value]
         labels = torch.tensor([1 + self.class_names.index(item.name) for item in items], dtype=torch.int64)
@@ -100,6 +120,11 @@ class _Item(NamedTuple):
     name: str
     box: list[float]
     is_difficult: bool
+
+
+class _Annotation(NamedTuple):
+    items: list[_Item]
+    size: tuple[int, int]  # width and height, 0 if the file does not say
 
 
 def _find_annotations(root: Path, split: VocSplit) -> dict[str, Path]:
@@ -121,14 +146,14 @@ def _decoded(content: bytes) -> str | bytes:
     return content.decode("gb18030" if encoding in ("gb2312", "gbk") else encoding)
 
 
-def _read_xml(path: Path) -> list[_Item]:
+def _read_xml(path: Path) -> _Annotation:
     """The objects of a file; their parts, such as VOC's heads and hands, do not count."""
     try:
-        found = ET.fromstring(_decoded(path.read_bytes())).findall("object")
+        root = ET.fromstring(_decoded(path.read_bytes()))
     except (ET.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} is not XML: {error}.") from error
     items = []
-    for number, element in enumerate(found, start=1):
+    for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
         texts = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
@@ -142,4 +167,8 @@ def _read_xml(path: Path) -> list[_Item]:
                 f"1 if it says whether it is difficult; got {name!r} and {texts}."
             )
         items.append(_Item(name, box, is_difficult))
-    return items
+    try:
+        width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    except (ValueError, OverflowError):
+        width = height = 0
+    return _Annotation(items, (width, height))

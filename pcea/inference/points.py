@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -275,7 +275,8 @@ def load_cloud(
         mesh_points: How many points to sample on a mesh if `num_points` is None.
         min_points: A cloud of fewer than `num_points` is kept whole if it has at least this many.
         seed: Decides the sample.
-        with_normals: Whether normals are needed. Missing ones are estimated, with a warning.
+        with_normals: Whether normals are needed. Missing ones are estimated, with a warning, and broken ones an error;
+            otherwise they are left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -283,16 +284,17 @@ def load_cloud(
         ImportError: If the format, or estimating normals, needs a package that cannot be imported.
     """
     name = name_of(source)
+    normals: Literal["file", "usable"] = "file" if with_normals else "usable"
     if isinstance(source, str | Path):
         cloud = load_points(
-            source, num_points, mesh_points=mesh_points, min_points=min_points, seed=seed, normals="file"
+            source, num_points, mesh_points=mesh_points, min_points=min_points, seed=seed, normals=normals
         )
     else:
         if not isinstance(source, Points):
             if isinstance(source, Tensor) and source.dtype == torch.bfloat16:  # NumPy has no such type
                 source = source.float()
             table = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
-            source = as_points(table, path=Path(name), normals="file")
+            source = as_points(table, path=Path(name), normals=normals)
         if num_points is not None and min_points is not None:
             num_points = max(min_points, min(num_points, len(source.points)))
         cloud = sample_points(source, num_points, seed=seed, path=Path(name))

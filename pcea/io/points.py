@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pcea.io.readers import Mesh, import_open3d, read_file
 
-Normals = Literal["none", "file", "estimate", "required"]
+Normals = Literal["none", "file", "usable", "estimate", "required"]
 
 # New x, y, z: which old axis each one is, and with which sign. Every one is a rotation (determinant 1).
 _ORIENTATIONS = {
@@ -116,8 +116,8 @@ def load_points(
         seed: Decides the sample.
         up: The file's upward axis: x, y, z, -x, -y or -z. The result is rotated so that y is up.
         normals: `none`; `file`: those of a mesh's faces or that a cloud's file holds, None if it holds none;
-            `required`: the same, but an error if it holds none; `estimate`: the same, but by `estimate_normals` of the
-            points that are returned if it holds none.
+            `usable`: the same, but None also if some are NaN or infinite, which otherwise is an error; `required`: an
+            error if it holds none; `estimate`: by `estimate_normals` of the points that are returned if it holds none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -144,14 +144,16 @@ def load_points(
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))
 
 
-def as_points(table: np.ndarray, *, path: Path, normals: Literal["none", "file", "required"] = "none") -> Points:
+def as_points(
+    table: np.ndarray, *, path: Path, normals: Literal["none", "file", "usable", "required"] = "none"
+) -> Points:
     """Check the rows of one cloud and split them into coordinates and normals.
 
     Args:
         table: x y z, or x y z nx ny nz, a row, and at most 10 columns in all, of which the others are ignored, (N, C).
         path: Where it came from, for the message.
-        normals: `none`, `file` or `required`, as for `load_points`. They are scaled to unit length; columns 4 to 6
-            are taken for normals if most nearly have it.
+        normals: `none`, `file`, `usable` or `required`, as for `load_points`. They are scaled to unit length; columns 4
+            to 6 are taken for normals if most nearly have it.
 
     Returns:
         The points; in float32 if it moves none by more than 2^-22 of the cloud's extent, as it does not unless the
@@ -180,15 +182,19 @@ def as_points(table: np.ndarray, *, path: Path, normals: Literal["none", "file",
     return Points(points, None if normals == "none" else _find_normals(table, path, normals))
 
 
-def _find_normals(table: np.ndarray, path: Path, normals: Literal["file", "required"]) -> Tensor | None:
+def _find_normals(
+    table: np.ndarray, path: Path, normals: Literal["none", "file", "usable", "required"]
+) -> Tensor | None:
     columns = torch.from_numpy(table[:, 3:6].astype(np.float32))
     # Colours in 0..1 are about as long, but differ in it.
     if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().nanmedian()) < 0.1:
         bad = int((~columns.isfinite()).any(1).sum())
+        if bad and normals == "usable":
+            return None
         if bad:
             raise ValueError(f"{path}: {bad} of {len(columns)} normals are NaN or infinite. Remove or repair them.")
         return torch.nn.functional.normalize(columns, dim=1)
-    if normals == "file":
+    if normals in ("file", "usable"):
         return None
     if columns.shape[1] < 3:
         raise ValueError(f"{path} has no normals. Read it without them.")

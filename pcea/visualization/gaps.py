@@ -15,6 +15,8 @@ from pcea.visualization.views import View
 _NEIGHBORS = 8
 # Points farther apart than this multiple of the usual distance to the last of these neighbours do not touch when drawn.
 _CONTACT = 1.2
+# Points farther apart than this multiple are outliers, not ends of a gap.
+_LONGEST = 100
 # Points whose neighbours are held at the same time.
 _CHUNK = 1 << 16
 
@@ -53,7 +55,7 @@ def bridge_gaps(points: Tensor) -> Bridges:
     distance, index = find_neighbors(table)
     usual = float(np.median(distance[:, -1]))
     # If most points coincide, nothing is known about the distance of the others.
-    start, column = np.nonzero((distance > _CONTACT * usual) & (usual > 0))
+    start, column = np.nonzero((distance > _CONTACT * usual) & (distance < _LONGEST * usual))
     end = index[start, column]
     for side in (0, 1):  # one after the other, because few pairs pass the first
         keep = _is_gap(table, start, end, index[(start, end)[side]], usual)
@@ -114,6 +116,7 @@ def _is_gap(points: np.ndarray, start: np.ndarray, end: np.ndarray, near: np.nda
     length = np.linalg.norm(line, axis=1, keepdims=True)
     offset = points[near] - points[start][:, None]
     along = (offset @ (line / length)[..., None])[..., 0]
-    squared_distance = (offset**2).sum(2) - along**2
+    # Not by Pythagoras, which would cancel far along the line.
+    squared_distance = ((offset - along[..., None] * (line / length)[:, None]) ** 2).sum(2)
     is_between = (along > 1e-9 * length) & (along < (1 - 1e-9) * length)
     return ((squared_distance < width**2) & ~is_between).all(1)

@@ -42,10 +42,28 @@ def test_eight_bits_black_and_white_and_palettes(tmp_path):
     write(tmp_path, "c", MAP.clip(max=200), dtype=np.uint8)
     Image.open(tmp_path / "labels" / "c.png").convert("P").save(tmp_path / "labels" / "c.png")
     found = read_object_folder(tmp_path, "train")
-    assert [len(found[i][1]["boxes"]) for i in range(3)] == [3, 1, 3]
+    with pytest.warns(UserWarning, match=r"b\.png has no values but 0 and 1, so its 4 pieces are one object"):
+        assert [len(found[i][1]["boxes"]) for i in range(3)] == [3, 1, 3]
     assert found[1][1]["area"].tolist() == [9]
     assert [int(found[i][1]["image_id"]) for i in range(3)] == [0, 1, 2]
     assert found.class_names == ("object",)
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_in_place_of_label_maps_are_named_once(tmp_path, value):
+    for name in ("x", "y"):
+        write(tmp_path, name, value * (MAP == 3), dtype=np.uint8)
+    found = read_object_folder(tmp_path, "train")
+    with pytest.warns(UserWarning, match=rf"x\.png has no values but 0 and {value}, so its 2 pieces are one object"):
+        assert len(found[0][1]["labels"]) == 1
+    found[1]  # a second warning would be an error
+
+
+def test_one_object_in_one_or_more_pieces_is_no_mask(tmp_path):
+    write(tmp_path, "x", 255 * (MAP == 9), dtype=np.uint8)
+    write(tmp_path, "y", MAP * (MAP == 3))
+    found = read_object_folder(tmp_path, "train")
+    assert [len(found[i][1]["labels"]) for i in range(2)] == [1, 1]
 
 
 def test_an_image_without_objects(tmp_path):

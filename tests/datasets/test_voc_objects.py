@@ -18,14 +18,15 @@ def item(name, *box, difficult=None, extra=""):
     return f"<object><name>{name}</name>{flag}<bndbox>{sides}</bndbox>{extra}</object>"
 
 
-def write(root, split, **pictures):
-    """A list of pictures with the objects of each, as XML. The size that the file says is wrong."""
+def write(root, split, *, size=(0, 0), **pictures):
+    """A list of pictures with the objects of each, as XML. The size that the file says is unknown."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\r\n".join(pictures) + "\r\n")
     for name, items in pictures.items():
         Image.new("RGB", (W, H), (50, 60, 70)).save(root / "JPEGImages" / f"{name}.jpg")
-        text = f"<annotation><size><width>0</width><height>0</height></size>{''.join(items)}</annotation>"
+        sides = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        text = f"<annotation>{sides}{''.join(items)}</annotation>"
         (root / "Annotations" / f"{name}.xml").write_text(text)
     return root
 
@@ -50,6 +51,20 @@ def test_objects_by_hand(tmp_path):
     assert int(target["image_id"]) == 0
     _, empty = found[1]
     assert (tuple(empty["boxes"].shape), int(empty["image_id"])) == ((0, 4), 1)
+
+
+@pytest.mark.parametrize("size", [(W, H), (H, W), (0, 0), ("", ""), ("nan", 3)])
+def test_sizes_that_are_right_turned_or_unknown(tmp_path, size):
+    write(tmp_path, "train", size=size, x=[item("a", 1, 1, 3, 3)])
+    assert len(VocObjects(tmp_path, "train")[0][1]["boxes"]) == 1
+
+
+def test_a_picture_that_was_scaled_is_named(tmp_path):
+    write(tmp_path, "train", size=(10 * W, 10 * H), x=[item("a", 1, 1, 3, 3)], y=[])
+    with pytest.warns(
+        UserWarning, match=r"train\.txt: 2 of 2 files give another size .* is .*x\.xml \(110x70, the picture"
+    ):
+        VocObjects(tmp_path, "train")
 
 
 def test_boxes_are_clipped_and_left_out_without_area(tmp_path):

@@ -238,7 +238,7 @@ def test_bad_requests(tmp_path):
         load_points(path, 0)
     with pytest.raises(ValueError, match="mesh_points must be at least 1, got 0"):
         load_points(path, mesh_points=0)
-    with pytest.raises(ValueError, match="normals must be one of none, file, estimate, required, got True"):
+    with pytest.raises(ValueError, match="normals must be one of none, file, usable, estimate, required, got True"):
         load_points(path, normals=True)
     with pytest.raises(ValueError, match="up must be one of x, y, z, -x, -y, -z, got 'w'"):
         load_points(path, 5, up="w")
@@ -395,6 +395,13 @@ def test_normals_of_nan_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.npy: 1 of 7 normals are NaN or infinite"):
         load_points(path, normals="file")
     assert load_points(path).normals is None
+    # Networks without normals take the file; the others do not.
+    assert load_points(path, normals="usable").normals is None
+    assert load_cloud(path).normals is None
+    assert load_cloud(table).normals is None
+    with pytest.raises(ValueError, match="1 of 7 normals are NaN"):
+        load_cloud(path, with_normals=True)
+    assert load_points(save(tmp_path / "b.npy", cloud(7, 6)), normals="usable").normals is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

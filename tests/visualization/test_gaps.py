@@ -46,6 +46,8 @@ OTHERS = {
     "a slit": torch.cat([WALL, WALL + torch.tensor([35.0, 0, 0])]),
     "two rods": torch.cat([WALL, rod(*range(30)), rod(*range(30), height=54.0)]),
     "outliers": torch.cat([WALL, torch.rand(60, 3, generator=torch.Generator().manual_seed(0)) * 40]),
+    "a far outlier": torch.cat([WALL, torch.tensor([[1e9, 0, 0]])]).double(),
+    "a far outlier in line with a rod": torch.cat([WALL, rod(*range(30), 1e7)]),
     "a sparse wall": torch.cat([WALL, WALL * 4 + torch.tensor([0.0, 0, 9])]),
     "a volume": torch.rand(2000, 3, generator=torch.Generator().manual_seed(0)),
     "noise": torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)),
