@@ -8,6 +8,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
+from pcea.io.text import read_names
+
 
 def check_files(files: Sequence[str | Path]) -> list[Path]:
     """The files as paths.
@@ -63,8 +65,7 @@ def _expand(arguments: Iterable[str | Path]) -> Iterator[Path]:
         if os.path.lexists(text):
             yield Path(text)
         elif text.startswith("@"):
-            lines = Path(text[1:]).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            yield from _expand(line.strip() for line in lines if line.strip())
+            yield from _expand(read_names(Path(text[1:])))
         elif has_magic(text):
             yield from map(Path, sorted(glob(text, recursive=True)) or [text])  # noqa: PTH207
         else:

@@ -118,6 +118,8 @@ def predict(
     )
     if explain and not hasattr(predictor, "explain"):
         raise ValueError(f"This network {predictor.purpose}: --explain is not for it.")
+    if like is not None and up is not None:
+        raise ValueError("--up is not for --like, which compares shapes in all poses: leave one of them out.")
     if explain and like is not None:
         raise ValueError("--explain is for the classes of the network: leave --like out.")
     if explain:

@@ -55,8 +55,8 @@ def visualize(
     num_points: int | None = None,
     points_per_pass: int | None = None,
     animate: Path | None = None,
-    azimuth: float = AZIMUTH,
-    elevation: float = ELEVATION,
+    azimuth: float | None = None,
+    elevation: float | None = None,
     category: str | None = None,
     head: int | None = None,
 ) -> None:
@@ -97,22 +97,28 @@ def visualize(
         points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By
             default as many as it was trained for; 0 for all.
         animate: Write a turntable, .gif.
-        azimuth: Viewing direction, in degrees around the upward axis.
-        elevation: Viewing direction, in degrees above the horizon.
+        azimuth: Viewing direction of a picture, in degrees around the upward axis; 35 by default.
+        elevation: Viewing direction of a picture, in degrees above the horizon; 20 by default.
         category: What the files show, such as Chair.
         head: Attention head, counted from 0; by default the mean over all.
     """
     files = check_files(files)
-    mode = mode or first_mode(slot, query)
     has_all_modes = grid and len(files) == 1
+    for name, value in (("mode", mode), ("layer", layer)):
+        if value is not None and has_all_modes:
+            raise ValueError(f"--grid of one file shows all layers and modes: leave --{name} out.")
+    mode = mode or first_mode(slot, query)
     suffix = "" if output is None else output.suffix.lower()
     page = output if suffix == ".html" else None
     for name, value in (("slot", slot), ("query", query)):
         if value is not None and mode != name and not has_all_modes:
             raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
+    is_picture = suffix == ".png" or animate is not None
+    drawing = {"size": size, "azimuth": azimuth, "elevation": elevation}
     size = (300 if grid else 800) if size is None else size
+    azimuth, elevation = AZIMUTH if azimuth is None else azimuth, ELEVATION if elevation is None else elevation
     _check_outputs(output, animate, size, grid=grid, files=files)
-    if compare is not None and (suffix in (".png", ".ply") or animate is not None):
+    if compare is not None and (suffix == ".ply" or is_picture):
         raise ValueError("--compare is for a page: give --output page.html.")
     if compare == weights:
         raise ValueError(f"--compare must be other weights than --weights, got {compare} twice.")
@@ -122,6 +128,11 @@ def visualize(
     }  # fmt: skip
     predictor = load(weights, device=device, trust=trust or ())
     options = _options(predictor, size, given)
+    for name, value in drawing.items():
+        if value is not None and not is_picture and not predictor.sees_images:
+            raise ValueError(f"--{name} is for a picture: give --output drawn.png or --animate turn.gif.")
+        if value is not None and predictor.sees_images and name != "size":
+            raise ValueError(f"This network {predictor.purpose}: --{name} is not for it.")
     if predictor.sees_images:
         if animate is not None:
             raise ValueError(f"This network {predictor.purpose}: --animate is not for it.")
@@ -130,7 +141,7 @@ def visualize(
     is_window = page is output is animate is compare is None and not predictor.sees_images and _has_window()
     if page is output is animate is None and not is_window:
         page = _default_page(files)
-    if not predictor.sees_images and (animate is not None or suffix == ".png"):
+    if not predictor.sees_images and is_picture:
         check_rendering()
     subjects = _make_subjects(predictor, weights, files, options)
     queries = [None if query is None else subject.find_query(query) for subject in subjects]

@@ -141,7 +141,7 @@ def read_class_names(path: Path, num_classes: int | None) -> Sequence[str]:
         return [f"class {number}" for number in range(num_classes)]
     try:
         # Every scalar is text for this loader: a class may be called `on` or `007`.
-        names = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        names = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if (

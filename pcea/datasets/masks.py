@@ -15,6 +15,7 @@ from torch import Tensor
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import IMAGE_SUFFIXES, ImageDataset, open_picture, read_image
 from pcea.datasets.splits import class_order
+from pcea.io.text import read_names
 
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
@@ -241,7 +242,7 @@ def read_list(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"No list {path}.")
-    lines = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [Path(name) for name in read_names(path)]
     names = [line.stem if line.suffix.lower() in IMAGE_SUFFIXES else line.name for line in lines]
     if not names:
         raise ValueError(f"{path} is empty.")

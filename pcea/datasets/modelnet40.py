@@ -14,6 +14,7 @@ from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.points import PointDataset
 from pcea.io.points import Points, as_points, load_points
 from pcea.io.tables import read_table
+from pcea.io.text import read_names
 
 Split = Literal["train", "test"]
 Layout = Literal["h5", "normals", "off"]
@@ -184,7 +185,7 @@ def _read_text_cloud(path: Path, *, num_points: int) -> Points:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}, which the layout needs. Obtain the dataset again.")
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = read_names(path)
     if not lines:
         raise ValueError(f"{path} is empty. Obtain the dataset again.")
     return lines

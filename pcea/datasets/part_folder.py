@@ -114,7 +114,7 @@ def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str
         )
     try:
         # Every scalar is text for this loader: a part may be called `on`, a category `007`.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        content = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if isinstance(content, list) and len(categories) == 1:

@@ -14,6 +14,7 @@ from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, as_labels,
 from pcea.datasets.parts import PartClasses
 from pcea.io.points import as_points
 from pcea.io.tables import read_table
+from pcea.io.text import read_names
 
 Split = Literal["train", "val", "trainval", "test", "all"]
 SPLIT_LISTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
@@ -24,7 +25,7 @@ def category_folders(path: Path) -> dict[str, str]:
     """Read the folder of each category from lines `name folder`."""
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}, which the layout needs. Obtain the dataset again.")
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split() for line in read_names(path)]
     if not rows or any(len(row) != 2 for row in rows):
         raise ValueError(f"{path} must hold lines of a category and its folder. Obtain the dataset again.")
     return dict(rows)
@@ -33,7 +34,7 @@ def category_folders(path: Path) -> dict[str, str]:
 def read_json(path: Path) -> object:
     """Read a JSON file of a dataset; what is wrong with it ends in one line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. Obtain it again.") from error
 

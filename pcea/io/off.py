@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pcea.io.meshes import Mesh, as_mesh, unreadable
+from pcea.io.text import read_text
 
-_KEYWORD = re.compile(r"(ST)?(C)?(N)?(4)?(n)?(?:OFF|off)(\s+BINARY)?")
+# Geomview writes the letters as ST, C, N, other programs in other orders.
+_KEYWORD = re.compile(r"((?:ST|C|N)*)(4)?(n)?(?:OFF|off)(\s+BINARY)?")
 
 
 def read_off(path: Path) -> Mesh | np.ndarray:
@@ -23,18 +25,18 @@ def read_off(path: Path) -> Mesh | np.ndarray:
         ValueError: If it is no such file, or does not end with its vertices and faces.
     """
     try:
-        text = re.sub("#.*", "", path.read_text(encoding="utf-8-sig")).lstrip()
+        text = re.sub("#.*", "", read_text(path)).lstrip()
         keyword = _KEYWORD.match(text)
         if keyword is None and not re.match(r"\d+[ \t]+\d+([ \t]+\d+)?\s", text):
             raise ValueError("it does not begin with OFF")
-        if keyword and (keyword[4] or keyword[5] or keyword[6]):
+        if keyword and (keyword[2] or keyword[3] or keyword[4]):
             raise ValueError(f"it is of the kind {' '.join(keyword[0].split())}, but only text of x y z is read")
         body = text[keyword.end() :] if keyword else text
         vertices, polygons = _read_lines(body) or _read_stream(body)
     except (ValueError, OverflowError) as error:
         raise unreadable(path, error) from error
     if len(vertices) and not len(polygons):
-        has_normals = keyword is not None and keyword[3] and vertices.shape[1] >= 6
+        has_normals = keyword is not None and "N" in keyword[1] and vertices.shape[1] >= 6
         return vertices[:, : 6 if has_normals else 3]
     return as_mesh(path, vertices[:, :3], polygons)
 

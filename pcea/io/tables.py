@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
 import warnings
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pcea.io.meshes import first_line
+from pcea.io.text import read_text
 
 # Extensions of text tables.
 TABLES = (".txt", ".csv", ".xyz", ".asc", ".xyzn", ".xyzrgb", ".pts")
@@ -133,20 +133,10 @@ def _not_a_table(path: Path, error: ValueError) -> ValueError:
 
 
 def _read_text(path: Path) -> str:
-    """Decode UTF-8, UTF-16 with or without a byte order mark, or CP1252, with newlines as line ends."""
-    content = path.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        text = content.decode("utf-16")
-    elif b"\0" in content[:2]:
-        text = content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252", "replace")
+    text = read_text(path)
     if "\0" in text:
         raise ValueError("it is binary")
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    return text
 
 
 def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:

@@ -272,6 +272,16 @@ def start_from(
     return new
 
 
+def check_num_classes(num_classes: int) -> None:
+    """Require a class.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+
+
 def actual_arguments(written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """The arguments that build a configured network from scratch, without weights to start from.
 

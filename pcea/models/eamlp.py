@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.models.build import check_num_classes
 from pcea.nn.attention import AttentionFactory, ExternalAttention, MultiHeadExternalAttention, SelfAttention
 from pcea.nn.layers import Dropout
 from pcea.nn.linear import Linear
@@ -227,6 +228,7 @@ class ImageTransformer(nn.Module):
         init: Literal["normal", "xavier"] = "normal",
     ):
         super().__init__()
+        check_num_classes(num_classes)
         if norm not in ("layer", "batch"):
             raise ValueError(f"norm must be layer or batch, got {norm!r}.")
         if pool not in ("class", "mean"):

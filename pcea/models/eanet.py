@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.models.build import check_num_classes
 from pcea.models.dilated_resnet import DilatedResNet
 from pcea.nn.layers import ExternalAttention2d
 
@@ -52,6 +53,7 @@ class EANet(nn.Module):
         super().__init__()
         from torchvision.ops import Conv2dNormActivation  # importing pcea must not wait for torchvision
 
+        check_num_classes(num_classes)
         self.num_classes, self.in_channels = num_classes, in_channels
         self.backbone = DilatedResNet(
             in_channels=in_channels,

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.models.build import start_from
+from pcea.models.build import check_num_classes, start_from
 from pcea.models.edge_pooling import Block, EllipsoidEncoding, first_points
 from pcea.models.padding import as_padded, padded_in_graph, without_padding
 from pcea.models.point_segmenter import check_category
@@ -269,6 +269,7 @@ class PointEAClassifier(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_num_classes(num_classes)
         self.encoder, self.num_classes = encoder, num_classes
         self.fuse = LinearNormAct(encoder.widths[-1], out_channels)
         self.hidden = LinearNormAct(2 * out_channels, width)
@@ -346,6 +347,7 @@ class PointEASegmenter(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_num_classes(num_classes)
         self.encoder, self.num_classes, self.num_categories = encoder, num_classes, num_categories
         self.lateral = nn.ModuleList(Linear(width, out_channels) for width in encoder.widths)
         self.input = Linear(encoder.in_channels, out_channels)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.models.build import start_from
+from pcea.models.build import check_num_classes, start_from
 from pcea.models.padding import padded_in_graph, without_padding
 from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
 from pcea.nn.attention import STREAMED, AttentionFactory, ExternalAttention, OffsetAttention
@@ -57,6 +57,7 @@ class PointTransformerSegmenter(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_num_classes(num_classes)
         if any(count is not None for count in encoder.num_centers):
             raise ValueError(
                 f"A segmenter needs every point: num_centers must be () or only None, got {encoder.num_centers}."

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.models.build import start_from
+from pcea.models.build import check_num_classes, start_from
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
 from pcea.nn.chunks import map_chunks
@@ -263,6 +263,7 @@ class PointTransformerClassifier(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
+        check_num_classes(num_classes)
         self.encoder = encoder
         self.num_classes = num_classes
         leaky_relu = partial(F.leaky_relu, negative_slope=0.2)
@@ -354,7 +355,9 @@ def eat_classifier(
         num_neighbors=num_neighbors,
         out_channels=out_channels,
     )
-    return PointTransformerClassifier(encoder, num_classes=num_classes or 40, widths=widths, dropout=dropout)
+    return PointTransformerClassifier(
+        encoder, num_classes=40 if num_classes is None else num_classes, widths=widths, dropout=dropout
+    )
 
 
 def pct_classifier(num_classes: int = 40, *, in_channels: int = 3) -> PointTransformerClassifier:

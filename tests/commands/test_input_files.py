@@ -41,6 +41,12 @@ def test_what_is_found(scans, arguments, expected):
     assert found(*arguments) == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_as_windows_writes_them(scans, encoding):
+    Path("list.txt").write_text("b/2.off\r\na.off\r\n", encoding=encoding)
+    assert found("@list.txt") == ["b/2.off", "a.off"]
+
+
 def test_two_links_to_one_file_are_two_files(scans):
     Path("link.off").symlink_to("a.off")
     assert found("a.off", "link.off") == ["a.off", "link.off"]

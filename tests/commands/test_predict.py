@@ -292,6 +292,10 @@ def test_what_is_alike(weights, tmp_path, capsys):
         "at least two folders of examples",
     )
     assert_one_line(
+        run(capsys, "predict", *files, "--weights", weights, "--like", tmp_path / "examples", "--up", "z"),
+        "--up is not for --like",
+    )
+    assert_one_line(
         run(capsys, "predict", *files, "--weights", weights, "--like", tmp_path / "examples", "--explain"), "--like out"
     )
 

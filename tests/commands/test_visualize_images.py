@@ -228,6 +228,7 @@ BAD = [
     (("halves.png", "--size", "0", *OUT), "size must be in 1..4096 pixels, got 0"),
     (("halves.png", "--size", "5000", *OUT), "size must be in 1..4096 pixels, got 5000"),
     (("halves.png", "rectangle.png", *OUT), "2 files make one picture only as a sheet: add --grid"),
+    (("halves.png", "--azimuth", "9", *OUT), "--azimuth is not for it"),
     (("missing.png", *OUT), "No such file: missing.png"),
     (("bad.png", *OUT), "bad.png cannot be read as an image"),
     (("bad.png", "halves.png", "worse.png", "--grid", *OUT), "2 of 3 files cannot be read: bad.png cannot"),

@@ -22,6 +22,8 @@ FILES = {
     "colours": "COFF\n4 2 0\n" + (VERTICES + FACES).replace("\n", " 255 0 0 1\n"),
     "blank lines and remarks": "# by hand\nOFF\n\n4 2 0  # counts\n" + (VERTICES + FACES).replace("\n", "\n\n"),
     "blank lines and remarks at the end": f"OFF\n4 2 0\n{VERTICES}{FACES}\n  \n# the end\n",
+    "letters in another order": "CNOFF\n4 2 0\n" + VERTICES.replace("\n", " 0 0 1 9 9 9\n") + FACES,
+    "letters in VCGLIB's order": "NCSTOFF\n4 2 0\n" + VERTICES.replace("\n", " 0 0 1 9 9 9 0 0\n") + FACES,
     "Windows": f"OFF\n4 2 0\n{VERTICES}{FACES}".replace("\n", "\r\n"),
 }
 

@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+import pcea
 from pcea import ExternalAttention, SelfAttention, eat_classifier
 from pcea.cli import main
 from pcea.io.description import NetworkDescription, StoredNetwork
@@ -31,6 +33,23 @@ def stored(network, builder, arguments, task="points"):
 @pytest.fixture
 def classifier():
     return eat_classifier(**SIZES).eval()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        eat_classifier,
+        partial(pcea.eat_part_segmenter, num_categories=2),
+        partial(eat_classifier, weights="modelnet40_eat_cpu"),
+        pcea.point_ea_classifier,
+        partial(pcea.point_ea_part_segmenter, num_categories=2),
+        partial(pcea.eamlp_7),
+        partial(pcea.EANet),
+    ],
+)
+def test_a_network_without_classes_is_refused(build):
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        build(num_classes=0)
 
 
 def test_a_network_comes_back(classifier):
