@@ -234,6 +234,8 @@ def _read_annotation(row: Any, name: str, images: dict[int, _Image], labels: dic
         raise ValueError(f"is of category {category}, which the file does not list")
     if not np.isfinite([x, y, width, height, area]).all():
         raise ValueError(f"has a bbox or area that is not a number: {_short(row)}")
+    if area < 0:
+        raise ValueError(f"has the area {area:g}, which is negative")
     text = b""
     if masks:
         _check_segmentation(row.get("segmentation"), images[image_id])

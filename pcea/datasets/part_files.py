@@ -91,6 +91,8 @@ def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
     Raises:
         ValueError: If one is not a whole number.
     """
+    if numbers.dtype == np.float16:  # 2**31 is none of its numbers
+        numbers = numbers.astype(np.float32)
     wrong = numbers[(numbers != np.round(numbers)) | ~(np.abs(numbers) < 2**31)]
     if len(wrong):
         raise ValueError(f"{path}: {len(wrong)} of {len(numbers)} labels are not whole numbers, first {wrong[0]:g}.")
@@ -198,9 +200,13 @@ def _read_text(path: Path) -> np.ndarray:
 
 
 def _join_columns(columns: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
-    """Join x y z, perhaps nx ny nz, and a label, in columns of any case, to rows."""
+    """Join x y z, perhaps nx ny nz or normal_x ..., and a label, in columns of any case, to rows."""
     arrays = {name.lower(): column for name, column in columns.items()}
-    for name, axes in (("points", ("x", "y", "z")), ("normals", ("nx", "ny", "nz"))):
+    for name, axes in (
+        ("points", ("x", "y", "z")),
+        ("normals", ("normal_x", "normal_y", "normal_z")),
+        ("normals", ("nx", "ny", "nz")),
+    ):
         if {*axes} <= {*arrays}:
             arrays[name] = np.stack([arrays[axis] for axis in axes], axis=1)
     return _join(arrays, path)

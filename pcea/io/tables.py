@@ -262,10 +262,8 @@ def _name_columns(header: str, num_columns: int, delimiter: str | None, labels: 
             names.insert(0, "")  # R names no column of row names
         if len(names) != num_columns:
             continue
-        if [names[0], *names[1:4]] == ["", "0", "1", "2"]:  # as pandas writes an array, its index first
-            return {"x": 1, "y": 2, "z": 3}
-        if [*names[:3]] == ["0", "1", "2"]:
-            return {"x": 0, "y": 1, "z": 2}
+        if numbered := _name_numbered(names, labels):
+            return numbered
         found: dict[str, int] = {}
         plain = [_UNIT.sub("", name.strip("\"' ").lower()).strip("\"' ") for name in names]
         for index, name in enumerate(plain):
@@ -281,6 +279,22 @@ def _name_columns(header: str, num_columns: int, delimiter: str | None, labels: 
         wanted = (*_POINT, *_UNIT_NORMAL) if {*_UNIT_NORMAL} <= {*found} else _POINT
         return {name: found[name] for name in wanted} | ({} if label is None else {"label": label})
     return {}
+
+
+def _name_numbered(names: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
+    """The columns 0, 1, 2 ... of an array as pandas writes it, perhaps its index first, as `_name_columns` gives them.
+
+    They are x y z [nx ny nz] [label], as in a table without a header.
+    """
+    first = int(names[0] == "")
+    count = next((i for i, name in enumerate(names[first:]) if name != str(i)), len(names) - first)
+    if count < 3:
+        return {}
+    found = dict(zip((*_POINT, *_UNIT_NORMAL) if count >= 6 else _POINT, range(first, first + count)))
+    label = next((names.index(name) for name in labels if name in names), None)
+    if label is None and count in (4, 7) and labels:
+        label = first + count - 1
+    return found if label is None else {**found, "label": label}
 
 
 def _canonical(name: str) -> str:

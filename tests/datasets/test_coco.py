@@ -136,6 +136,7 @@ def test_images_without_objects_may_be_left_out(tmp_path):
             r"needs image_id, category_id and bbox, .*\[x, y, width, height\]; got .*5",
         ),
         ([annotation(5, bbox=[1, 2, 3, None])], {}, "needs image_id, category_id and bbox"),
+        ([annotation(5, area=-5)], {}, "annotation 5 has the area -5, which is negative"),
         ([annotation(5, bbox=[1, 2, 3, float("nan")])], {}, "annotation 5 has a bbox or area that is not a number"),
         ([{"id": 5, "image_id": 10, "bbox": [0, 0, 1, 1]}], {}, "needs image_id, category_id and bbox"),
         (["text"], {}, "needs image_id, category_id and bbox.* got 'text'"),

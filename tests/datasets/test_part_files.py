@@ -59,6 +59,18 @@ def test_formats(tmp_path, extension, with_normals):
         assert cloud.normals is None
 
 
+def test_fields_of_a_record_array(tmp_path):
+    """Normals as the PCL calls them; labels in half precision, of which 2**31 is no number."""
+    names = ("x", "y", "z", "normal_x", "normal_y", "normal_z", "label")
+    records = np.zeros(4, dtype=[(name, np.float16) for name in names])
+    records["x"], records["normal_y"], records["label"] = range(4), 1, [0, 1, 1, 2]
+    np.save(tmp_path / "a.npy", records)
+    cloud = read_part_file(tmp_path / "a.npy", with_normals=True)
+    assert cloud.points.tolist() == [[i, 0, 0] for i in range(4)]
+    assert cloud.normals.tolist() == [[0, 1, 0]] * 4
+    assert cloud.label.tolist() == [0, 1, 1, 2]
+
+
 def test_normals_are_left_out_unless_asked_for(tmp_path):
     assert read_part_file(save(tmp_path / "a.txt", table(True))).normals is None
     assert read_part_file(save(tmp_path / "a.npz", table(True))).normals is None

@@ -69,6 +69,24 @@ def test_points_come_out_whatever_the_table_looks_like(tmp_path, content, encodi
     np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.txt")[:, :3], POINTS)
 
 
+NORMALS = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_arrays_of_pandas_have_the_columns_of_a_table_without_header(tmp_path, index):
+    """Columns that are numbered are x y z [nx ny nz] [label], perhaps behind the index."""
+    start = COUNT if index else COUNT[:, :0]
+    for rest, header in (
+        (NORMALS, "0,1,2,3,4,5"),
+        (COUNT, "0,1,2,3"),
+        (join(NORMALS, COUNT), "0,1,2,3,4,5,6"),
+        (COUNT, "0,1,2,part"),
+    ):
+        (tmp_path / "a.csv").write_text(text(("," if index else "") + header + "\n", join(start, POINTS, rest)))
+        rows = read_columns(tmp_path / "a.csv", labels=("part",)).rows
+        np.testing.assert_array_equal(rows, join(POINTS, rest))
+
+
 def test_names_in_cp1252(tmp_path):
     (tmp_path / "a.csv").write_bytes(text("Größe,x,y,z\n", join(COUNT, POINTS)).encode("cp1252"))
     np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), POINTS)
