@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import yaml
 
 from pcea.datasets import PartFolder
 
@@ -50,8 +51,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         if arguments[0] == "fit":
             (checkpoints / "last.ckpt").touch()
         else:
-            from_scratch = any(a.endswith(".weights=null") for a in arguments)
-            metrics = {"test/instance_miou": 0.25 if from_scratch else 0.5}
+            network = yaml.safe_load(Path(arguments[2]).read_text())["model"]["init_args"]["network"]["init_args"]
+            metrics = {"instance_miou": 25.0 if network["weights"] is None else 50.0}
             (checkpoints / "last.test.json").write_text(json.dumps({"metrics": metrics}))
 
     monkeypatch.setattr(benchmark_part_examples, "LabeledPSB", Shapes)
@@ -76,8 +77,13 @@ def test_weights_are_those_of_the_other_categories(benchmark: Any) -> None:
     pretrained = benchmark.commands[0]
     assert '--data.init_args.categories=["a", "b", "d"]' in pretrained
     assert benchmark.commands[1][0] == "export"
-    weights = [a for command in benchmark.commands for a in command if ".weights=" in a and not a.endswith("null")]
-    assert [Path(each.split("=")[1]) for each in weights] == [benchmark.runs / "others.safetensors"] * 2
+    tasks = [
+        yaml.safe_load((benchmark.runs / f"{name}.yaml").read_text())["model"]["init_args"]
+        for name in ("scratch", "fine_tuned")
+    ]
+    weights = [task["network"]["init_args"]["weights"] for task in tasks]
+    assert weights == [None, str(benchmark.runs / "others.safetensors")]
+    assert [task["encoder_rate"] for task in tasks] == [1, 0.1]
 
 
 def test_what_was_run_is_not_run_again(benchmark: Any) -> None:
