@@ -113,11 +113,24 @@ def _train(command: str, options: list[str]) -> None:
     if not any(o.split("=")[0] in ("-c", "--config") for o in options) and not {"-h", "--help"} & set(options):
         options = ["--config", DEFAULT_CONFIG, *options]
     options = resolve_configs(options)
+    _refuse_deep_nulls(options)
     tune_allocator()
     share_cores()
     from pcea.commands.fit import run
 
     run(command, options)
+
+
+def _refuse_deep_nulls(options: Sequence[str]) -> None:
+    """Refuse null for an argument of an argument, which jsonargparse 4.53 would take for the text "None".
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for option, following in zip(options, [*options[1:], ""]):
+        name, _, value = option.partition("=")
+        if name.count(".init_args.") > 1 and (value or following) == "null":
+            raise ValueError(f"{name} cannot be set to null here: copy the configuration and write null in it.")
 
 
 def _predict(options: list[str]) -> None:

@@ -98,6 +98,17 @@ def test_a_misspelt_key_is_named(capsys, config, right, wrong):
     assert_one_line(run(capsys, "fit", "--config", config), wrong)
 
 
+@pytest.mark.parametrize("ending", ["=null", " null"])
+def test_a_null_that_would_become_text_is_refused(capsys, config, ending):
+    option = f"--model.init_args.network.init_args.weights{ending}".split()
+    code, _, errors = run(capsys, "fit", "--config", config, *option)
+    assert code == 2
+    assert errors == (
+        "pcea: error: --model.init_args.network.init_args.weights cannot be set to null here: copy the configuration "
+        "and write null in it.\n"
+    )
+
+
 def test_num_classes_that_does_not_fit_the_data(capsys, config):
     config.write_text(config.read_text().replace("num_classes: 12", "num_classes: 13"))
     assert_one_line(run(capsys, "fit", "--config", config), "12 classes", "num_classes=13")
