@@ -5,7 +5,7 @@
 Labeled PSB is divided: `labeled_psb_pointea` is trained without five of its categories. Their training shapes are then
 written as files of labelled points, the first 1, 3, 5 and 12 of each, and learned by `folder_parts_finetune` from those
 weights and from scratch; the test shapes of the five are labelled. Runs are kept in runs/part_examples, and those that
-are there already are not made again. Half an hour of one CPU core.
+are there already are not made again. A quarter of an hour of one CPU core.
 """
 
 from __future__ import annotations
