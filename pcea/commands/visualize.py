@@ -114,7 +114,7 @@ def visualize(
         if value is not None and mode != name and not has_all_modes:
             raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
     is_picture = suffix == ".png" or animate is not None
-    drawing = {"size": size, "azimuth": azimuth, "elevation": elevation}
+    drawing: dict[str, float | None] = {"size": size, "azimuth": azimuth, "elevation": elevation}
     size = (300 if grid else 800) if size is None else size
     azimuth, elevation = AZIMUTH if azimuth is None else azimuth, ELEVATION if elevation is None else elevation
     _check_outputs(output, animate, size, grid=grid, files=files)
@@ -128,10 +128,10 @@ def visualize(
     }  # fmt: skip
     predictor = load(weights, device=device, trust=trust or ())
     options = _options(predictor, size, given)
-    for name, value in drawing.items():
-        if value is not None and not is_picture and not predictor.sees_images:
+    for name in [name for name, number in drawing.items() if number is not None]:
+        if not is_picture and not predictor.sees_images:
             raise ValueError(f"--{name} is for a picture: give --output drawn.png or --animate turn.gif.")
-        if value is not None and predictor.sees_images and name != "size":
+        if predictor.sees_images and name != "size":
             raise ValueError(f"This network {predictor.purpose}: --{name} is not for it.")
     if predictor.sees_images:
         if animate is not None:
