@@ -114,7 +114,8 @@ def visualize(
         if value is not None and mode != name and not has_all_modes:
             raise ValueError(f"--{name} is for --mode {name}, got --mode {mode}.")
     is_picture = suffix == ".png" or animate is not None
-    drawing: dict[str, float | None] = {"size": size, "azimuth": azimuth, "elevation": elevation}
+    drawing = {"size": size, "azimuth": azimuth, "elevation": elevation}
+    drawing_given = [name for name, number in drawing.items() if number is not None]
     size = (300 if grid else 800) if size is None else size
     azimuth, elevation = AZIMUTH if azimuth is None else azimuth, ELEVATION if elevation is None else elevation
     _check_outputs(output, animate, size, grid=grid, files=files)
@@ -128,7 +129,7 @@ def visualize(
     }  # fmt: skip
     predictor = load(weights, device=device, trust=trust or ())
     options = _options(predictor, size, given)
-    for name in [name for name, number in drawing.items() if number is not None]:
+    for name in drawing_given:
         if not is_picture and not predictor.sees_images:
             raise ValueError(f"--{name} is for a picture: give --output drawn.png or --animate turn.gif.")
         if predictor.sees_images and name != "size":

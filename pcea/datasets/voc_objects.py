@@ -24,8 +24,9 @@ class VocObjects(ObjectDataset):
     """Images with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
 
     Boxes in the files count pixels from 1 and include the last one, so x1 and y1 are lowered by 1. Boxes are clipped to
-    the image, whatever size the file gives; those without area in it are left out, with a warning. Objects marked
-    `difficult` are ignored in VOC's own evaluation: they get `iscrowd` 1 and are not trained on.
+    the image; those without area in it are left out, with a warning, as there is one if a file gives another size than
+    its picture has. Objects marked `difficult` are ignored in VOC's own evaluation: they get `iscrowd` 1 and are not
+    trained on.
 
     Args:
         root: Folder that holds these three folders: `VOCdevkit/VOC2007`, or one of your own.

@@ -12,6 +12,7 @@ from torch import Tensor
 from pcea.io.readers import Mesh, import_open3d, read_file
 
 Normals = Literal["none", "file", "usable", "estimate", "required"]
+_InTable = Literal["none", "file", "usable", "required"]
 
 # New x, y, z: which old axis each one is, and with which sign. Every one is a rotation (determinant 1).
 _ORIENTATIONS = {
@@ -144,9 +145,7 @@ def load_points(
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))
 
 
-def as_points(
-    table: np.ndarray, *, path: Path, normals: Literal["none", "file", "usable", "required"] = "none"
-) -> Points:
+def as_points(table: np.ndarray, *, path: Path, normals: _InTable = "none") -> Points:
     """Check the rows of one cloud and split them into coordinates and normals.
 
     Args:
@@ -182,9 +181,7 @@ def as_points(
     return Points(points, None if normals == "none" else _find_normals(table, path, normals))
 
 
-def _find_normals(
-    table: np.ndarray, path: Path, normals: Literal["none", "file", "usable", "required"]
-) -> Tensor | None:
+def _find_normals(table: np.ndarray, path: Path, normals: _InTable) -> Tensor | None:
     columns = torch.from_numpy(table[:, 3:6].astype(np.float32))
     # Colours in 0..1 are about as long, but differ in it.
     if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().nanmedian()) < 0.1:

@@ -116,20 +116,11 @@ class _Normalize(torch.autograd.Function):
     """`_normalize`, with a gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        tokens: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor | None,
-        keep: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        tokens, weight, _, residual, keep, mean, variance, ctx.eps = arguments
         ctx.save_for_backward(tokens, weight, tokens.new_ones(1) if keep is None else keep, mean, variance)
-        ctx.eps, ctx.has_residual = eps, residual is not None
-        return _normalize(tokens, weight, bias, residual, keep, mean, variance, eps)
+        ctx.has_residual = residual is not None
+        return _normalize(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
