@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pcea.commands.cpu import share_cores, tune_allocator
+from pcea.commands.cpu import quick_imports, share_cores, tune_allocator
 from pcea.io.configs import config_names, config_path
 
 USAGE = """\
@@ -116,7 +116,8 @@ def _train(command: str, options: list[str]) -> None:
     _refuse_deep_nulls(options)
     tune_allocator()
     share_cores()
-    from pcea.commands.fit import run
+    with quick_imports():
+        from pcea.commands.fit import run
 
     run(command, options)
 
@@ -135,26 +136,30 @@ def _refuse_deep_nulls(options: Sequence[str]) -> None:
 
 def _predict(options: list[str]) -> None:
     tune_allocator()
-    from pcea.commands.predict import OPTIONS, predict
+    with quick_imports():
+        from pcea.commands.predict import OPTIONS, predict
 
     _call(predict, options, files=True, groups=OPTIONS)
 
 
 def _visualize(options: list[str]) -> None:
     tune_allocator()
-    from pcea.commands.visualize import OPTIONS, visualize
+    with quick_imports():
+        from pcea.commands.visualize import OPTIONS, visualize
 
     _call(visualize, options, files=True, groups=OPTIONS)
 
 
 def _download(options: list[str]) -> None:
-    from pcea.commands.download import download
+    with quick_imports():
+        from pcea.commands.download import download
 
     _call(download, options)
 
 
 def _export(options: list[str]) -> None:
-    from pcea.commands.export import export
+    with quick_imports():
+        from pcea.commands.export import export
 
     _call(export, options)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -35,3 +38,17 @@ def share_cores() -> None:
     imported; a value that is set already stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import modules within this context without looking for garbage, now or later, in what they consist of.
+
+    A program that imports torch starts and ends faster by half a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

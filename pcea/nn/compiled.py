@@ -23,9 +23,11 @@ from torch import Tensor
 
 from pcea.nn.shortcuts import can_shortcut
 
-# Importing numba and loading a loop takes half a second, as long as a few times this many steps of plain torch.
-_WORTH_IMPORTING = 1 << 22
+# Importing numba and loading the loops takes half a second, as long as about this many steps of plain torch. A command
+# that names one file stays below.
+_WORTH_IMPORTING = 1 << 29
 
+_steps_of_torch = 0
 _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
 
@@ -36,8 +38,8 @@ def kernels(module: str, *tensors: Tensor, work: int) -> Any:
     Args:
         module: Its name.
         *tensors: What the work is done on.
-        work: About how many steps the innermost loop takes. Numba is not imported for little work; once it is there,
-            the compiled loop is used for any.
+        work: About how many steps the innermost loop takes. Numba is imported once much work has been asked for; from
+            then on the compiled loop is used for any.
 
     Returns:
         The module, or None if a tensor is not on a CPU, numba is not installed, a graph is captured or a function
@@ -45,8 +47,11 @@ def kernels(module: str, *tensors: Tensor, work: int) -> Any:
     """
     if not all(tensor.device.type == "cpu" for tensor in tensors) or not can_shortcut():
         return None
-    if work < _WORTH_IMPORTING and "numba" not in sys.modules:
-        return None
+    if "numba" not in sys.modules:
+        global _steps_of_torch
+        _steps_of_torch += work
+        if _steps_of_torch < _WORTH_IMPORTING:
+            return None
     return _module(module)
 
 

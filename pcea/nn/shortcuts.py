@@ -28,6 +28,11 @@ def is_exporting() -> bool:
     return is_capturing() and getattr(torch.compiler, "is_exporting", lambda: False)()  # since torch 2.7
 
 
+def is_onnx_export() -> bool:
+    """Whether an ONNX exporter is recording. Does not import it where nothing is recorded, which takes long."""
+    return is_capturing() and torch.onnx.is_in_onnx_export()
+
+
 def is_transformed() -> bool:
     """Whether torch.func (grad, vmap, jvp) or forward-mode differentiation is active, which needs plain torch."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

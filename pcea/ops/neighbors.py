@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import can_shortcut
+from pcea.nn.shortcuts import can_shortcut, is_onnx_export
 from pcea.ops.checks import check_mask, check_points
 from pcea.ops.graphs import fold_batch, refuse_tracing
 
@@ -73,7 +73,7 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     n = source.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
-    if torch.onnx.is_in_onnx_export():
+    if is_onnx_export():
         refuse_tracing("knn")
         return Neighbors(*_knn_in_graph(query, source, k, mask))
     if not can_shortcut():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
 from pcea.nn.norm import zero_padding
-from pcea.nn.shortcuts import can_shortcut
+from pcea.nn.shortcuts import can_shortcut, is_onnx_export
 from pcea.ops.checks import check_mask, check_points
 from pcea.ops.graphs import fold_batch, refuse_tracing
 
@@ -54,7 +54,7 @@ def farthest_point_sample(
         raise ValueError(f"num_points must be at most N={n} and at least 1, got {num_points}.")
     points = zero_padding(points, mask)  # NaN would be the farthest
     start = _start(points, mask, generator)
-    if torch.onnx.is_in_onnx_export():
+    if is_onnx_export():
         return _sample_in_graph(points, num_points, mask, start)
     if not can_shortcut():
         refuse_tracing("farthest_point_sample")

@@ -1,10 +1,12 @@
+import gc
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
-from pcea.commands.cpu import share_cores, tune_allocator
+from pcea.commands.cpu import quick_imports, share_cores, tune_allocator
 
 CODE = """
 import resource
@@ -44,3 +46,22 @@ def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatc
 def test_the_command_line_decides_before_torch_is_imported():
     code = "import sys, pcea.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
+
+
+def test_what_is_imported_quickly_is_not_looked_through_again():
+    try:
+        with quick_imports():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_an_import_that_fails_leaves_the_collector_on():
+    try:
+        with pytest.raises(ModuleNotFoundError), quick_imports():
+            importlib.import_module("no_such_module")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
