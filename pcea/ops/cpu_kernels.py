@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from pcea.nn.compiled import compiled
@@ -250,6 +251,22 @@ def scatter_gathered(grad: Floats, winner: Places, own: Indices, out: Floats, st
                     subtracted[c] -= slope[c]
 
 
+@register_jitable
+def _powers(point: Floats, center: Floats) -> tuple[Any, ...]:
+    x, y, z = point[0] - center[0], point[1] - center[1], point[2] - center[2]
+    return x, y, z, x * x, y * y, z * z, x * y, x * z, y * z
+
+
+# In functions of their own, the products take two thirds of the time that they take within the loop.
+@register_jitable
+def _form(powers: tuple[Any, ...], weight: Floats, c: int) -> Any:
+    """The quadratic form of channel c without its constant."""
+    x, y, z, xx, yy, zz, xy, xz, yz = powers
+    value = x * weight[1, c] + y * weight[2, c] + z * weight[3, c]
+    value = value + xx * weight[4, c] + yy * weight[5, c] + zz * weight[6, c]
+    return value + xy * weight[7, c] + xz * weight[8, c] + yz * weight[9, c]
+
+
 @compiled
 def max_quadratic(
     points: Floats, centers: Floats, index: Indices, weight: Floats, out: Floats, winner: Places, start: int, stop: int
@@ -270,27 +287,20 @@ def max_quadratic(
     C = weight.shape[1]
     for row in range(start, stop):
         b, m = row // M, row % M
-        cx, cy, cz = centers[b, m, 0], centers[b, m, 1], centers[b, m, 2]
-        best, chosen = out[b, m], winner[b, m]
+        best, chosen, center, neighbors = out[b, m], winner[b, m], centers[b, m], index[b, m]
         best[:] = -np.inf
-        chosen[:] = index[b, m, 0]
+        chosen[:] = neighbors[0]
         for k in range(0, K, 2):  # two at a time, for the reason in `argmax_gathered`
-            i, j = np.int32(index[b, m, k]), np.int32(index[b, m, min(k + 1, K - 1)])
-            x, y, z = points[b, i, 0] - cx, points[b, i, 1] - cy, points[b, i, 2] - cz
-            u, v, w = points[b, j, 0] - cx, points[b, j, 1] - cy, points[b, j, 2] - cz
-            xx, yy, zz, xy, xz, yz = x * x, y * y, z * z, x * y, x * z, y * z
-            uu, vv, ww, uv, uw, vw = u * u, v * v, w * w, u * v, u * w, v * w
+            j1, j2 = np.int32(neighbors[k]), np.int32(neighbors[min(k + 1, K - 1)])
+            powers1, powers2 = _powers(points[b, j1], center), _powers(points[b, j2], center)
             for c in range(C):
-                w1, w2, w3 = weight[1, c], weight[2, c], weight[3, c]
-                w4, w5, w6 = weight[4, c], weight[5, c], weight[6, c]
-                w7, w8, w9 = weight[7, c], weight[8, c], weight[9, c]
-                top, number = best[c], chosen[c]
-                value = x * w1 + y * w2 + z * w3 + xx * w4 + yy * w5 + zz * w6 + xy * w7 + xz * w8 + yz * w9
+                top, j = best[c], chosen[c]
+                value = _form(powers1, weight, c)
                 wins = (value > top) | (value != value)
-                top, number = value if wins else top, i if wins else number
-                value = u * w1 + v * w2 + w * w3 + uu * w4 + vv * w5 + ww * w6 + uv * w7 + uw * w8 + vw * w9
+                top, j = value if wins else top, j1 if wins else j
+                value = _form(powers2, weight, c)
                 wins = (value > top) | (value != value)
-                best[c], chosen[c] = value if wins else top, j if wins else number
+                best[c], chosen[c] = value if wins else top, j2 if wins else j
         for c in range(C):
             best[c] += weight[0, c]
 

@@ -112,6 +112,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If the numbers differ, or the data module lacks something that a task may ask for.
         """
+        load_numba()  # so that every step is computed alike
         if stage == "fit" and self.encoder_rate == 0:
             # Before DDP counts on the gradients of all that learns.
             self.network.encoder.requires_grad_(False)
@@ -188,10 +189,6 @@ class Task(L.LightningModule):
         if self.encoder_rate == 0:
             self.network.encoder.eval()  # type: ignore[union-attr]
         return self
-
-    def on_fit_start(self) -> None:
-        """Load the compiled loops, so that every step is computed alike."""
-        load_numba()
 
     def on_train_start(self) -> None:
         """Keep a frozen encoder in evaluation, and check that all processes start from the same checkpoint.
