@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcea.commands.input_files import check_files
+from pcea.commands.input_files import find_files
 from pcea.commands.record import commit
+from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor
 from pcea.inference.networks import load
 from pcea.io.atomic import atomic_file
 from pcea.io.checkpoints import read_network
 from pcea.io.description import NetworkDescription
+from pcea.io.readers import ENDINGS
 from pcea.io.weights import save_weights
 from pcea.models.build import build_network
 from pcea.visualization.color_basis import fit_color_basis
@@ -35,8 +37,9 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
             so is min_points, the fewest points of a cloud. A graph refuses clouds of fewer.
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
-        examples: Training files of all classes, upright. By them the colours of `pcea visualize` are chosen once, and
-            mean the same in every picture. For part networks with categories, each in a folder named by its category.
+        examples: Training files of all classes, upright, or their folders. By them the colours of `pcea visualize` are
+            chosen once, and mean the same in every picture. For part networks with categories, each file is in a folder
+            named by its category.
     """
     if output.suffix not in (".safetensors", ".onnx", ".pt2"):
         raise ValueError(f"--output must end in .safetensors, .onnx or .pt2, got {output}.")
@@ -47,7 +50,8 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
     source = {"commit": commit(), **stored.description.source}
     description = stored.description._replace(source=source)
     if examples:
-        bases = _color_bases(load(weights, trust=trust or ()), check_files(examples))
+        files = find_files(examples, endings=(*ENDINGS, *IMAGE_SUFFIXES))
+        bases = _color_bases(load(weights, trust=trust or ()), files)
         description = description._replace(color_bases=bases)
     fewest = 1
     with atomic_file(output) as part:

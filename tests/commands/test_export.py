@@ -120,14 +120,16 @@ def test_bad_input(capsys, tmp_path):
 
 
 def test_colors_chosen_by_examples_mean_the_same_in_every_file(capsys, tmp_path):
-    files = []
-    for i, points in enumerate(Shapes("train", num_shapes=4, num_points=1024).points):
-        files.append(tmp_path / f"{i}.npy")
-        np.save(files[-1], points.numpy())
+    (tmp_path / "examples").mkdir()
+    files = [tmp_path / "0.npy", *(tmp_path / "examples" / f"{i}.npy" for i in (1, 2, 3))]
+    for file, points in zip(files, Shapes("train", num_shapes=4, num_points=1024).points):
+        np.save(file, points.numpy())
     stored = read_network("modelnet40_eat_cpu")
     bare = tmp_path / "without.safetensors"
     save_weights(bare, stored._replace(description=stored.description._replace(color_bases={})))
-    code, _, errors = run(capsys, "export", bare, "--output", tmp_path / "with.safetensors", "--examples", *files[1:])
+    code, _, errors = run(
+        capsys, "export", bare, "--output", tmp_path / "with.safetensors", "--examples", files[1].parent
+    )
     assert code == 0, errors
 
     def colors(weights, *shown):
