@@ -57,7 +57,7 @@ class ManyCloudsDataModule(PointDataModule):
         shapes = Shapes(split, num_shapes=self.num_shapes, num_points=self.num_points)
         generator = torch.Generator().manual_seed(0)
         for numbers in torch.arange(count).split(256):
-            batch = shapes.__getitems__(numbers % self.num_shapes)
+            batch = shapes.batch(numbers % self.num_shapes)
             rotations, _ = torch.linalg.qr(torch.randn(len(numbers), 3, 3, generator=generator))
             yield {
                 "data": (batch.points @ rotations).numpy(),

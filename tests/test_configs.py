@@ -83,7 +83,7 @@ def check_images(task, data):
     images = torch.randint(256, (2, 3, 40, 40), dtype=torch.uint8)
     label = torch.zeros(2, 40, 40, dtype=torch.uint8) if per_pixel else torch.zeros(2, dtype=torch.int64)
     held = ImageTensors(images, label, class_names=[str(c) for c in range(task.network.num_classes)])
-    batch = TransformedImages(held, data.train_transforms, seed=1).__getitems__([0, 1])
+    batch = TransformedImages(held, data.train_transforms, seed=1).batch([0, 1])
     batch = ImageBatch(normalize(batch.images, data.mean, data.std), batch.label.long())
     for transform in data.augment:
         batch = transform(batch, generator=torch.Generator().manual_seed(0))
@@ -91,7 +91,7 @@ def check_images(task, data):
     assert not batch.images.equal(normalize(images, data.mean, data.std))
     height, width = batch.images.shape[-2:]
     assert batch.label.shape == ((2, height, width) if per_pixel else (2,))
-    evaluated = TransformedImages(held, data.eval_transforms).__getitems__([0, 1]).images
+    evaluated = TransformedImages(held, data.eval_transforms).batch([0, 1]).images
     # Of segmentation any size will do, and that of training is large.
     crop = batch.images[..., :32, :32] if per_pixel else batch.images
     assert per_pixel or evaluated.shape in (batch.images.shape, images.shape)
@@ -116,7 +116,7 @@ class Objects(ObjectDataset):
 
 def check_objects(task, data):
     """The network learns from images and objects of the data, and detects."""
-    batch = TransformedObjects(Objects(), data.train_transforms, seed=1).__getitems__([0])
+    batch = TransformedObjects(Objects(), data.train_transforms, seed=1).batch([0])
     assert task.has_masks <= getattr(data, "masks", isinstance(data, ObjectFolderDataModule))
     task.network.transform.min_size, task.network.transform.max_size = (64,), 96
     losses = task.network([image / 255 for image in batch.images], batch.targets)
@@ -130,7 +130,7 @@ def check_generation(task, data):
     size, classes = task.generator.image_size, task.generator.num_classes
     images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
     held = ImageTensors(images, torch.tensor([0, classes - 1]), class_names=[str(c) for c in range(classes)])
-    batch = TransformedImages(held, data.train_transforms, seed=1).__getitems__([0, 1])
+    batch = TransformedImages(held, data.train_transforms, seed=1).batch([0, 1])
     batch = ImageBatch(normalize(batch.images, data.mean, data.std), batch.label.long())
     for transform in data.augment:
         batch = transform(batch, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Safe checkpoints: written whole or not at all, and the best one stays the best when training is resumed."""
+"""Safe runs: a folder each, checkpoints written whole or not at all, and the best one stays the best when resumed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 
 from pcea.io.atomic import atomic_file
 
@@ -38,6 +40,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             except RuntimeError as error:  # torch does not say what the system said
                 number = errno.ENOSPC if shutil.disk_usage(path.parent).free < _NO_SPACE else errno.EIO
                 raise OSError(number, os.strerror(number)) from error
+
+
+class SaveConfig(SaveConfigCallback):
+    """Lightning's copy of the configuration, by which a run takes its folder: two never write into one."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take the folder and write the configuration.
+
+        Raises:
+            ValueError: If the folder is that of another run.
+        """
+        folder, is_taken = Path(trainer.log_dir or "."), False  # a broadcast: all processes must ask for it
+        if trainer.is_global_zero and not self.already_saved:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                (folder / self.config_filename).open("x").close()
+            except FileExistsError:
+                is_taken = True
+        if trainer.strategy.broadcast(is_taken):
+            raise ValueError(f"Another run that began at the same time writes into {folder}: start this one again.")
+        self.overwrite = True
+        super().setup(trainer, pl_module, stage)
 
 
 class BestCheckpoint(ModelCheckpoint):

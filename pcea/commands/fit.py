@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
+from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint, SaveConfig
 from pcea.commands.layer_sync import CpuLayerSync
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.io.atomic import remove_leftovers
@@ -123,6 +123,8 @@ class PceaCLI(LightningCLI):
             # A separate callback: `save_last` of the one above writes only after a best epoch.
             self.last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
             callbacks = [*best, self.last]
+            if config.get("enable_checkpointing") is False:
+                callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         if config.get("enable_progress_bar") is not False:
             # One line per epoch stays. In a file, where lines cannot be overwritten, only that line is written.
             refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
@@ -238,6 +240,7 @@ def run(command: str, options: Sequence[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
             args=[command, *options],
             parser_kwargs={"prog": "pcea"},

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from pcea.datasets.splits import stratified_sample
 
@@ -116,7 +116,7 @@ class DataModule(L.LightningDataModule):
         return None
 
     def batches_of(self, name: str) -> Any:
-        """The dataset that hands out the batches of `train`, `val` or `test`: `__getitems__` returns a whole batch."""
+        """The dataset that hands out the batches of `train`, `val` or `test`, by its method `batch`."""
         return self.sets[name]
 
     @property
@@ -234,7 +234,7 @@ class DataModule(L.LightningDataModule):
         self, samples: Any, batch_size: int, sampler: Sampler | None = None, *, drop_last: bool = False
     ) -> DataLoader:
         return DataLoader(
-            samples,
+            _Batches(samples),
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -264,6 +264,18 @@ def global_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
+class _Batches(Dataset):
+    """Samples of which torch fetches a whole batch at once. With `__getitems__` of their own no other loader could."""
+
+    def __init__(self, samples: Any):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, numbers: Sequence[int]) -> Any:
+        return self.samples.batch(numbers)
+
+
 def _unchanged(batch: Any) -> Any:
-    """The dataset hands out whole batches: there is nothing to collate."""
     return batch

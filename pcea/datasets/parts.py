@@ -75,7 +75,7 @@ class PartDataset(Dataset):
 
     def __getitem__(self, index: int) -> Data:
         """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
-        batch = self.__getitems__([index])
+        batch = self.batch([index])
         return as_item(
             batch.points[0],
             batch.label[0],
@@ -83,7 +83,7 @@ class PartDataset(Dataset):
             None if batch.category is None else batch.category[0],
         )
 
-    def __getitems__(self, indices: Sequence[int]) -> PointBatch:
+    def batch(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once, padded with copies of their first points to the largest one."""
         index = torch.as_tensor(indices)
         sizes = self.sizes[index]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class PointDataset(Dataset):
     """Labelled clouds of one size.
 
-    Points and normals may be arrays that stay in their file, of which a batch is read at a time.
+    Points and normals may be arrays that stay in their file, of which a batch is read at a time. PyTorch Geometric's
+    loader takes the dataset as it is; torch's takes `DataLoader(range(len(clouds)), collate_fn=clouds.batch, ...)`.
 
     Args:
         points: Coordinates, (L, N, 3).
@@ -66,7 +67,7 @@ class PointDataset(Dataset):
 
     def __getitem__(self, index: int) -> Data:
         """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
-        batch = self.__getitems__([index])
+        batch = self.batch([index])
         return as_item(
             batch.points[0],
             batch.label[0],
@@ -74,7 +75,7 @@ class PointDataset(Dataset):
             None if batch.category is None else batch.category[0],
         )
 
-    def __getitems__(self, indices: Sequence[int]) -> PointBatch:
+    def batch(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once, by one operation per array, so that loading takes little of a training step."""
         index = torch.as_tensor(indices)
         normals = None if self.normals is None else self.normals[index]

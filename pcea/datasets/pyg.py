@@ -39,7 +39,7 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
     has_normals = all(item.get("normal") is not None for item in items)
     names = [str(name) for name in getattr(dataset, "categories", ())]
     return PointDataset(
-        normalize_points(torch.stack([item.pos for item in items])),
+        normalize_points(torch.stack([item.pos.double() for item in items])),
         label,
         class_names=class_names or _class_names(dataset, label),
         normals=torch.stack([item.normal for item in items]) if has_normals else None,
@@ -93,7 +93,7 @@ def parts_from_pyg(
         count = getattr(dataset, "num_classes", None) or int(label.max()) + 1
         class_names = class_names or [str(c) for c in range(count)]
     return PartDataset(
-        torch.cat([normalize_points(item.pos.float()) for item in items]),
+        torch.cat([normalize_points(item.pos.double()) for item in items]),
         label,
         torch.tensor([len(item.pos) for item in items]),
         class_names=class_names,
@@ -136,7 +136,7 @@ def _sample(data: Any, num_points: int, index: int) -> Any:
     if num_points > N:
         raise ValueError(f"Item {index} holds {N} points, fewer than num_points={num_points}.")
     keep = torch.randperm(N)[:num_points]
-    data.pos = data.pos[keep].float()
+    data.pos = data.pos[keep]
     data.y = y[0] if y.numel() == 1 else y[keep]
     if data.get("normal") is not None:
         data.normal = data.normal[keep].float()

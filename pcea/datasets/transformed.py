@@ -33,7 +33,7 @@ class TransformedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitems__(self, numbers: Sequence[int]) -> Any:
+    def batch(self, numbers: Sequence[int]) -> Any:
         """A batch.
 
         A worker process returns what is wrong with a file instead of raising it: it would arrive as a traceback.
@@ -43,13 +43,13 @@ class TransformedDataset(Dataset):
             FileNotFoundError: If a file is missing.
         """
         try:
-            return self._batch(numbers)
+            return self._make_batch(numbers)
         except (ValueError, OSError) as error:
             if get_worker_info() is None:
                 raise
             return error
 
-    def _batch(self, numbers: Sequence[int]) -> Any:
+    def _make_batch(self, numbers: Sequence[int]) -> Any:
         """The samples of these numbers, in one."""
         with torch.random.fork_rng(devices=[]):
             return self._collate([self._seeded(number) for number in numbers])

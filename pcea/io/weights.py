@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pcea.io.description import StoredNetwork, parse_description
 
@@ -16,15 +17,16 @@ _FORMAT, _OLD_FORMAT = "pcea weights 2", "pcea weights 1"
 
 
 def save_weights(path: str | Path, stored: StoredNetwork) -> None:
-    """Write a weights file: parameters in fp16, batch-norm statistics in fp32."""
+    """Write a weights file: parameters in fp16 where they are in its range, batch-norm statistics in fp32."""
     from safetensors.torch import save_file
 
-    state = {
-        name: value.half() if value.is_floating_point() and "running_" not in name else value
-        for name, value in stored.state.items()
-    }
+    def stored_as(name: str, value: Tensor) -> Tensor:
+        value = value.contiguous()
+        is_exact = "running_" in name or not value.is_floating_point()
+        return value if is_exact or not value.half().isfinite().all() else value.half()
+
     save_file(
-        {name: value.contiguous() for name, value in state.items()},
+        {name: stored_as(name, value) for name, value in stored.state.items()},
         str(path),
         metadata={"format": _FORMAT, "about": json.dumps(stored.description.as_plain())},
     )
@@ -55,7 +57,9 @@ def load_weights(name_or_path: str | Path) -> StoredNetwork:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a weights file (safetensors): {error}.") from error
     if metadata.get("format") not in (_FORMAT, _OLD_FORMAT):
-        raise ValueError(f"{path} is not a weights file of pcea. Make one with `pcea export CHECKPOINT {path.name}`.")
+        raise ValueError(
+            f"{path} is not a weights file of pcea. Make one with `pcea export CHECKPOINT --output {path.name}`."
+        )
     try:
         content = json.loads(metadata["about"])
     except (KeyError, ValueError, RecursionError) as error:

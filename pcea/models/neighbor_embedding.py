@@ -75,7 +75,7 @@ class NeighborEmbedding(nn.Module):
     def _is_plain(self) -> bool:
         norms, kinds = (self.norm1, self.norm2), (nn.BatchNorm1d, nn.SyncBatchNorm, SynchronizedBatchNorm)
         return (
-            is_plain(self.linear1, nn.Linear, Linear)
+            self._has_factors()
             and is_plain(self.linear2, nn.Linear, Linear)
             and all(is_plain(norm, *kinds) and norm.weight is not None for norm in norms)
         )
@@ -91,7 +91,7 @@ class NeighborEmbedding(nn.Module):
 
     def _pairs(self, features: Tensor, centers: Tensor, index: Tensor) -> Tensor:
         """The first linear map of all pairs, (B, M, K, D); see `_embed_by_modules`."""
-        if is_plain(self.linear1, nn.Linear, Linear):
+        if self._has_factors():
             to_neighbor, weight_center = self._factors()
             neighbor, center = linear(features, to_neighbor), linear(centers, weight_center)
             pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1])
@@ -99,6 +99,10 @@ class NeighborEmbedding(nn.Module):
         neighbors = features.index_select(0, index.flatten()).view(*index.shape, features.shape[-1])
         expanded = centers.unsqueeze(2).expand_as(neighbors)
         return self.linear1(torch.cat([neighbors - expanded, expanded], dim=-1))
+
+    def _has_factors(self) -> bool:
+        """Whether the first linear map is one of a neighbour plus one of a centre; torch's fusion adds a bias."""
+        return is_plain(self.linear1, nn.Linear, Linear) and self.linear1.bias is None
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """The first linear map's weights of a neighbour and of a centre, (D, C) each."""
@@ -157,7 +161,7 @@ def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: 
         mean, variance, total = over_processes(norm, mean, variance, count)
     elif count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
-    if norm.training and norm.running_mean is not None:
+    if norm.training:
         update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - scale * mean

@@ -54,7 +54,7 @@ def compiled_norm(
         mean, variance = norm.running_mean, norm.running_var
     else:
         mean, variance = _moments(tokens.detach().reshape(-1, tokens.shape[-1]))
-        if norm.training and norm.track_running_stats:
+        if norm.training:
             rows = tokens.numel() // tokens.shape[-1]
             update_running_statistics(norm, mean, variance * (rows / (rows - 1)))
     assert mean is not None
@@ -65,10 +65,13 @@ def compiled_norm(
 
 
 def update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Let `norm` count a batch's mean and unbiased variance, (C,) each, as its forward pass would."""
+    """Let `norm` count a batch's mean and unbiased variance, (C,) each, as its forward pass would.
+
+    Does nothing if the norm does not track them.
+    """
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
     assert norm.num_batches_tracked is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
     # Without a momentum torch keeps the mean of all batches.
     momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum

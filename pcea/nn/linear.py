@@ -73,6 +73,7 @@ def _is_convolution_faster(tokens: Tensor, weight: Tensor) -> bool:
     return (
         _is_convolution_used
         and tokens.dtype == weight.dtype == torch.float32
+        and type(weight) in (Tensor, nn.Parameter)  # not one that is quantized
         and not torch.is_autocast_enabled("cpu")
         and tokens.device.type == "cpu"
         and tokens.numel() * len(weight) >= _SMALL

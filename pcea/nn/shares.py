@@ -12,11 +12,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pcea.nn.compiled import thread_pool
-from pcea.nn.shortcuts import can_shortcut, is_plain
+from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 
 # Fewer clouds do not repay what Python takes for every share.
 _FEWEST = 8
@@ -84,4 +85,6 @@ def _is_ours(module: nn.Module) -> bool:
         not module.training
         and type(module).__module__.startswith(("pcea.", "torch.nn.modules."))
         and is_plain(module, type(module))
+        # Without running statistics it takes those of all clouds together.
+        and (not isinstance(module, _BatchNorm) or has_running_statistics(module))
     )

@@ -29,8 +29,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         axes = [axis for axis in range(values.ndim) if axis != 1]
         count = values.numel() // values.shape[1]
         mean, variance, total = over_processes(self, exact.mean(axes), exact.var(axes, correction=0), count)
-        if self.running_mean is not None:
-            update_running_statistics(self, mean.detach(), variance.detach() * (total / (total - 1)))
+        update_running_statistics(self, mean.detach(), variance.detach() * (total / (total - 1)))
         out = (exact - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)

@@ -36,3 +36,19 @@ def check_mask(mask: Tensor | None, points: Tensor) -> None:
     # In a graph the values are unknown.
     if can_shortcut() and not bool(mask.any(1).all()):
         raise ValueError(f"every cloud needs a real point, but cloud {int(mask.any(1).int().argmin())} is all padding.")
+
+
+def check_index(num_points: int, **indices: Tensor) -> None:
+    """Require int64 in 0..num_points - 1, where that can be seen: others name points of another cloud, or none.
+
+    Raises:
+        ValueError: With the name of the tensor that is not.
+    """
+    for name, index in indices.items():
+        if index.dtype != torch.int64:
+            raise ValueError(f"{name} must be int64, got {index.dtype}.")
+        if not index.numel() or not can_shortcut() or index.device.type != "cpu":
+            continue
+        low, high = (int(bound) for bound in index.aminmax())
+        if low < 0 or high >= num_points:
+            raise ValueError(f"{name} must be in 0..{num_points - 1}, got {low}..{high}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcea.ops.checks import check_index
+
 
 def flat_index(index: Tensor, num_points: int) -> Tensor:
     """Turn indices into clouds of N points, (B, ...), into indices into their flattened rows (B N), same shape."""
@@ -23,12 +25,13 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
         (B, ..., C); differentiable in `points`.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit or, on a CPU, an index is out of range.
     """
     if points.ndim != 3 or index.ndim < 2 or points.shape[0] != index.shape[0]:
         raise ValueError(
             f"points (B, N, C) and index (B, ...) expected, got {tuple(points.shape)}, {tuple(index.shape)}."
         )
+    check_index(points.shape[1], index=index)
     # index_select on flattened rows: its backward pass is several times faster than that of points[batch, index].
     rows = points.flatten(0, 1).index_select(0, flat_index(index, points.shape[1]).flatten())
     return rows.view(*index.shape, points.shape[-1])

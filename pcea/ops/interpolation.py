@@ -39,5 +39,7 @@ def interpolate_features(
     # The clamp is below the smallest number of fp16.
     exact = squared_distance.to(torch.promote_types(squared_distance.dtype, torch.float32))
     weights = 1 / exact.clamp_min(1e-16)
+    if mask is not None:  # where there are fewer real points, the nearest one stands for those that are missing
+        weights = weights.masked_fill(torch.arange(k, device=mask.device) >= mask.sum(1)[:, None, None], 0)
     weights = (weights / weights.sum(-1, keepdim=True)).to(features.dtype)
     return (gather_points(features, index) * weights.unsqueeze(-1)).sum(2)

@@ -187,7 +187,9 @@ def _knn_tree(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Nei
         rows = torch.arange(source.shape[1]) if mask is None else mask[b].nonzero().squeeze(1)
         found = min(k, len(rows))
         tree = KDTree(source[b, rows].double().numpy(), balanced_tree=False, compact_nodes=False)
-        distance, nearest = tree.query(query[b].double().numpy(), k=np.arange(1, found + 1), workers=-1)
+        # SciPy refuses NaN, which may stand at padding that is a query too.
+        sought = query[b].double().nan_to_num(0, 0, 0).numpy()
+        distance, nearest = tree.query(sought, k=np.arange(1, found + 1), workers=-1)
         index[b, :, :found] = rows[torch.from_numpy(nearest)]
         squared_distance[b, :, :found] = torch.from_numpy(distance).square().to(query.dtype)
         valid[b, :, found:] = False

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import can_shortcut, needs_gradient
-from pcea.ops.checks import check_points
+from pcea.nn.shortcuts import needs_gradient
+from pcea.ops.checks import check_index, check_points
 from pcea.ops.grouping import gather_points
 
 _KERNELS = "pcea.ops.cpu_kernels"
@@ -42,11 +42,11 @@ def max_neighbors(values: Tensor, index: Tensor, *, own: Tensor | None = None) -
         )
     if not values.is_floating_point():
         raise ValueError(f"values must be floating, got {values.dtype}.")
-    _check_index(values.shape[1], index=index)
+    check_index(values.shape[1], index=index)
     if own is not None:
         if own.shape != index.shape[:2]:
             raise ValueError(f"own must be {tuple(index.shape[:2])} beside index, got {tuple(own.shape)}.")
-        _check_index(values.shape[1], own=own)
+        check_index(values.shape[1], own=own)
     if not index.numel() or not kernels(_KERNELS, values, index, work=index.numel() * values.shape[-1]):
         highest = gather_points(values, index).max(2).values
         return highest if own is None else highest - gather_points(values, own)
@@ -82,7 +82,7 @@ def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor
             f"index (B, M, K) and weight (C, 10) expected beside centers {tuple(centers.shape)}, "
             f"got {tuple(index.shape)}, {tuple(weight.shape)}."
         )
-    _check_index(points.shape[1], index=index)
+    check_index(points.shape[1], index=index)
     work = 10 * index.numel() * len(weight)
     if not index.numel() or not kernels(_KERNELS, points, centers, index, weight, work=work):
         offsets = gather_points(points, index) - centers.unsqueeze(2)
@@ -90,22 +90,6 @@ def max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tensor
     dtype = _compiled_dtype(torch.promote_types(points.dtype, weight.dtype))
     maximum = _max_quadratic_op if needs_gradient(points, centers, weight) else _max_quadratic
     return maximum(points.to(dtype), centers.to(dtype), index, weight.to(dtype))[0].to(weight.dtype)
-
-
-def _check_index(num_points: int, **indices: Tensor) -> None:
-    """Require int64 in 0..num_points - 1: the compiled loops would read outside of the array.
-
-    Raises:
-        ValueError: With the name of the tensor that is not.
-    """
-    for name, index in indices.items():
-        if index.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64, got {index.dtype}.")
-        if not index.numel() or not can_shortcut() or index.device.type != "cpu":
-            continue
-        low, high = (int(bound) for bound in index.aminmax())
-        if low < 0 or high >= num_points:
-            raise ValueError(f"{name} must be in 0..{num_points - 1}, got {low}..{high}.")
 
 
 def _compiled_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -178,7 +178,8 @@ def _sample_tree(points: Tensor, num_points: int, mask: Tensor | None, start: Te
             out[b] = _sample_loop(points[b, None], num_points, None if mask is None else mask[b, None], start[b, None])
             continue
         count = min(num_points, len(rows))
-        cloud = points[b, rows].float().numpy()
+        # Far from the origin fp32 would lose digits, but not here.
+        cloud = (points[b, rows].double() - points[b, start[b]].double()).float().numpy()
         # fpsample counts start_idx in the order of its tree: it fixes the start without naming it.
         chosen = fpsample.bucket_fps_kdline_sampling(cloud, count, h=7, start_idx=int((rows == start[b]).nonzero()))
         # Once all remaining points coincide with chosen ones, fpsample repeats itself.

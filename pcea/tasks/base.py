@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class OneCycle(OneCycleLR):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, *, max_lr: float, pct_start: float = 0.3):
+        if pct_start * total_steps == 1:  # torch would divide by 0 at the first step, which is the peak
+            pct_start *= 1 + 1e-6
         shares = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
         super().__init__(optimizer, [max_lr * share for share in shares], total_steps, pct_start=pct_start)
 
@@ -161,7 +164,13 @@ class Task(L.LightningModule):
             group["lr"] *= self.encoder_rate
         if self._scheduler is None:
             return optimizer
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        estimated = self.trainer.estimated_stepping_batches
+        if not 0 < estimated < math.inf:
+            raise ValueError(
+                f"The schedule of the learning rate needs to know how many steps there are, but there are {estimated}: "
+                "give trainer.max_epochs or trainer.max_steps, and at least one training batch."
+            )
+        total_steps = int(estimated)
         if self._total_steps not in (None, total_steps):
             # The restored schedule would raise the rate again, or fail at its end.
             raise ValueError(

@@ -59,7 +59,7 @@ class LogClouds(L.Callback):
             return
         clouds = data.sets["val" if "val" in data.sets else "train"]
         count = min(self.num_clouds, len(clouds))
-        batch = clouds.__getitems__([i * len(clouds) // count for i in range(count)])
+        batch = clouds.batch([i * len(clouds) // count for i in range(count)])
         for transform in data.evaluate:
             batch = transform(batch)
         self._batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)

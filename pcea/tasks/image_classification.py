@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from pcea.datasets.batches import ImageBatch
 from pcea.tasks.base import ImageTask, SchedulerCallable
+from pcea.transforms.points import check_share
 
 
 class ImageClassificationTask(ImageTask):
@@ -46,7 +47,8 @@ class ImageClassificationTask(ImageTask):
         super().__init__(network, optimizer, scheduler)
         if mixup < 0 or cutmix < 0:
             raise ValueError(f"mixup and cutmix must not be negative, got {mixup} and {cutmix}.")
-        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+        self.mixup, self.cutmix = mixup, cutmix
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
         metrics: dict[str, Metric | MetricCollection] = {
             "overall_accuracy": MulticlassAccuracy(num_classes, average="micro"),

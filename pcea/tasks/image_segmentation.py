@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcea.datasets.batches import IGNORE, ImageBatch
 from pcea.tasks.base import ImageTask, SchedulerCallable
+from pcea.transforms.points import check_share
 
 
 class ImageSegmentationTask(ImageTask):
@@ -55,7 +56,8 @@ class ImageSegmentationTask(ImageTask):
             )
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more positive numbers, got {list(scales)}.")
-        self.label_smoothing, self.scales, self.flip = label_smoothing, tuple(scales), flip
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+        self.scales, self.flip = tuple(scales), flip
         self.votes = len(self.scales) * (2 if flip else 1)
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.class_weights: Tensor

@@ -16,6 +16,7 @@ from pcea.datasets.batches import PointBatch
 from pcea.io.description import NetworkDescription
 from pcea.metrics.calibration import Calibration, Trust
 from pcea.tasks.base import SchedulerCallable, Task, vote_scales
+from pcea.transforms.points import check_share
 
 
 class PointClassificationTask(Task):
@@ -54,7 +55,8 @@ class PointClassificationTask(Task):
         super().__init__(network, optimizer, scheduler, encoder_rate=encoder_rate)
         if votes < 1:
             raise ValueError(f"votes must be at least 1, got {votes}.")
-        self.votes, self.label_smoothing, self.background = votes, label_smoothing, background
+        self.votes, self.background = votes, background
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
         num_classes = int(network.num_classes) - background  # type: ignore[arg-type]
         if num_classes < 1:
             raise ValueError("A network with background needs num_classes of at least 2: one more than the classes.")
@@ -147,8 +149,14 @@ class PointClassificationTask(Task):
         super().loaded(description)
         self.trust = Trust(description.temperature, description.known_above)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what prediction needs besides the weights."""
+        super().on_save_checkpoint(checkpoint)
+        # Also in the description of the network, which there is only if the network is from a configuration.
+        checkpoint["trust"] = None if self.trust is None else self.trust._asdict()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read what prediction needs, and refuse the checkpoint of another architecture."""
         super().on_load_checkpoint(checkpoint)
-        about = checkpoint.get("network") or {}
+        about = checkpoint.get("trust") or checkpoint.get("network") or {}
         self.trust = Trust(about.get("temperature", 1.0), about.get("known_above"))

@@ -18,6 +18,7 @@ from pcea.io.description import NetworkDescription
 from pcea.metrics.part_iou import PartIoU
 from pcea.models.subsets import classify_in_subsets
 from pcea.tasks.base import SchedulerCallable, Task, vote_scales
+from pcea.transforms.points import check_share
 
 
 class PointSegmentationTask(Task):
@@ -62,7 +63,8 @@ class PointSegmentationTask(Task):
             raise ValueError(f"votes must be at least 1, got {votes}.")
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more positive numbers, got {list(scales)}.")
-        self.votes, self.scales, self.label_smoothing = votes * len(scales), tuple(scales), label_smoothing
+        self.votes, self.scales = votes * len(scales), tuple(scales)
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
         self._votes_per_scale, self.own_parts = votes, own_parts
         self.parts: dict[str, tuple[int, ...]] = {}
         self.part_iou: PartIoU | None = None

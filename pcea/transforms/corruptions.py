@@ -95,7 +95,7 @@ class RandomOutliers(Transform):
         points = batch.points
         B, N, _ = points.shape
         norm = points.norm(dim=-1)
-        radius = (norm if batch.mask is None else norm * batch.mask).amax(1).view(B, 1, 1)
+        radius = (norm if batch.mask is None else norm.masked_fill(~batch.mask, 0)).amax(1).view(B, 1, 1)
         direction, normal = (F.normalize(torch.empty_like(points).normal_(generator=generator), dim=-1) for _ in "dn")
         share = uniform(points, (B, 1, 1), self.low, self.high, generator)
         is_outlier = uniform(points, (B, N, 1), 0, 1, generator) < share
@@ -139,10 +139,10 @@ class Normalize(Transform):
         """Move and scale points (B, N, 3)."""
         if batch.mask is None:
             return batch._replace(points=Normalization.of(batch.points).apply(batch.points))
-        mask = batch.mask.unsqueeze(-1)
-        count = mask.sum(1, keepdim=True)
-        points = batch.points - (batch.points * mask).sum(1, keepdim=True) / count
-        radius = (points * mask).norm(dim=-1, keepdim=True).amax(1, keepdim=True)
+        padding = ~batch.mask.unsqueeze(-1)  # where even NaN may stand
+        count = (~padding).sum(1, keepdim=True)
+        points = batch.points - batch.points.masked_fill(padding, 0).sum(1, keepdim=True) / count
+        radius = points.masked_fill(padding, 0).norm(dim=-1, keepdim=True).amax(1, keepdim=True)
         return batch._replace(points=points / radius.masked_fill(radius == 0, 1))
 
 

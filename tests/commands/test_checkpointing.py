@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from examples import TINY, assert_one_line, mounted_disk, run
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint
+from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint, SaveConfig
 from pcea.io.checkpoints import read_checkpoint
 
 
@@ -150,3 +151,29 @@ def test_kills_and_a_full_disk_on_another_filesystem(config, other_disk):
     assert process.returncode == 2, errors
     assert errors.splitlines()[-1].startswith("pcea: error: [Errno 28] No space left on device")
     assert read_checkpoint(other_disk / "runs" / "version_3" / "checkpoints" / "last.ckpt")["epoch"] >= 0
+
+
+class Folder:
+    """What a trainer says of the folder of its run."""
+
+    is_global_zero = True
+
+    def __init__(self, log_dir):
+        self.log_dir, self.strategy = str(log_dir), self
+
+    def broadcast(self, value):
+        return value
+
+
+class Parser:
+    def save(self, config, path, **_):
+        Path(path).write_text(config)
+
+
+def test_a_folder_is_taken_by_one_run_alone(tmp_path):
+    trainer, first = Folder(tmp_path / "version_0"), SaveConfig(Parser(), "seed: 1")
+    first.setup(trainer, None, "fit")
+    first.setup(trainer, None, "fit")  # as Lightning does for a test after training
+    with pytest.raises(ValueError, match=r"Another run .* writes into .*version_0: start this one again"):
+        SaveConfig(Parser(), "seed: 2").setup(trainer, None, "fit")
+    assert (tmp_path / "version_0" / "config.yaml").read_text() == "seed: 1"

@@ -237,7 +237,7 @@ def test_parts_of_shapes():
     assert (batch.normals, batch.mask) == (None, None)
     for split, clouds in data.sets.items():
         made = Shapes(split, num_shapes=len(clouds), num_points=37, target="part")
-        batch = clouds.__getitems__(range(len(clouds)))
+        batch = clouds.batch(range(len(clouds)))
         for value, expected in zip(batch, (made.points, made.label, None, made.category)):
             assert value is expected is None or torch.equal(value, expected)
     again = ShapesPartsDataModule(num_train=24, num_val=13, num_points=37, with_normals=True)

@@ -355,13 +355,13 @@ def test_a_cache_is_damaged_and_clouds_are_not_held_in_memory(tmp_path, rng):
         np.save(tmp_path / "key" / f"{i}.npy", rng.random((600, 3)))
     data = PointFolderDataModule(str(tmp_path), num_points=512, in_memory=False)
     data.setup("test")
-    expected = data.sets["test"].__getitems__([0]).points
+    expected = data.sets["test"].batch([0]).points
     cache = next((tmp_path / ".pcea").glob("*.h5"))
     cache.write_bytes(cache.read_bytes()[:3000])
     again = PointFolderDataModule(str(tmp_path), num_points=512, in_memory=False)
     with pytest.warns(UserWarning, match=r"h5 is truncated .*The cache is made again"):
         again.setup("test")
-    assert torch.equal(again.sets["test"].__getitems__([0]).points, expected)
+    assert torch.equal(again.sets["test"].batch([0]).points, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric

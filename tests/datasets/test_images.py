@@ -250,7 +250,7 @@ def bytes_added(numbers, seed=0, count=5):
     images = ImageTensors(
         torch.zeros(count, 3, 2, 3, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), class_names=["a"]
     )
-    return TransformedImages(images, [Noise()], seed=seed).__getitems__(numbers).images[:, 0, 0, 0].tolist()
+    return TransformedImages(images, [Noise()], seed=seed).batch(numbers).images[:, 0, 0, 0].tolist()
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_image_alone():
@@ -273,7 +273,7 @@ def test_drawing_leaves_the_global_generator_alone():
 
 def test_a_batch_without_transforms_is_one_index(files):
     kept = TransformedImages(files.in_memory("reading"))
-    batch = kept.__getitems__([4, 7])  # the second is image 2 in epoch 1
+    batch = kept.batch([4, 7])  # the second is image 2 in epoch 1
     assert batch.images[:, 0, 0, 0].tolist() == [4, 2]
     assert batch.label.tolist() == [1, 0]
     assert len(kept) == 5
@@ -284,7 +284,7 @@ def test_transforms_get_image_and_mask():
 
     image = torch.arange(6, dtype=torch.uint8).view(1, 2, 3).expand(3, 2, 3)
     held = ImageTensors(image[None], image[:1], class_names=[str(i) for i in range(6)])
-    [flipped], [mask] = TransformedImages(held, [v2.RandomHorizontalFlip(p=1.0)]).__getitems__([0])
+    [flipped], [mask] = TransformedImages(held, [v2.RandomHorizontalFlip(p=1.0)]).batch([0])
     assert type(flipped) is type(mask) is torch.Tensor
     assert torch.equal(flipped, image.flip(-1))
     assert torch.equal(mask, image[0].flip(-1))
@@ -296,7 +296,7 @@ def test_transforms_are_applied_in_turn():
     image = torch.arange(2 * 8 * 9, dtype=torch.uint8).view(2, 1, 8, 9).expand(2, 3, 8, 9)
     held = ImageTensors(image, torch.zeros(2, dtype=torch.int64), class_names=["a"])
     steps = [v2.Resize((4, 6), antialias=True), v2.CenterCrop(2)]
-    batch = TransformedImages(held, steps).__getitems__([0, 1])
+    batch = TransformedImages(held, steps).batch([0, 1])
     assert batch.images.shape == (2, 3, 2, 2)
     assert torch.equal(batch.images, steps[1](steps[0](image)))
 
@@ -304,6 +304,6 @@ def test_transforms_are_applied_in_turn():
 def test_images_of_a_batch_have_one_size():
     images, masks = of_sizes((2, 3), (5, 7))
     held = TransformedImages(ImageTensors(images, masks, class_names=["a", "b"]))
-    assert held.__getitems__([1]).images.shape == (1, 3, 5, 7)
+    assert held.batch([1]).images.shape == (1, 3, 5, 7)
     with pytest.raises(ValueError, match=r"must have one size, got 2x3 and 5x7\. .*eval_batch_size: 1"):
-        held.__getitems__([0, 1])
+        held.batch([0, 1])

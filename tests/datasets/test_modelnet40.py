@@ -71,7 +71,7 @@ def test_h5_takes_the_first_points_of_every_file(tmp_path):
     with h5py.File(folder / "ply_data_train1.h5") as file:
         np.testing.assert_array_equal(clouds.points[4:], file["data"][:, :5])
     assert len(ModelNet40(folder, "test", num_points=5)) == 3  # the layout's folder serves as root, too
-    assert clouds.__getitems__([5, 0]).points.shape == (2, 5, 3)
+    assert clouds.batch([5, 0]).points.shape == (2, 5, 3)
 
 
 def test_text_with_normals(tmp_path):

@@ -49,7 +49,7 @@ class Rectangles(ObjectDataset):
 
 
 def transformed(*transforms, seed=0, number=0, **options):
-    batch = TransformedObjects(Rectangles(**options), transforms, seed=seed).__getitems__([number])
+    batch = TransformedObjects(Rectangles(**options), transforms, seed=seed).batch([number])
     return batch.images[0], batch.targets[0]
 
 
@@ -64,7 +64,7 @@ def test_boxes_are_clipped_by_hand():
 
 def test_without_transforms_targets_stay_as_they_were_read():
     source = Rectangles()
-    [image], [target] = TransformedObjects(source).__getitems__([0])
+    [image], [target] = TransformedObjects(source).batch([0])
     assert torch.equal(image, source[0][0])
     assert all(torch.equal(target[name], values) for name, values in source[0][1].items())
 
@@ -162,10 +162,10 @@ def test_an_image_without_objects(name, masks):
 
 def test_crowds_are_for_evaluation_alone():
     source = Rectangles(crowds=(0,))
-    [_], [target] = TransformedObjects(source).__getitems__([0])
+    [_], [target] = TransformedObjects(source).batch([0])
     assert target["iscrowd"].tolist() == [1, 0, 0]
     for transforms in ((), (v2.RandomHorizontalFlip(p=0.0),)):
-        [_], [target] = TransformedObjects(source, transforms, with_crowds=False).__getitems__([0])
+        [_], [target] = TransformedObjects(source, transforms, with_crowds=False).batch([0])
         assert target["labels"].tolist() == [2, 3]
         assert target["boxes"].tolist() == BOXES[1:]
         assert len(target["masks"]) == 2

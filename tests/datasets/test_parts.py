@@ -27,14 +27,14 @@ def make_labelled(**changes):
 
 def test_labelled_points_are_padded_with_their_first_point():
     clouds = make_labelled()
-    batch = clouds.__getitems__([3, 0, 1])
+    batch = clouds.batch([3, 0, 1])
     assert batch.points[:, :, 0].tolist() == [[24, 27, 24], [0, 3, 6], [9, 9, 9]]
     assert torch.equal(batch.normals, -batch.points)
     assert batch.label.tolist() == [[3, 4, 3], [0, 1, 0], [2, 2, 2]]
     assert batch.mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
     assert batch.category.tolist() == [1, 0, 1]
-    assert clouds.__getitems__([2, 2]).mask is None
-    bare = make_labelled(normals=None, category=None, parts=None).__getitems__([3, 0])
+    assert clouds.batch([2, 2]).mask is None
+    bare = make_labelled(normals=None, category=None, parts=None).batch([3, 0])
     assert bare.normals is None
     assert bare.category is None
 

@@ -14,19 +14,19 @@ def make(**changes):
 
 def test_a_batch_holds_the_clouds_asked_for():
     clouds = make(category=torch.tensor([3, 4, 3, 4, 3]))
-    batch = clouds.__getitems__([4, 1])
+    batch = clouds.batch([4, 1])
     assert torch.equal(batch.points, clouds.points[[4, 1]])
     assert torch.equal(batch.normals, -clouds.points[[4, 1]])
     assert batch.label.tolist() == [0, 1]
     assert batch.category.tolist() == [3, 4]
     assert batch.mask is None
-    assert make(normals=None).__getitems__([0]).normals is None
+    assert make(normals=None).batch([0]).normals is None
 
 
 def test_a_batch_is_a_copy():
     clouds = make()
     before = clouds.points.clone()
-    clouds.__getitems__([0, 1]).points.zero_()
+    clouds.batch([0, 1]).points.zero_()
     assert torch.equal(clouds.points, before)
 
 
@@ -42,7 +42,7 @@ def test_an_item_is_pyg_data():
 
 def test_labels_a_point():
     parts = torch.arange(35).reshape(5, 7) % 3
-    assert torch.equal(make(label=parts).__getitems__([3]).label, parts[[3]])
+    assert torch.equal(make(label=parts).batch([3]).label, parts[[3]])
 
 
 def test_subset():

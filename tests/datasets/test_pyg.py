@@ -68,7 +68,7 @@ def test_labels_a_point_follow_their_points():
     assert clouds.class_names == ("0", "1", "2")
     assert clouds.category.tolist() == [1]
     assert clouds.category_names == ("Mug", "Legend")
-    assert clouds.__getitems__([0]).category.tolist() == [1]
+    assert clouds.batch([0]).category.tolist() == [1]
 
 
 def test_names_of_the_dataset():
@@ -220,3 +220,20 @@ def test_errors_of_labelled_points():
     ]:
         with pytest.raises(ValueError, match=message):
             parts_from_pyg(items, **options)
+
+
+def test_doubles_far_from_the_origin_keep_their_digits():
+    pos = torch.rand(50, 3, dtype=torch.float64)
+    near, far = ([data(pos=pos + offset, y=torch.arange(50) % 2)] for offset in (0, 2**23))
+    torch.testing.assert_close(parts_from_pyg(far).points, parts_from_pyg(near).points)
+    torch.testing.assert_close(from_pyg(far, num_points=50).points, from_pyg(near, num_points=50).points)
+
+
+def test_the_loader_of_pytorch_geometric_takes_a_dataset():
+    from torch_geometric.loader import DataLoader
+
+    clouds = from_pyg([cloud(7, i % 2) for i in range(4)], num_points=5)
+    [batch] = DataLoader(clouds, batch_size=4)
+    assert torch.equal(batch.pos, clouds.points.flatten(0, 1))
+    assert batch.y.tolist() == [0, 1, 0, 1]
+    assert batch.batch.bincount().tolist() == [5] * 4

@@ -24,21 +24,21 @@ class Numbers(TransformedDataset):
 
 def test_what_is_drawn_follows_seed_and_number_alone():
     held = Numbers([0] * 5, [Add()], seed=3)
-    first = held.__getitems__([0, 1, 6])
+    first = held.batch([0, 1, 6])
     assert len({*first}) == 3  # sample 1 draws anew in the next epoch, as number 6
     torch.rand(7)
-    assert held.__getitems__([6, 0]) == [first[2], first[0]]
-    assert Numbers([0] * 5, [Add()], seed=4).__getitems__([0, 1, 6]) != first
+    assert held.batch([6, 0]) == [first[2], first[0]]
+    assert Numbers([0] * 5, [Add()], seed=4).batch([0, 1, 6]) != first
 
 
 def test_the_global_generator_is_left_alone():
     before = torch.random.get_rng_state()
-    Numbers([0] * 5, [Add()]).__getitems__([0])
+    Numbers([0] * 5, [Add()]).batch([0])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_without_transforms_samples_stay_as_they_are():
-    assert Numbers([5, 6, 7]).__getitems__([4, 0]) == [6, 5]
+    assert Numbers([5, 6, 7]).batch([4, 0]) == [6, 5]
     assert len(Numbers([5, 6, 7])) == 3
 
 
@@ -48,4 +48,4 @@ def test_errors_are_raised_in_this_process():
             raise ValueError("broken file")
 
     with pytest.raises(ValueError, match="broken file"):
-        Broken([1]).__getitems__([0])
+        Broken([1]).batch([0])

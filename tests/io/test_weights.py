@@ -123,3 +123,12 @@ def test_errors(tmp_path, stored):
     save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="not a weights file of pcea"):
         load_weights(tmp_path / "foreign.safetensors")
+
+
+def test_what_is_out_of_the_range_of_half_precision_is_kept_in_single(network, stored, tmp_path):
+    state = network.state_dict()
+    path, _ = stored
+    name = next(name for name, value in state.items() if value.ndim == 2)
+    state[name] = state[name].fill_(1e5)
+    save_weights(tmp_path / "large.safetensors", load_weights(path)._replace(state=state))
+    assert torch.equal(load_weights(tmp_path / "large.safetensors").state[name], state[name])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import neighbor_embedding
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from pcea.models.neighbor_embedding import NeighborEmbedding
 
@@ -195,3 +196,19 @@ def test_synchronized_norms_see_the_batches_of_all_processes(tmp_path) -> None:
     ours += [parts[0][1][i] + parts[1][1][i] for i in range(2, len(theirs))]
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine, other, atol=1e-4 * float(other.abs().max()), rtol=1e-3)
+
+
+def test_a_first_map_with_a_bias_as_after_the_fusion_of_torch() -> None:
+    module, inputs = embedding().eval(), cloud()
+    expected = module(*inputs)
+    module.linear1, module.norm1 = fuse_linear_bn_eval(module.linear1, module.norm1), nn.Identity()
+    assert module.linear1.bias.abs().max() > 0
+    torch.testing.assert_close(module(*inputs), expected)
+
+
+def test_statistics_that_are_not_tracked_stay() -> None:
+    module = embedding()
+    module.norm1.track_running_stats = module.norm2.track_running_stats = False
+    before = deepcopy(dict(module.named_buffers()))
+    module(*cloud())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())

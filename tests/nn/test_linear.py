@@ -58,3 +58,22 @@ def test_the_convolution_can_be_switched_off() -> None:
 def test_without_avx512_the_product_is_the_plain_one(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not convolutions()
+
+
+class Quantized(torch.Tensor):
+    """A weight of another kind, of which torch knows how to multiply by it, and nothing else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), options=None):
+        if function is F.linear:
+            plain = [a.as_subclass(torch.Tensor) if isinstance(a, cls) else a for a in arguments]
+            return F.linear(*plain, **(options or {}))
+        if "__get__" in str(function) or function is torch.Tensor.__len__:
+            return super().__torch_function__(function, types, arguments, options or {})
+        raise NotImplementedError(function)
+
+
+def test_a_weight_of_another_kind_is_left_to_torch(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_SMALL", 0)
+    tokens, weight = torch.randn(2, 32, 5), torch.randn(3, 5)
+    assert torch.equal(linear(tokens, weight.as_subclass(Quantized)), F.linear(tokens, weight))

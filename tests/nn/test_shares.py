@@ -156,3 +156,11 @@ def test_interruption_restores_the_threads() -> None:
 
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
         in_shares(nn.Identity().eval(), function, torch.randn(CLOUDS, 3))
+
+
+def test_a_norm_of_the_whole_batch_gets_the_whole_batch(sizes: list[int]) -> None:
+    network = small_classifier()
+    network.encoder.stages[0].blocks[0].pool1.norm = nn.BatchNorm1d(8, track_running_stats=False).eval()
+    with torch.no_grad():
+        network(torch.randn(CLOUDS, 64, 3))
+    assert sizes == [CLOUDS]

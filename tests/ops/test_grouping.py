@@ -32,3 +32,11 @@ def test_group_neighbors_by_hand() -> None:
 
 def test_flat_index_by_hand() -> None:
     assert flat_index(torch.tensor([[[0, 6]], [[1, 2]]]), 7).tolist() == [[[0, 6]], [[8, 9]]]
+
+
+@pytest.mark.parametrize("bad", [-1, 7])
+def test_an_index_of_another_cloud_is_refused(bad: int) -> None:
+    with pytest.raises(ValueError, match=r"index must be in 0\.\.6, got"):
+        gather_points(torch.zeros(2, 7, 3), torch.tensor([[0], [bad]]))
+    with pytest.raises(ValueError, match=r"index must be int64, got torch\.bool"):
+        gather_points(torch.zeros(2, 7, 3), torch.ones(2, 7, dtype=torch.bool))

@@ -62,3 +62,10 @@ def test_errors() -> None:
         interpolate_features(query, source, torch.randn(2, 7, 5), k=8)
     with pytest.raises(ValueError, match=r"features must be \(B, N, C\) beside source \(2, 7, 3\), got \(2, 6, 5\)"):
         interpolate_features(query, source, torch.randn(2, 6, 5))
+
+
+def test_with_fewer_real_points_than_k_none_counts_twice() -> None:
+    source = torch.tensor([[[0.0, 0, 0], [2, 0, 0], [9, 9, 9]]])
+    features, mask = torch.tensor([[[0.0], [1.0], [50.0]]]), torch.tensor([[True, True, False]])
+    middle = torch.tensor([[[1.0, 0, 0]]])
+    assert interpolate_features(middle, source, features, k=3, mask=mask).item() == pytest.approx(0.5)

@@ -178,3 +178,10 @@ def test_ball_query_does_not_count_a_filled_place_twice() -> None:
 def test_ball_query_radius_error(radius: float) -> None:
     with pytest.raises(ValueError, match="radius must be positive"):
         ball_query(torch.zeros(2, 5, 3), torch.zeros(2, 7, 3), radius=radius, k=1)
+
+
+@every_path
+def test_nan_at_padding_that_is_a_query_too() -> None:
+    points, mask = torch.randn(1, 97, 3), torch.arange(97)[None] < 90
+    index = knn(points.masked_fill(~mask.unsqueeze(-1), torch.nan), points, k=4, mask=mask).index
+    assert torch.equal(index[mask], knn(points, points, k=4, mask=mask).index[mask])

@@ -140,3 +140,8 @@ def test_errors(points: torch.Tensor, num_points: int, options: dict[str, Any], 
 def test_the_oracle_by_hand() -> None:
     points = np.array([[0.0, 0, 0], [1, 0, 0], [10, 0, 0], [4, 0, 0]])
     assert farthest_points(points, 4, start=1) == [1, 2, 3, 0]
+
+
+def test_large_clouds_far_from_the_origin_keep_their_digits() -> None:
+    points = torch.rand(1, LARGE, 3, dtype=torch.float64)
+    assert torch.equal(farthest_point_sample(points + 2.0**23, 32), farthest_point_sample(points, 32))

@@ -69,7 +69,7 @@ def test_new_categories_are_learned_from_the_first_files_of_each(
     train, test = (PartFolder(benchmark.runs / "files2", split, with_normals=True) for split in ("train", "test"))
     assert (len(train), len(test)) == (2, 2)
     assert train.parts == {"c": (0, 1)}
-    assert train.__getitems__([0]).label[0].tolist() == [0, 1] * 10
+    assert train.batch([0]).label[0].tolist() == [0, 1] * 10
 
 
 def test_weights_are_those_of_the_other_categories(benchmark: Any) -> None:

@@ -146,6 +146,24 @@ def test_one_cycle_by_hand():
     assert rates[-1] == pytest.approx(2 / 25 / 1e4)
 
 
+def test_one_cycle_whose_peak_is_the_first_step():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = OneCycle(optimizer, 5, max_lr=2.0, pct_start=0.2)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2 / 25 / 1e4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_epochs": -1, "max_time": "00:00:00:01"}, {"max_epochs": 1, "limit_train_batches": 0}]
+)
+def test_a_schedule_without_an_end_is_refused(options):
+    run = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    with pytest.raises(ValueError, match=r"how many steps there are, but there are .*give trainer\.max_epochs"):
+        run.fit(task(), datamodule=shapes())
+
+
 def test_a_checkpoint_says_what_prediction_needs(tmp_path):
     trainer(1, folder=tmp_path).fit(task(), datamodule=shapes())
     checkpoint = read_checkpoint(tmp_path / "epoch=0.ckpt")
@@ -181,7 +199,7 @@ class Foreign(L.LightningDataModule):
     class_names, num_points = ("key", "mug"), 32
 
     def test_dataloader(self):
-        batch = Named(num_points=32).load("test").__getitems__([0, 1])
+        batch = Named(num_points=32).load("test").batch([0, 1])
         return DataLoader([batch], batch_size=None)
 
 

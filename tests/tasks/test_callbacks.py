@@ -67,7 +67,7 @@ def test_a_segmenter_logs_predicted_and_true_parts(tmp_path: Path) -> None:
     assert {tuple(step for step, _ in tags[tag]) for tag in tags if "predicted" in tag} == {(4, 8)}
     assert {tuple(step for step, _ in tags[tag]) for tag in tags if "true" in tag} == {(0,)}
     # Clouds 0, 1 and 2 of the validation split, in the colours of their true parts.
-    clouds = data.sets["val"].__getitems__([0, 1, 2])
+    clouds = data.sets["val"].batch([0, 1, 2])
     arrays = [[array for _, array in tags[tag]] for tag in tags if tag.startswith("cloud 1, true")]
     points, colors = sorted((a[0][0] for a in arrays), key=lambda a: a.max())  # in -1..1 and 0..255
     torch.testing.assert_close(points, clouds.points[1])
@@ -139,7 +139,8 @@ def test_frozen_modules_stay_frozen(tmp_path: Path) -> None:
 def test_data_without_clouds_is_refused(tmp_path: Path) -> None:
     task, data = classification()
     data.setup("fit")
-    loader = torch.utils.data.DataLoader(data.sets["train"], batch_size=4, collate_fn=lambda batch: batch)
+    clouds = data.sets["train"]
+    loader = torch.utils.data.DataLoader(range(len(clouds)), batch_size=4, collate_fn=clouds.batch)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[LogClouds()]
     )

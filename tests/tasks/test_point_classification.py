@@ -262,10 +262,12 @@ def test_validation_fits_what_to_trust_and_the_checkpoint_keeps_it(trainer):
     # Five of seven are right, and each answer's logit is 1 above the others': by hand e^(1/t) / (e^(1/t) + 2) = 5/7.
     assert task.trust is not None
     assert task.trust.temperature == pytest.approx(1 / torch.tensor(5.0).log().item(), rel=0.01)
-    checkpoint = {"state_dict": task.state_dict(), "network": task.trust._asdict()}
-    again = PointClassificationTask(Given(), SGD)
-    again.on_load_checkpoint(checkpoint)
-    assert again.trust == task.trust
+    kept = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(kept)
+    for checkpoint in (kept, {"state_dict": task.state_dict(), "network": task.trust._asdict()}):  # the older place
+        again = PointClassificationTask(Given(), SGD)
+        again.on_load_checkpoint(checkpoint)
+        assert again.trust == task.trust
     [metrics] = trainer.test(task, datamodule=Answers(batch_size=2, num_points=5), verbose=False)
     assert metrics["test/calibration_error"] == pytest.approx(0, abs=0.01)  # 5/7 sure, 5/7 right
 
@@ -344,3 +346,9 @@ class Clouds(PointDataModule):
     def load(self, split):  # noqa: ARG002
         points = torch.randn(8, 32, 3, generator=torch.Generator().manual_seed(0))
         return PointDataset(points, torch.arange(8) % 3, class_names=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.7])
+def test_only_a_share_is_smoothed(share):
+    with pytest.raises(ValueError, match=rf"label_smoothing must be in 0\.\.1, got {share}"):
+        PointClassificationTask(Given(), SGD, label_smoothing=share)

@@ -133,7 +133,7 @@ def test_the_loss_is_over_real_points_alone(monkeypatch):
     logged = {}
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: value}))
     clouds = answers(MUG, TABLE, category=[0, 1])
-    loss = task.training_step(clouds.__getitems__([0, 1]), 0)
+    loss = task.training_step(clouds.batch([0, 1]), 0)
     rows = torch.cat([Given()(clouds.points[None])[0]])
     target = F.one_hot(clouds.label, 5) * 0.75 + 0.25 / 5
     torch.testing.assert_close(loss, -(target * rows.log_softmax(1)).sum(1).mean())
@@ -244,7 +244,7 @@ def test_the_loss_is_taken_over_the_parts_of_the_own_category(monkeypatch, own_p
     task.parts = PARTS
     logged = {}
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
-    loss = float(task.training_step(clouds.__getitems__([0, 1]), 0).detach())
+    loss = float(task.training_step(clouds.batch([0, 1]), 0).detach())
     assert loss == pytest.approx((math.log(2) + math.log(3)) / 2) if own_parts else loss > 5
     # Of equal logits the first one counts as the answer, which is right for the first point of each cloud.
     assert logged["train/overall_accuracy"] == (0.5 if own_parts else 0)
@@ -255,5 +255,5 @@ def test_own_parts_have_no_effect_without_categories(monkeypatch):
     for own_parts in (True, False):
         task = PointSegmentationTask(Given(num_categories=0), SGD, own_parts=own_parts)
         monkeypatch.setattr(task, "log", lambda *_, **__: None)
-        losses.append(float(task.training_step(answers(MUG).__getitems__([0]), 0).detach()))
+        losses.append(float(task.training_step(answers(MUG).batch([0]), 0).detach()))
     assert losses[0] == losses[1]

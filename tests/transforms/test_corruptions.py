@@ -251,3 +251,15 @@ def test_a_corruption_goes_on_from_its_seed(batch: PointBatch) -> None:
 def test_impossible_arguments(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_nan_at_padding_changes_no_real_point(batch: PointBatch, name: str) -> None:
+    mask = torch.arange(N).expand(B, N) < N - 20
+    results = []
+    for filling in (0.0, torch.nan):
+        points = batch.points.masked_fill(~mask.unsqueeze(-1), filling)
+        out = Corruption(name, 3)(PointBatch(points, batch.label, None, mask=mask), generator=seeded(1))
+        results.append(out.points[mask if out.mask is None else out.mask])
+    assert results[0].isfinite().all()
+    assert torch.equal(*results)
