@@ -173,10 +173,14 @@ class PceaCLI(LightningCLI):
 
     @rank_zero_only
     def after_test(self) -> None:
-        """Print the metrics and write the record."""
+        """Print the metrics and, of the whole split, write the record."""
         record = self._record(to_percent(self.trainer.callback_metrics))
         print_metrics(record.metrics)
         print_categories(record)
+        limit = self.trainer.limit_test_batches  # 1 is one batch, 1.0 all of them
+        if limit != 1 or isinstance(limit, int):
+            print("No record: this is a part of the test split.")
+            return
         assert self.weights is not None
         # Beside a checkpoint; but not beside weights that came with pcea.
         root = Path(self.config.test.trainer.default_root_dir or "runs")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -136,13 +137,16 @@ def write_masks(folder: Path, stem: str, prediction: MaskPrediction) -> None:
         folder: An existing folder.
         stem: Name of the files.
         prediction: The result. The .png holds the number of each pixel's class and shows it in the colours of
-            `palette`; the .jpg shows these colours over the image in grey.
+            `palette`, of more than 256 classes in grey; the .jpg shows these colours over the image in grey.
     """
     from PIL import Image
 
     colors = palette(len(prediction.class_names))
-    mask = Image.fromarray(prediction.label.to(torch.uint8).numpy())
-    mask.putpalette(colors.flatten().tolist())
+    if len(colors) <= 256:
+        mask = Image.fromarray(prediction.label.to(torch.uint8).numpy())
+        mask.putpalette(colors.flatten().tolist())
+    else:
+        mask = Image.fromarray(prediction.label.numpy().astype(np.uint16))
     mask.save(folder / f"{stem}{MaskPredictor.endings[0]}", optimize=True)
     overlay = blend(colors[prediction.label], to_greyscale(prediction.picture))
     Image.fromarray(overlay.numpy()).save(folder / f"{stem}{MaskPredictor.endings[1]}", quality=92)

@@ -49,6 +49,12 @@ def test_a_checkpoint_rebuilds_its_network(fitted):
     assert (trained.description.num_points, len(trained.class_names), trained.network.num_classes) == (32, 12, 12)
 
 
+def test_a_part_of_the_test_split_makes_no_record(fitted, capsys):
+    main(["test", "--config", str(fitted / "tiny.yaml"), "--trainer.limit_test_batches", "1"])
+    assert "No record: this is a part of the test split." in capsys.readouterr().out
+    assert not [*fitted.rglob("*.test.json")]
+
+
 def test_a_checkpoint_holds_a_description_and_no_code(fitted):
     checkpoint = read_checkpoint(newest_checkpoint(fitted / "runs"))
     assert "hyper_parameters" not in checkpoint

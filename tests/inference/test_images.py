@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pcea.commands.predict import predict
 from pcea.datasets.images import read_image
-from pcea.datasets.masks import number_classes, read_mask
+from pcea.datasets.masks import number_classes, read_mask, read_values
 from pcea.inference.images import ImagePredictor, Window, load_image
 from pcea.inference.masks import MaskPrediction, MaskPredictor, to_masks, write_masks
 from pcea.io.description import NetworkDescription
@@ -168,6 +168,12 @@ def test_the_mask_holds_the_classes_and_can_be_trained_on(tmp_path: Path) -> Non
     assert torch.equal(read_mask(tmp_path / "x.png", number_classes(255)).long(), label)
     shown = read_image(tmp_path / "x.png").permute(1, 2, 0)
     assert torch.equal(shown, palette(255)[label])
+
+
+def test_more_than_256_classes_keep_their_numbers(tmp_path):
+    label, names = torch.tensor([[0, 255, 256, 299]]), tuple(map(str, range(300)))
+    write_masks(tmp_path, "x", MaskPrediction(picture(RED, height=1, width=4), label, label / 299, names, (1, 4)))
+    assert read_values(tmp_path / "x.png").tolist() == label.tolist()
 
 
 def test_the_overlay_has_the_colours_of_the_classes_over_the_picture(tmp_path: Path) -> None:
