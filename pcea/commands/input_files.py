@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pcea.io.text import read_names
+from pcea.io.walk import walk
 
 
 def check_files(files: Sequence[str | Path]) -> list[Path]:
@@ -32,9 +33,9 @@ def find_files(arguments: Iterable[str | Path], *, endings: Sequence[str], outpu
     """All files that arguments of a command name, in this order, each once.
 
     Args:
-        arguments: Files; folders, of which all files with known endings are taken, those of inner folders too, in
-            alphabetical order; patterns such as `scans/**/*.stl`; and `@list.txt`, a list of all these, one per line,
-            relative to the current folder like the arguments themselves. Hidden files in folders are left out.
+        arguments: Files; folders, of which all files with known endings are taken, those of inner and linked folders
+            too, in alphabetical order; patterns such as `scans/**/*.stl`; and `@list.txt`, a list of all these, one per
+            line, relative to the current folder like the arguments themselves. Hidden files in folders are left out.
         endings: The known endings, in lower case, such as `.off`.
         output: Where the command writes: results of an earlier run are not taken from folders.
 
@@ -74,14 +75,12 @@ def _expand(arguments: Iterable[str | Path]) -> Iterator[Path]:
 
 def _files_in(folder: Path, endings: Sequence[str], output: Path | None) -> Iterator[Path]:
     written = None if output is None else _absolute(output)
-    for root, folders, names in os.walk(folder):
-        here = _absolute(Path(root))
-        folders[:] = sorted(name for name in folders if name[0] != "." and here / name != written)
-        for name in sorted(names):
+    for here, names in walk(folder, without=output):
+        for name in names:
             if name[0] != "." and name.lower().endswith(tuple(endings)):
-                is_output = written is not None and here == written.parent and _is_part(name, written)
+                is_output = written is not None and _absolute(here) == written.parent and _is_part(name, written)
                 if not is_output:
-                    yield Path(root) / name
+                    yield here / name
 
 
 def _absolute(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, get_worker_info
 
 from pcea.datasets.splits import stratified_sample
 
@@ -212,6 +212,12 @@ class DataModule(L.LightningDataModule):
     def _any_set(self) -> Any:
         return next(iter(self.sets.values()))
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Raise what a worker process could not read."""
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
     def _keep(self, name: str, samples: Any) -> None:
         """Keep a set that was read, its classes numbered as a trained network does if there is one."""
         class_names, parts = self._classes
@@ -274,7 +280,12 @@ class _Batches(Dataset):
         return len(self.samples)
 
     def __getitems__(self, numbers: Sequence[int]) -> Any:
-        return self.samples.batch(numbers)
+        try:
+            return self.samples.batch(numbers)
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            return error  # raised in another process it would arrive as a traceback
 
 
 def _unchanged(batch: Any) -> Any:

@@ -64,12 +64,6 @@ class TransformedDataModule(DataModule):
         """One of the sets with its transforms."""
         raise NotImplementedError
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Raise what a worker process could not read."""
-        if isinstance(batch, Exception):
-            raise batch
-        return batch
-
     def _keep(self, name: str, samples: Any) -> None:
         super()._keep(name, samples.in_memory(f"Reading {name} images") if self.in_memory else samples)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pcea.datasets.memory import InMemory, fits_in_memory
 from pcea.io.atomic import atomic_file, one_process, remove_leftovers, temporary_folder
+from pcea.io.gltf import external_buffers
 from pcea.io.hdf5 import read_h5
 from pcea.io.points import Points, normalize_points
 from pcea.io.stored import Array, StoredArray, stored_h5
@@ -26,7 +28,9 @@ ARRAYS = ("data", "label", "skipped")
 # What an HDF5 file takes beside its arrays.
 _H5_OVERHEAD = 1 << 16
 # Changes with the layout of caches, so that those of other versions are not read.
-_FORMAT = 2
+_FORMAT = 3
+# Arrays that have nothing for each cloud.
+_OF_ALL = ("skipped", "classes")
 _COPIED_AT_ONCE = 1 << 24
 
 
@@ -155,8 +159,9 @@ def cached(
     """Read the arrays cached at `path`, or make them and cache them there. A half-written file is never read.
 
     They are written as they are made, so that memory never holds them all. Of several processes, on any machines that
-    share the disk, one makes them, and the others wait for it. A cache that cannot be read is made again, with a
-    warning. If it cannot be written (disk full, read-only folder), the arrays are made in memory, with a warning.
+    share the disk, one makes them, and the others wait for it. A cache that is damaged is made again, with a warning;
+    what is not held in memory is checked as it is read, which then raises an error. If it cannot be written (disk full,
+    read-only folder), the arrays are made in memory, with a warning.
 
     Args:
         path: The cache; None caches nothing.
@@ -182,7 +187,7 @@ def cached(
         with suppress(ValueError, FileNotFoundError):
             return _load(path, names, large, in_memory)  # another process has just made it
         try:
-            write_h5(path, make())
+            write_h5(path, make(), large=large)
         except CacheError as error:
             if in_memory is False:
                 raise OSError(f"{error} Make room, or set in_memory to true.") from error
@@ -192,10 +197,49 @@ def cached(
 
 
 def _load(path: Path, names: Sequence[str], large: Sequence[str], in_memory: InMemory) -> dict[str, Any]:
+    """The arrays of a cache after a check: whole ones now, stored ones as they are read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or lacks an array.
+    """
     stored = stored_h5(path, [name for name in names if name in large])
     if fits_in_memory(sum(array.nbytes for array in stored.values()), in_memory):
         stored = {}
-    return {**stored, **read_h5(path, required=[name for name in names if name not in stored])}
+    arrays = read_h5(path, required=[*(name for name in names if name not in stored), *map(_checksum_name, names)])
+    checksums = {name: arrays.pop(_checksum_name(name)) for name in names}
+    num_clouds = {len(checksums[name] if name in large else arrays[name]) for name in names if name not in _OF_ALL}
+    if len(num_clouds) > 1:
+        raise ValueError(f"{path} is damaged: its arrays are of {' or '.join(map(str, sorted(num_clouds)))} clouds.")
+    for name, array in arrays.items():
+        rows = _rows_of_clouds(array, arrays) if name in large else [len(array)]
+        if not np.array_equal(checksums[name], _checksums(array, rows)):
+            raise ValueError(f"{path} is damaged: {name!r} has other checksums than it was written with.")
+    for name, stored_array in stored.items():
+        rows = _rows_of_clouds(stored_array, arrays)
+        if len(rows) != len(checksums[name]):
+            raise ValueError(f"{path} is damaged: {name!r} is of {len(rows)} clouds, not of {len(checksums[name])}.")
+        stored[name] = stored_array.split(torch.tensor(rows, dtype=torch.int64)).checked(
+            torch.from_numpy(checksums[name].astype(np.int64))
+        )
+    return {**stored, **arrays}
+
+
+def _checksum_name(name: str) -> str:
+    return f"{name}.crc32"
+
+
+def _rows_of_clouds(array: Any, arrays: Mapping[str, np.ndarray]) -> list[int]:
+    """How many rows each cloud has: `sizes` of `arrays` if it has them for these rows, else one."""
+    if "sizes" in arrays and arrays["sizes"].sum() == len(array):
+        return arrays["sizes"].tolist()
+    return [1] * len(array)
+
+
+def _checksums(array: np.ndarray, rows: Sequence[int]) -> list[int]:
+    """CRC-32 of the clouds of an array, each of so many rows."""
+    ends = np.cumsum(rows).tolist()
+    return [zlib.crc32(array[start:end].data) for start, end in zip([0, *ends], ends)]
 
 
 def to_tensors(arrays: dict[str, Any], *, with_normals: bool) -> dict[str, Any]:
@@ -233,15 +277,18 @@ class CacheError(OSError):
     """The cache cannot be written."""
 
 
-def write_h5(path: Path, pieces: Iterable[Arrays]) -> None:
+def write_h5(path: Path, pieces: Iterable[Arrays], *, large: Sequence[str] = ()) -> None:
     """Write arrays that come in pieces under a temporary name, then rename, so that readers see all or nothing.
 
     HDF5 stores an array as one block, whose rows can be read by their place in the file, only if it knows the size
     beforehand. So the pieces go to a temporary file per array first. This takes the space of the arrays twice.
 
+    Beside each array lies its CRC-32. HDF5's own checksums are of chunks, which cannot be read by their place.
+
     Args:
         path: The file. Its folder is made if need be.
         pieces: Parts of arrays; those of one name follow one another along their first axis, in one type and shape.
+        large: Arrays with a checksum for each cloud, which is a row, or as many as `sizes` in the piece tells.
 
     Raises:
         CacheError: If the folder is read-only or the disk is full. Nothing is left behind.
@@ -258,7 +305,7 @@ def write_h5(path: Path, pieces: Iterable[Arrays]) -> None:
                     if name not in columns:
                         columns[name] = _Column((folder / name).open("wb"), array.dtype, array.shape[1:])
                         stack.callback(columns[name].discard)
-                    columns[name].append(array)
+                    columns[name].append(array, _rows_of_clouds(array, piece) if name in large else None)
         with _writing(path, sum(column.nbytes for column in columns.values())):
             _assemble(path, columns)
 
@@ -279,15 +326,22 @@ class _Column:
 
     def __init__(self, file: BinaryIO, dtype: np.dtype[Any], row_shape: tuple[int, ...]):
         self.file, self.dtype, self.row_shape, self.rows = file, dtype, row_shape, 0
+        self.checksums: list[int] = []
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.dtype.itemsize * int(np.prod(self.row_shape))
+        return self.rows * self.dtype.itemsize * int(np.prod(self.row_shape)) + 4 * len(self.checksums)
 
-    def append(self, array: np.ndarray) -> None:
+    def append(self, array: np.ndarray, rows_of_clouds: Sequence[int] | None) -> None:
+        """Write rows, with a checksum for each cloud, or one for the whole column if `rows_of_clouds` is None."""
         assert (array.dtype, array.shape[1:]) == (self.dtype, self.row_shape)
+        array = np.ascontiguousarray(array)
         self.file.write(array.tobytes())
         self.rows += len(array)
+        if rows_of_clouds is None:
+            self.checksums = [zlib.crc32(array.data, *self.checksums)]
+        else:
+            self.checksums += _checksums(array, rows_of_clouds)
 
     def discard(self) -> None:
         with suppress(OSError):  # what a full disk does not take is not needed any more
@@ -313,6 +367,7 @@ def _assemble(path: Path, columns: dict[str, _Column]) -> None:
                 for chunk in column.chunks():
                     dataset[first : first + len(chunk)] = chunk
                     first += len(chunk)
+                file.create_dataset(_checksum_name(name), (len(column.checksums),), np.uint32)[:] = column.checksums
                 Path(column.file.name).unlink()
 
 
@@ -323,10 +378,11 @@ def _check_space(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size + _H5_OVERHEAD)
 
 
-def cache_path(folder: Path, name: str, files: Iterable[Path], *options: object) -> Path:
-    """Path of the cache of these files, read with these options; it changes with any of them."""
+def cache_path(folder: Path, name: str, files: Sequence[Path], *options: object) -> Path:
+    """Path of the cache of these files, read with these options; it changes with any of them and their buffers."""
     digest = hashlib.sha256(repr((_FORMAT, *options)).encode())
-    for file in files:
+    buffers = (buffer for file in files if file.suffix.lower() == ".gltf" for buffer in external_buffers(file))
+    for file in (*files, *buffers):
         stat = file.stat() if file.exists() else None
         digest.update(f"{file.relative_to(folder)} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
     return folder / ".pcea" / f"{name}_{digest.hexdigest()[:12]}.h5"

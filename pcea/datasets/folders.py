@@ -9,6 +9,7 @@ import torch
 
 from pcea.datasets.splits import check_test_fraction
 from pcea.io.points import orient
+from pcea.io.walk import walk
 
 _SPLITS = ("train", "test")
 _STORED = {*_SPLITS, "val"}  # folders of a split
@@ -117,5 +118,5 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() not in _COMPANIONS)
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    paths = (here / name for here, names in walk(folder) for name in names if name[0] != ".")
+    return sorted(path for path in paths if path.is_file() and path.suffix.lower() not in _COMPANIONS)

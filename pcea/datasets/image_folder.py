@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from pcea.datasets.images import IMAGE_SUFFIXES, ImageFiles
 from pcea.datasets.splits import SPLITS, Split, stored_split
+from pcea.io.walk import walk
 
 
 def has_splits(root: str | Path) -> bool:
@@ -61,18 +61,14 @@ def _folders(root: Path) -> list[str]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """The picture files in a folder and those below it, linked ones too, each folder once even if links form a loop."""
-    found: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        status = Path(root).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        found += [(root, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."]
-    return [str(Path(root, name)) for root, name in sorted(found)]
+    """The picture files in a folder and those below it, see `walk`."""
+    found = [
+        (str(here), name)
+        for here, names in walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."
+    ]
+    return [str(Path(here, name)) for here, name in sorted(found)]
 
 
 def _list(folder: Path, classes: list[str], *, may_lack: bool) -> ImageFiles:

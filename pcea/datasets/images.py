@@ -196,13 +196,14 @@ class TransformedImages(TransformedDataset):
     def __init__(self, images: ImageDataset, transforms: Sequence[nn.Module] = (), *, seed: int = 0):
         super().__init__(images, transforms, seed=seed)
 
-    def _make_batch(self, numbers: Sequence[int]) -> ImageBatch:
+    def batch(self, numbers: Sequence[int]) -> ImageBatch:
+        """The images of these numbers."""
         if not self.transforms and isinstance(self.samples, ImageTensors):
             images, label = self.samples.images, self.samples.label
             if isinstance(images, Tensor) and isinstance(label, Tensor):
                 indices = [number % len(self.samples) for number in numbers]
                 return ImageBatch(images[indices], label[indices])
-        return super()._make_batch(numbers)
+        return super().batch(numbers)
 
     def _transform(self, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         image, label = sample

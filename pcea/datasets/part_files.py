@@ -196,6 +196,8 @@ def _read_text(path: Path) -> np.ndarray:
     table = read_columns(path, labels=LABEL_NAMES)
     if table.names and "label" not in table.names:
         raise ValueError(f"{path} has no labels: its header names none of {', '.join(LABEL_NAMES)}.")
+    if path.suffix.lower() == ".xyzrgb" and not table.names and table.rows.shape[1] == 7:
+        return table.rows[:, [0, 1, 2, 6]]  # columns 4 to 6 are colours
     return table.rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 # Not a seed that a batch of the same run has, by which the augmentation of batches and dropout are drawn.
 _OFFSET = 2**40
@@ -34,23 +34,12 @@ class TransformedDataset(Dataset):
         return len(self.samples)
 
     def batch(self, numbers: Sequence[int]) -> Any:
-        """A batch.
-
-        A worker process returns what is wrong with a file instead of raising it: it would arrive as a traceback.
+        """The samples of these numbers, in one.
 
         Raises:
             ValueError: If a file cannot be read, or the samples do not fit into a batch.
             FileNotFoundError: If a file is missing.
         """
-        try:
-            return self._make_batch(numbers)
-        except (ValueError, OSError) as error:
-            if get_worker_info() is None:
-                raise
-            return error
-
-    def _make_batch(self, numbers: Sequence[int]) -> Any:
-        """The samples of these numbers, in one."""
         with torch.random.fork_rng(devices=[]):
             return self._collate([self._seeded(number) for number in numbers])
 

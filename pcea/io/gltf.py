@@ -47,6 +47,16 @@ def read_gltf(path: Path) -> Mesh | np.ndarray:
         raise unreadable(path, ValueError("it ends within its header")) from error
 
 
+def external_buffers(path: Path) -> list[Path]:
+    """The files that hold the numbers of a .gltf file; none of a damaged one, which cannot be read anyway."""
+    try:
+        buffers = json.loads(path.read_bytes()).get("buffers", ())
+        names = [buffer["uri"] for buffer in buffers if not buffer.get("uri", "data:").startswith("data:")]
+        return [_buffer_path(path.parent, name) for name in names]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
+        return []
+
+
 def _read(path: Path) -> Mesh | np.ndarray:
     scene = _Document(path)
     num_lines, num_vertices = 0, 0
@@ -254,14 +264,19 @@ def _buffer(folder: Path, buffer: dict[str, Any], binary: bytes | None) -> bytes
         except binascii.Error as error:
             raise ValueError(f"a data URI is damaged: {error}") from error
     else:
-        name = urllib.parse.unquote(uri)
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or ":" in name:
-            raise ValueError(f"the buffer {uri!r} is not in the folder of the file")
-        if not (folder / parts).is_file():
+        file = _buffer_path(folder, uri)
+        if not file.is_file():
             raise FileNotFoundError(f"no file {uri}")
-        data = (folder / parts).read_bytes()
+        data = file.read_bytes()
     return data[: buffer["byteLength"]]
+
+
+def _buffer_path(folder: Path, uri: str) -> Path:
+    name = urllib.parse.unquote(uri)
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in name:
+        raise ValueError(f"the buffer {uri!r} is not in the folder of the file")
+    return folder / parts
 
 
 def _matrix(node: dict[str, Any]) -> np.ndarray:

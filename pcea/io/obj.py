@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ _CONTINUED = re.compile(r"^(?:.*\\\n)+.*", re.MULTILINE)
 def read_obj(path: Path) -> Mesh | np.ndarray:
     """Read the faces of an OBJ file, or its points if it has no faces: with normals, if there is one per point.
 
-    Objects, groups and materials become one mesh. Vertices of no face are left out. Our own reader, because trimesh 5.2
+    Objects, groups and materials become one mesh. Vertices of no face are left out. Lines are not read, with a warning
+    if there are neither faces nor points. Our own reader, because trimesh 5.2
     counts negative indices from the end of the file instead of from their line, takes index 0 for 1, and does not read
     comments behind a face or indented lines.
 
@@ -24,14 +26,17 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
             not there.
     """
     lines = _read_lines(path)
-    vertex_lines, face_lines, normal_lines = (
-        [number for number, line in enumerate(lines) if line.startswith(f"{kind} ")] for kind in ("v", "f", "vn")
+    vertex_lines, face_lines, normal_lines, curves, single_points = (
+        [number for number, line in enumerate(lines) if line.startswith(f"{kind} ")]
+        for kind in ("v", "f", "vn", "l", "p")
     )
     try:
         points = _read_vectors(lines, vertex_lines)
         if face_lines:
             corners, sizes = _read_corners(lines, face_lines, vertex_lines)
         elif vertex_lines:
+            if curves and not single_points:
+                warnings.warn(f"{path} has lines and no faces: only its vertices are read, as points.", stacklevel=2)
             normals = _read_vectors(lines, normal_lines)
             return np.hstack([points, normals]) if len(points) == len(normals) else points
         else:

@@ -51,6 +51,10 @@ def _read_lines(text: str) -> tuple[np.ndarray, np.ndarray | list[list[int]]] | 
     if len(lines) <= V + F:
         return None
     if extra := len(lines) - 1 - V - F:
+        try:
+            return _read_stream("\n".join([f"{V} {F} 0", *lines[1:]]))  # vertices or faces of several lines
+        except (ValueError, OverflowError):
+            pass
         raise ValueError(f"{extra} lines are left over after its {V} vertices and {F} faces; its counts are wrong")
     rows, faces = lines[1 : V + 1], lines[V + 1 : V + F + 1]
     width = len(rows[0].split()) if rows else 3

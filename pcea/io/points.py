@@ -105,9 +105,10 @@ def load_points(
     Meshes (OFF, OBJ, STL, PLY, GLB, glTF, DAE, 3MF) are sampled uniformly by area; those without faces are clouds.
     Clouds (also PCD, LAS, LAZ, TXT, CSV, XYZ, ASC, XYZN, XYZRGB, PTS, NPY, NPZ, H5) give all of their points in order,
     or a random subset. In text, columns x y z and perhaps nx ny nz are found by name if there is a header, else they
-    come first. .npy files have rows x y z or x y z nx ny nz, or fields of these names; .npz and .h5 files hold arrays
-    `points` or `data`, and perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other
-    files, where nobody writes them on purpose, they are an error.
+    come first; columns 4 to 6 of .xyzrgb, and those of .pts unless it has six, are intensity and colours. .npy files
+    have rows x y z or x y z nx ny nz, or fields of these names; .npz and .h5 files hold arrays `points` or `data`, and
+    perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other files, where nobody
+    writes them on purpose, they are an error.
 
     Args:
         path: The file.

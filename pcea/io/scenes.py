@@ -12,16 +12,18 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pcea.io.archives import check_archive
-from pcea.io.meshes import Mesh, as_mesh, unreadable
+from pcea.io.meshes import Mesh, as_mesh, cut_polygons, unreadable
 
 # Elements of Collada that say how a surface looks, not where it is. Their textures may be missing.
 _LOOKS = ("library_images", "library_effects", "library_materials", "bind_material")
 
-_UNREAD = ("tristrips", "trifans", "convex_mesh", "spline", "brep")
+# What pycollada leaves out without a word; ph is a polygon with holes.
+_UNREAD = ("tristrips", "trifans", "ph", "convex_mesh", "spline", "brep")
 
 
 def read_3mf(path: Path) -> Mesh | np.ndarray:
@@ -58,7 +60,8 @@ def read_collada(path: Path) -> Mesh:
     """Read the scene of a Collada file as one mesh, each node where its transforms put it.
 
     Raises:
-        ValueError: If the file is not Collada, or has skins or morphs, which put a surface elsewhere.
+        ValueError: If the file is not Collada, has skins or morphs, which put a surface elsewhere, or what pycollada
+            does not read or reads wrongly.
         ImportError: If pycollada or lxml is missing.
     """
     _require(path, "lxml.etree", "lxml")
@@ -86,6 +89,7 @@ def _collada_triangles(path: Path) -> tuple[list[np.ndarray], int]:
     unknown = next(tree.iter(*(f"{{*}}{name}" for name in _UNREAD)), None)
     if unknown is not None:
         raise ValueError(f"it has {etree.QName(unknown).localname}, which pycollada leaves out; export it as triangles")
+    _check_positions(tree)
     document = collada.Collada(io.BytesIO(etree.tostring(tree)))
     if document.scene is None:
         raise ValueError("it has no scene")
@@ -95,14 +99,33 @@ def _collada_triangles(path: Path) -> tuple[list[np.ndarray], int]:
     for geometry in document.scene.objects("geometry"):
         is_mirrored = np.linalg.det(geometry.matrix[:3, :3]) < 0
         for primitive in geometry.primitives():
-            if hasattr(primitive, "triangleset"):  # polygons
-                primitive = primitive.triangleset()
             if isinstance(primitive, collada.lineset.BoundLineSet):
                 num_lines += 1
             elif primitive.vertex is not None and len(primitive.vertex_index):
-                corners = primitive.vertex[primitive.vertex_index].astype(np.float64)
+                vertices, faces = primitive.vertex.astype(np.float64), primitive.vertex_index
+                if hasattr(primitive, "polyindex"):  # where each polygon begins and ends
+                    flat = faces.tolist()
+                    faces = cut_polygons(vertices, [flat[start:end] for start, end in primitive.polyindex.tolist()])
+                corners = vertices[faces]
                 triangles.append(corners[:, ::-1] if is_mirrored else corners)
     return triangles, num_lines
+
+
+def _check_positions(tree: Any) -> None:
+    """Refuse positions that are not x y z one after another, as pycollada reads them whatever the accessor says."""
+    sources = {f"#{source.get('id')}": source for source in tree.iter("{*}source")}
+    for given in tree.iterfind(".//{*}vertices/{*}input[@semantic='POSITION']"):
+        source = sources.get(given.get("source"))
+        accessor = None if source is None else source.find("{*}technique_common/{*}accessor")
+        if accessor is None:
+            continue  # which pycollada reports
+        names = [param.get("name") for param in accessor.iterfind("{*}param")]
+        offset, stride = int(accessor.get("offset", 0)), int(accessor.get("stride", len(names)))
+        if (names, offset, stride) != (["X", "Y", "Z"], 0, 3):
+            raise ValueError(
+                f"its positions {given.get('source')} are {' '.join(map(str, names))} with offset {offset} and stride "
+                f"{stride}, but only X Y Z with offset 0 and stride 3 is read; export it anew"
+            )
 
 
 def _check_3mf(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class StoredArray:
         starts: First row of each cloud, (L,) int64.
         sizes: Rows of each cloud, (L,) int64.
         lookup: What stands for each number in the file, where another numbering of classes is wanted.
+        checksums: CRC-32 of the bytes of each cloud in the file, (L,) int64; None if they are not known.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class StoredArray:
         starts: Tensor,
         sizes: Tensor,
         lookup: Tensor | None = None,
+        checksums: Tensor | None = None,
     ):
         self.path, self.offset, self.dtype, self.row_shape = path, offset, dtype, row_shape
-        self.starts, self.sizes, self.lookup = starts, sizes, lookup
+        self.starts, self.sizes, self.lookup, self.checksums = starts, sizes, lookup, checksums
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -65,12 +68,13 @@ class StoredArray:
         """The rows of the clouds at `index`, (B,), one cloud after the other, as a tensor in memory.
 
         Raises:
-            ValueError: If the file is gone or shorter than it was.
+            ValueError: If the file is gone or shorter than it was, or the bytes of a cloud have another checksum.
         """
         starts, sizes = self.starts[index], self.sizes[index]
+        checksums = None if self.checksums is None else self.checksums[index]
         rows = torch.empty((int(sizes.sum()), *self.row_shape), dtype=_torch_dtype(self.dtype))
         if rows.numel():
-            self._read_into(rows, starts, sizes)
+            self._read_into(rows, starts, sizes, checksums)
         return rows if self.lookup is None else self.lookup[rows]
 
     def split(self, sizes: Tensor) -> StoredArray:
@@ -83,34 +87,46 @@ class StoredArray:
             raise ValueError(
                 f"{self.path}: sizes must be positive and sum to {len(self)} rows, got {int(sizes.sum())}."
             )
-        return self._with(sizes.cumsum(0) - sizes, sizes, self.lookup)
+        if torch.equal(sizes, self.sizes):
+            return self
+        return self._with(sizes.cumsum(0) - sizes, sizes, self.lookup, None)
 
     def select(self, indices: Tensor) -> StoredArray:
         """The clouds at `indices`, (L',) int64; nothing is read."""
-        return self._with(self.starts[indices], self.sizes[indices], self.lookup)
+        checksums = None if self.checksums is None else self.checksums[indices]
+        return self._with(self.starts[indices], self.sizes[indices], self.lookup, checksums)
 
     def renumbered(self, order: Tensor) -> StoredArray:
         """The same clouds with `order[label]` in place of every label."""
-        return self._with(self.starts, self.sizes, order if self.lookup is None else order[self.lookup])
+        lookup = order if self.lookup is None else order[self.lookup]
+        return self._with(self.starts, self.sizes, lookup, self.checksums)
 
-    def _with(self, starts: Tensor, sizes: Tensor, lookup: Tensor | None) -> StoredArray:
-        return StoredArray(self.path, self.offset, self.dtype, self.row_shape, starts, sizes, lookup)
+    def checked(self, checksums: Tensor) -> StoredArray:
+        """The same clouds with the checksums of their bytes, (L,) int64, which are compared as they are read."""
+        return self._with(self.starts, self.sizes, self.lookup, checksums)
 
-    def _read_into(self, rows: Tensor, starts: Tensor, sizes: Tensor) -> None:
+    def _with(self, starts: Tensor, sizes: Tensor, lookup: Tensor | None, checksums: Tensor | None) -> StoredArray:
+        return StoredArray(self.path, self.offset, self.dtype, self.row_shape, starts, sizes, lookup, checksums)
+
+    def _read_into(self, rows: Tensor, starts: Tensor, sizes: Tensor, checksums: Tensor | None) -> None:
         row_bytes = self.dtype.itemsize * int(np.prod(self.row_shape))
         memory = memoryview(rows.numpy()).cast("B")  # type: ignore[arg-type]
         offsets, lengths = self.offset + starts * row_bytes, sizes * row_bytes
         places = lengths.cumsum(0) - lengths
-        parts = sorted(zip(offsets.tolist(), lengths.tolist(), places.tolist()))  # in the order of the disk
+        expected = [None] * len(starts) if checksums is None else checksums.tolist()
+        parts = sorted(zip(offsets.tolist(), lengths.tolist(), places.tolist(), expected))  # in the order of the disk
         try:
             with self.path.open("rb", buffering=0) as file:
                 if hasattr(os, "posix_fadvise"):  # the disk reads all clouds at once, and nothing beyond them
-                    for offset, length, _ in parts:
+                    for offset, length, *_ in parts:
                         os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
-                for offset, length, place in parts:
+                for offset, length, place, checksum in parts:
                     file.seek(offset)
-                    if file.readinto(memory[place : place + length]) != length:
+                    part = memory[place : place + length]
+                    if file.readinto(part) != length:
                         raise ValueError(f"{self.path} is shorter than it was. Start again: it is made anew.")
+                    if checksum is not None and zlib.crc32(part) != checksum:
+                        raise ValueError(f"{self.path} is damaged at byte {offset}. Delete it: it is made anew.")
         except OSError as error:
             raise ValueError(f"{self.path} cannot be read any more ({error.strerror}). Start again.") from error
 

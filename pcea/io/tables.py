@@ -122,10 +122,16 @@ def read_columns(path: Path, *, labels: Sequence[str] = ()) -> Table:
 def read_text_cloud(path: Path) -> np.ndarray:
     """The points of a text file in rows x y z, or x y z and three more columns: normals, if as_points finds them such.
 
+    Without a header, all further columns of .xyzrgb are colours, and those of .pts intensity and colours unless they
+    are three.
+
     Raises:
         ValueError: If the text is not a table of numbers.
     """
-    return read_columns(path).rows[:, :6]
+    rows, names = read_columns(path)
+    extension = path.suffix.lower()
+    has_colors = not names and (extension == ".xyzrgb" or (extension == ".pts" and rows.shape[1] != 6))
+    return rows[:, : 3 if has_colors else 6]
 
 
 def _not_a_table(path: Path, error: ValueError) -> ValueError:
@@ -165,7 +171,7 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
         are_numbers = all(map(_is_number, cells))
         if len(cells) == 1 and cells[0].isdecimal() and len(cells[0]) < 16:
             count = int(cells[0])
-        elif are_numbers and header == "" and _numbers_columns(cells, lines[number + 1 :]):
+        elif are_numbers and header == "" and _numbers_columns(cells, delimiter, lines[number + 1 :]):
             header, is_only_comment = bare, False
         else:
             # An empty cell at the end is a missing value where it has a name.
@@ -238,12 +244,16 @@ def _is_number(cell: str) -> bool:
     return "_" not in cell
 
 
-def _numbers_columns(cells: Sequence[str], following: Iterable[str]) -> bool:
-    """Whether a row only counts the columns, 0 1 2 ..., as pandas writes it for an array, above other numbers."""
+def _numbers_columns(cells: Sequence[str], delimiter: str | None, following: Iterable[str]) -> bool:
+    """Whether a row only counts the columns, 0 1 2 ..., as pandas writes it for an array, above other numbers.
+
+    Between blanks it is a point unless the next row has one column more, its index: pandas writes commas, if not told
+    otherwise, and scans that begin at 0 1 2 are not rare.
+    """
     if list(cells) != [str(i) for i in range(len(cells))] or len(cells) < 3:
         return False
     row = next((line for line in following if line.strip()), "")
-    return "." in row
+    return "." in row and (delimiter is not None or len(row.split()) == len(cells) + 1)
 
 
 def _words(header: str) -> list[str]:

@@ -52,6 +52,13 @@ def test_two_links_to_one_file_are_two_files(scans):
     assert found("a.off", "link.off") == ["a.off", "link.off"]
 
 
+def test_linked_folders_are_walked(scans):
+    for name, target in (("b/far", "../else"), ("b/loop", "."), ("else/3.off", "../a.off")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).symlink_to(target)
+    assert found("b") == ["b/1.STL", "b/2.off", "b/c/3.ply", "b/far/3.off"]
+
+
 def test_results_are_not_read_as_files(scans):
     for name in ("b/out.csv", "b/out.rank0of2.csv", "b/table.csv", "b/out.off", "b/parts/2.ply"):
         Path(name).parent.mkdir(exist_ok=True)

@@ -364,6 +364,19 @@ def test_a_cache_is_damaged_and_clouds_are_not_held_in_memory(tmp_path, rng):
     assert torch.equal(again.sets["test"].batch([0]).points, expected)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_cache_that_is_damaged_during_training_is_named_in_one_line(tmp_path, rng, num_workers, seed_everything):
+    (tmp_path / "key").mkdir()
+    for i in range(6):
+        np.save(tmp_path / "key" / f"{i}.npy", rng.random((600, 3)))
+    data = attach(PointFolderDataModule(str(tmp_path), num_points=512, in_memory=False, num_workers=num_workers))
+    data.setup("test")
+    [cache] = (tmp_path / ".pcea").glob("*.h5")
+    cache.write_bytes(cache.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"^[^\n]*\.h5 is shorter than it was\. Start again[^\n]*$"):
+        [data.on_before_batch_transfer(batch, 0) for batch in data.test_dataloader()]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
 def test_any_pyg_dataset():
     from torch_geometric.data import Data

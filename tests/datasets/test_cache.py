@@ -219,6 +219,71 @@ def test_the_name_of_a_cache_follows_files_and_options(tmp_path):
     assert len({first, *(cache_path(tmp_path, "train", [file], n) for n in (1024, 512))}) == 3
 
 
+def test_the_name_of_a_cache_follows_the_buffers_of_gltf(tmp_path):
+    file, buffer = tmp_path / "mug" / "a.gltf", tmp_path / "mug" / "a 1.bin"
+    file.parent.mkdir()
+    file.write_text('{"buffers": [{"uri": "data:,"}, {}, {"uri": "a%201.bin"}]}')
+    buffer.write_bytes(b"1")
+    first = cache_path(tmp_path, "train", [file])
+    buffer.write_bytes(b"12")
+    assert cache_path(tmp_path, "train", [file]) != first
+    for damaged in ("[]", '{"buffers": [{"uri": "../a.bin"}, 1]}', "{"):
+        file.write_text(damaged)
+        assert cache_path(tmp_path, "train", [file]) != first
+
+
+PACKED = {
+    "data": np.arange(15, dtype=np.float32).reshape(5, 3),
+    "label": np.array([3, 1, 2, 2, 5]),
+    "sizes": np.array([2, 3]),
+    "category": np.array([1, 0]),
+}
+
+
+def cached_parts(path, pieces=lambda: [PACKED], **options):
+    return cached(path, pieces, names=tuple(PACKED), large=("data", "label"), **options)
+
+
+def overwrite(path, array, *, start):
+    """Zeros in the bytes of an array from its element `start` on, where it lies in a file."""
+    content, numbers = path.read_bytes(), array.tobytes()
+    kept = start * array.itemsize
+    assert content.count(numbers) == 1
+    path.write_bytes(content.replace(numbers, numbers[:kept] + bytes(len(numbers) - kept)))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_cache_with_zeros_within_is_made_again(tmp_path, name):
+    cached_parts(tmp_path / "a.h5")
+    overwrite(tmp_path / "a.h5", PACKED[name], start=0)
+    with pytest.warns(UserWarning, match=r"a.h5 is damaged: .* The cache is made again"):
+        made = cached_parts(tmp_path / "a.h5")
+    np.testing.assert_array_equal(made[name], PACKED[name])
+    np.testing.assert_array_equal(cached_parts(tmp_path / "a.h5", pytest.fail)[name], PACKED[name])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("name", ["label", "category", "label.crc32"])
+def test_a_cache_with_a_short_array_is_made_again(tmp_path, name, in_memory):
+    cached_parts(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        short = file[name][:-1]
+        del file[name]
+        file[name] = short
+    with pytest.warns(UserWarning, match=r"a.h5 is damaged: .* The cache is made again"):
+        assert len(cached_parts(tmp_path / "a.h5", in_memory=in_memory)["label"]) == 5
+
+
+def test_damage_is_found_as_a_cloud_is_read(tmp_path):
+    data, label = (cached_parts(tmp_path / "a.h5", in_memory=False)[name] for name in ("data", "label"))
+    overwrite(tmp_path / "a.h5", PACKED["data"], start=3 * 4)
+    some = data.split(torch.tensor([2, 3])).select(torch.tensor([1, 0]))
+    np.testing.assert_array_equal(some[torch.tensor([1])], PACKED["data"][:2])
+    assert label.renumbered(torch.arange(6) + 1)[torch.tensor([1])].tolist() == [3, 3, 6]
+    with pytest.raises(ValueError, match=r"^\S*a\.h5 is damaged at byte \d+\. Delete it: it is made anew\.$"):
+        some[torch.tensor([0])]
+
+
 def read(path):
     if "bad" in path.name:
         raise ValueError(f"{path} is bad")

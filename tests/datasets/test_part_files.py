@@ -305,3 +305,11 @@ def test_labels_that_are_words(tmp_path):
         read_part_file(tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", table(False)[None])
     assert read_part_file(tmp_path / "a.npy").label.tolist() == LABELS
+
+
+def test_colours_of_xyzrgb_are_no_normals(tmp_path):
+    (tmp_path / "a.xyzrgb").write_text("0 1 2 1 0 0 3\n4 5 6 0 1 0 4\n")
+    cloud = read_part_file(tmp_path / "a.xyzrgb")
+    assert (cloud.points.tolist(), cloud.label.tolist()) == ([[0, 1, 2], [4, 5, 6]], [3, 4])
+    with pytest.raises(ValueError, match=r"a.xyzrgb has no normals"):
+        read_part_file(tmp_path / "a.xyzrgb", with_normals=True)

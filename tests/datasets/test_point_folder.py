@@ -54,6 +54,17 @@ def test_surveys_far_from_the_origin_keep_their_shape(tmp_path):
     torch.testing.assert_close(far.points, near.points, atol=1e-6, rtol=0)
 
 
+def test_linked_folders_are_read(root, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    write_cloud(far / "5.xyz", 20)
+    (root / "key" / "far").symlink_to(far)
+    (root / "key" / "old" / "loop").symlink_to(root / "key")
+    paths = files(root, "train") | files(root, "test")
+    assert {path for path in paths if "key" in path} == {
+        *(f"key/{number}.xyz" for number in range(4)), "key/old/4.OFF", "key/far/5.xyz"
+    }  # fmt: skip
+
+
 def files(root, split, seed=0):
     by_class = list_split(root, split, up="y", test_fraction=0.2, seed=seed)
     return {path.relative_to(root).as_posix() for paths in by_class.values() for path in paths}

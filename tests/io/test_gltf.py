@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
+from pcea.io.gltf import external_buffers
 from pcea.io.readers import read_file
 
 # The corners of a unit square in the plane z = 0, counter-clockwise seen from +z.
@@ -298,3 +299,11 @@ def test_missing_textures_do_not_matter(builder, read, caplog):
         warnings.simplefilter("error")
         assert len(read("a.gltf").faces) == 1
     assert not caplog.records
+
+
+def test_external_buffers(tmp_path):
+    (tmp_path / "a.gltf").write_text('{"buffers": [{"uri": "data:,"}, {}, {"uri": "in/a%201.bin"}]}')
+    assert external_buffers(tmp_path / "a.gltf") == [tmp_path / "in" / "a 1.bin"]
+    for damaged in ("[]", "{", '{"buffers": [{"uri": "../a.bin"}]}', '{"buffers": [{"uri": 1}]}'):
+        (tmp_path / "a.gltf").write_text(damaged)
+        assert external_buffers(tmp_path / "a.gltf") == []

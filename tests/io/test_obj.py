@@ -119,3 +119,9 @@ def test_faces_of_different_sizes(tmp_path):
     (tmp_path / "a.obj").write_text(f"{SQUARE}v 0 2 0\nf 3 4 5\nf 1/2/3 2/3/4 3/4/5 4/5/6\nf 1 2\nf 1 2 3 5 4\n")
     faces = read_obj(tmp_path / "a.obj").faces.tolist()
     assert faces == [[2, 3, 4], [0, 1, 2], [0, 2, 3], [0, 1, 2], [0, 2, 4], [0, 4, 3]]
+
+
+def test_lines_alone_are_a_cloud_with_a_warning(tmp_path):
+    (tmp_path / "a.obj").write_text(f"{SQUARE}l 1 2 3 4\n")
+    with pytest.warns(UserWarning, match=r"a.obj has lines and no faces: only its vertices are read, as points"):
+        assert read_obj(tmp_path / "a.obj").tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]

@@ -74,3 +74,10 @@ def test_bad_files(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"a.off could not be read as .off \(.*({message})") as caught:
         read_off(tmp_path / "a.off")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("faces", ["3\n0 1 2\n4\n0 1 2 3\n", "3 0 1 2\n4 0 1\n2 3\n"])
+@pytest.mark.parametrize("counts", ["4 2 0", "4 2"])
+def test_faces_of_several_lines(tmp_path, faces, counts):
+    (tmp_path / "a.off").write_text(f"OFF\n{counts}\n{VERTICES}{faces}")
+    assert read_off(tmp_path / "a.off").faces.tolist() == TRIANGLES

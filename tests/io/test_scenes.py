@@ -130,6 +130,42 @@ def test_collada_that_cannot_be_shown_is_refused(tmp_path, collada):
         read_file(write(tmp_path / "a.dae", entity))
 
 
+def with_polygons(collada, kind, body):
+    """The box with these polygons in place of its triangles."""
+    start, end = collada.index("<triangles"), collada.index("</triangles>")
+    given = '<input offset="0" semantic="VERTEX" source="#verts-array-vertices"/>'
+    return f"{collada[:start]}<{kind} count='2'>{given}{body}</{kind}>{collada[end + len('</triangles>') :]}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("polylist", "<vcount>4 3</vcount><p>5 4 6 7 0 1 2</p>"), ("polygons", "<p>5 4 6 7</p><p>0 1 2</p>")],
+)
+def test_concave_polygons_of_collada(tmp_path, collada, kind, body):
+    moved = collada.replace("0.5 0.5 0.5</float_array>", "0.5 -0.25 -0.25</float_array>", 1)
+    mesh = read_file(write(tmp_path / "a.dae", with_polygons(moved, kind, body)))
+    # From the first corner (y, z), (-1/2, 1/2), the third, (1/2, -1/2), is behind the fourth, (-1/4, -1/4).
+    assert trimesh.Trimesh(*mesh, process=False).area_faces.tolist() == pytest.approx([0.125, 0.125, 0.5])
+
+
+def test_collada_that_pycollada_reads_wrongly_is_refused(tmp_path, collada):
+    holes = with_polygons(collada, "polygons", "<ph><p>0 1 3 2</p><h>4 5 6</h></ph>")
+    with pytest.raises(ValueError, match=r"a.dae could not be read as .dae \(it has ph, which pycollada leaves out"):
+        read_file(write(tmp_path / "a.dae", holes))
+    accessor = '<accessor count="8" source="#verts-array-array" stride="3">'
+    for wrong, message in (
+        (collada.replace(accessor, accessor.replace(">", ' offset="3">')), "X Y Z with offset 3 and stride 3"),
+        (collada.replace(accessor, accessor.replace("3", "6")), "X Y Z with offset 0 and stride 6"),
+        (collada.replace('name="X"', 'name="Z"', 1), "Z Y Z with offset 0 and stride 3"),
+    ):
+        assert wrong != collada
+        with pytest.raises(
+            ValueError, match=rf"a.dae could not be read as .dae \(its positions #verts-array are {message}"
+        ):
+            read_file(write(tmp_path / "a.dae", wrong))
+    assert len(read_file(write(tmp_path / "a.dae", collada.replace(' stride="3"', ""))).faces) == 12
+
+
 @pytest.mark.parametrize(
     ("name", "module", "package"),
     [("a.3mf", "lxml", "lxml"), ("a.dae", "collada", "pycollada"), ("a.dae", "lxml.etree", "lxml")],

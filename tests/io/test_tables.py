@@ -183,3 +183,29 @@ def test_other_text(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"a.txt is not a table of numbers: .*{message}") as caught:
         read_text_cloud(tmp_path / "a.txt")
     assert "\n" not in str(caught.value)
+
+
+def test_between_blanks_a_scan_may_begin_at_0_1_2(tmp_path):
+    points = [[0, 1, 2], [0.5, 1, 2], [0.25, 0.75, 3]]
+    (tmp_path / "a.xyz").write_text("0 1 2\n0.5 1 2\n0.25 0.75 3\n")
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.xyz"), points)
+    np.testing.assert_array_equal(read_table(tmp_path / "a.xyz"), points)
+    # Below an index of pandas there is a column more than its first row has.
+    (tmp_path / "a.txt").write_text(text(" 0 1 2\n", join(COUNT, POINTS), delimiter=" "))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.txt"), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "columns", "width"),
+    [
+        ("a.xyzrgb", "", NORMALS, 3),
+        ("a.xyzrgb", "x y z nx ny nz\n", NORMALS, 6),
+        ("a.PTS", "3\n", join(NORMALS, COUNT), 3),
+        ("a.pts", "", NORMALS, 6),
+        ("a.xyz", "", join(NORMALS, COUNT), 6),
+    ],
+)
+def test_colours_of_scanners_are_no_normals(tmp_path, name, header, columns, width):
+    """Whatever they look like: red is 1 0 0."""
+    (tmp_path / name).write_text(text(header, join(POINTS, columns), delimiter=" "))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / name), join(POINTS, columns)[:, :width])
