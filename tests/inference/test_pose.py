@@ -95,6 +95,18 @@ def test_a_file_is_as_it_is_unless_another_pose_says_otherwise() -> None:
     assert posed.score == pytest.approx(math.log(2))
 
 
+def test_files_stand_along_y_or_z_rather_than_along_x() -> None:
+    """Where poses are about as likely by the shape, those with y or z up win, whichever way they face."""
+    lying, z_up = up_rotation("x"), torch.tensor([0.0, 0, 1])
+    standing = next(r for r in axis_rotations() if r[1].equal(z_up) and not r.equal(up_rotation("z")))
+
+    def judge(rotations: Tensor, _: int) -> Tensor:
+        odds = sum(((rotations - pose).abs().amax((1, 2)) < 1e-6) * odds for pose, odds in ((standing, 9), (lying, 10)))
+        return odds[:, None] * torch.tensor([1.0, 0.0])
+
+    assert find_pose(judge, torch.rand(50, 3)).rotation.equal(standing)
+
+
 def test_a_stated_axis_is_exact() -> None:
     network, points = predictor(), SHAPES[0]
     for up in UPS:
