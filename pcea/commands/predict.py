@@ -78,7 +78,8 @@ def predict(
             they come. Others go into this folder: for parts a coloured NAME.ply and a NAME.npz with the label and
             confidence of every point; for pixels a NAME.png of class numbers and a NAME_overlay.jpg to look at; for
             objects a NAME_objects.jpg each, and one objects.json in COCO format; and predictions.csv, a table of all
-            files. What an earlier run of the same network and options wrote is kept, and its files are skipped.
+            files. What an earlier run of the same network and options wrote, from the same working folder, is kept, and
+            its files are skipped.
         overwrite: Start the output anew.
         strict: Stop at the first file that cannot be read.
         workers: Processes that read files, so that a damaged one cannot end the run, nor one that takes longer than
@@ -143,7 +144,9 @@ def predict(
             waiting = [file for file in files if not written.has(file)]
             errors = [error for file in files if (error := written.error(file))]
             if len(waiting) < len(files):
-                print(f"Kept: {len(files) - len(waiting)} of {len(files)} files are in {written.table.path} already.")
+                unexplained = ", and are not explained again" if explain else ""
+                kept = f"{len(files) - len(waiting)} of {len(files)} files are in {written.table.path} already"
+                print(f"Kept: {kept}{unexplained}.")
         width = max((len(str(file)) for file in waiting), default=0)
         with show_progress(len(waiting)) as advance:
             for batch in predict_files(predictor, weights, waiting, options, workers=workers):
@@ -211,21 +214,26 @@ def predict_files(
     contents = read_files(files, predictor.reader(**options), workers=workers, ahead=size + workers)
     try:
         while batch := list(islice(contents, size)):
-            yield _predict_batch(predictor, batch, options)
+            yield _predict_batch(predictor, weights, batch, options)
     except MISFITS as error:
         raise misfit(predictor, weights, error) from error
 
 
-def _predict_batch(predictor: Predictor, batch: Sequence[Outcome], options: Mapping[str, Any]) -> list[Outcome]:
+def _predict_batch(
+    predictor: Predictor, weights: str, batch: Sequence[Outcome], options: Mapping[str, Any]
+) -> list[Outcome]:
     """Replace what was read of each file by the prediction, or the error."""
     readable = [content for _, content in batch if not isinstance(content, Exception)]
     predictions: Iterable[Any]
     try:
         predictions = iter(predictor.predict_contents(readable, **options) if readable else ())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if len(batch) > 1:  # find the one that the network refuses
-            return [outcome for one in batch for outcome in _predict_batch(predictor, [one], options)]
-        predictions = iter([error])
+            return [outcome for one in batch for outcome in _predict_batch(predictor, weights, [one], options)]
+        if os.environ.get("PCEA_TRACEBACK"):
+            raise
+        # Torch's errors may be those of one file, which is too thin or too large.
+        predictions = iter([misfit(predictor, weights, error) if isinstance(error, RuntimeError) else error])
     return [(file, content if isinstance(content, Exception) else next(predictions)) for file, content in batch]
 
 

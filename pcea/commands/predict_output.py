@@ -100,14 +100,39 @@ def open_output(
         table,
         predictor.columns,
         num_rows=predictor.num_rows(**options),
-        settings=describe_settings(predictor, options),
+        settings=describe_settings(predictor, options, files),
         overwrite=overwrite,
     ) as opened:
+        if predictor.endings:
+            _check_kept(predictor, path, opened, files)
         yield PredictionOutput(predictor, path, opened)
 
 
-def describe_settings(predictor: Predictor, options: Mapping[str, Any]) -> str:
-    """What results depend on besides the file: a digest of the network, and all options of `predict`."""
+def _check_kept(predictor: Predictor, folder: Path, table: ResultTable, files: Sequence[Path]) -> None:
+    """Refuse to write over the results of other files, and to keep results that are gone.
+
+    Raises:
+        ValueError: If one of `files` has the name of another file in the table, or results in the table are gone.
+    """
+    kept = {Path(name).stem: name for name in table.files if name not in table.errors}
+    for file in files:
+        other = kept.get(file.stem)
+        if other is None:
+            continue
+        if other != name_in_table(file):
+            raise ValueError(
+                f"{file} would be written over the results of {other} in {folder}. Give another --output folder."
+            )
+        gone = [file.stem + end for end in predictor.endings if not (folder / (file.stem + end)).is_file()]
+        if gone:
+            raise ValueError(f"{folder / gone[0]} is gone, but {table.path} names it: --overwrite makes all anew.")
+
+
+def describe_settings(predictor: Predictor, options: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
+    """What results depend on besides the names of files: a digest of the network, and all options of `predict`.
+
+    Also the folder to which names are relative, if any is.
+    """
     content = json.dumps(predictor.description.as_plain(), sort_keys=True)
     settings = {"weights": _digest(content, predictor.network.state_dict())}
     for name, parameter in inspect.signature(predictor.predict).parameters.items():
@@ -116,6 +141,8 @@ def describe_settings(predictor: Predictor, options: Mapping[str, Any]) -> str:
             value = _digest(*(part if isinstance(part, Tensor) else str(part) for part in value))
         if name != "source" and value is not None:
             settings[name] = value
+    if not all(file.is_absolute() for file in files):
+        settings["folder"] = str(Path.cwd())
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,24 @@ def list_split(root: Path, split: str, *, up: str, test_fraction: float, seed: i
 
 
 def list_files(root: Path) -> dict[str, list[Path]]:
-    """All mesh and cloud files in the folders under `root`, by the name of the folder.
+    """All mesh and cloud files of each class, of all splits if there are any; see `PointFolder` for layouts.
 
     Raises:
         FileNotFoundError: If `root` is missing.
+        ValueError: If there are splits beside classes.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}.")
-    return {folder.name: _files(folder) for folder in _folders(root)}
+    folders = _folders(root)
+    inner = [folder for split in folders for folder in _folders(split)]
+    if inner and {folder.name for folder in folders} <= _STORED:
+        folders = inner
+    else:
+        check_classes(root, [folder.name for folder in folders])
+    files: dict[str, list[Path]] = {}
+    for folder in sorted(folders, key=lambda folder: folder.name):
+        files.setdefault(folder.name, []).extend(_files(folder))
+    return files
 
 
 def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> dict[str, list[Path]]:
@@ -57,7 +68,7 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         for name in sorted({folder.name for part in stored.values() for folder in _folders(root / part)}):
             by_class[name] = {part: _files(root / folder / name) for part, folder in stored.items()}
     else:
-        _check_classes(root, folders)
+        check_classes(root, [folder.name for folder in folders])
         for folder in folders:
             by_class[folder.name] = _divided(folder) or _divide(_files(folder), test_fraction, seed)
     if not by_class:
@@ -86,15 +97,22 @@ def _divided(folder: Path) -> dict[str, list[Path]] | None:
     return parts
 
 
-def _check_classes(root: Path, folders: list[Path]) -> None:
-    """Refuse splits beside other folders, which would all be classes: `train` is one only if it holds no folders."""
-    for folder in folders:
-        inner = {path.name for path in _folders(folder)}
-        if folder.name.lower() in _SPLIT_NAMES and not inner <= _STORED:
-            names = ", ".join(path.name for path in folders)
+def check_classes(root: Path, names: Sequence[str]) -> None:
+    """Refuse splits beside other folders, which would all be classes: `train` is one only if it holds no folders.
+
+    Args:
+        root: The folder.
+        names: Those of the folders in it.
+
+    Raises:
+        ValueError: If one of them looks like a split.
+    """
+    for name in names:
+        inner = {path.name for path in _folders(root / name)}
+        if name.lower() in _SPLIT_NAMES and not inner <= _STORED:
             raise ValueError(
-                f"{folder} holds folders, as a split does, but {root} holds {names}. Expected {root}/train/<class>/* "
-                f"and {root}/test/<class>/* with nothing beside them, or {root}/<class>/*."
+                f"{root / name} holds folders, as a split does, but {root} holds {', '.join(names)}. Expected "
+                f"{root}/train/<class>/* and {root}/test/<class>/* with nothing beside them, or {root}/<class>/*."
             )
 
 

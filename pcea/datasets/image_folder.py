@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pcea.datasets.folders import check_classes
 from pcea.datasets.images import IMAGE_SUFFIXES, ImageFiles
 from pcea.datasets.splits import SPLITS, Split, stored_split
 from pcea.io.walk import walk
@@ -16,8 +17,13 @@ def has_splits(root: str | Path) -> bool:
 
     Raises:
         FileNotFoundError: If there is no such folder, or none in it.
+        ValueError: If there are splits beside other folders.
     """
-    return {*_folders(Path(root))} <= {*SPLITS}
+    names = _folders(Path(root))
+    if {*names} <= {*SPLITS}:
+        return True
+    check_classes(Path(root), names)
+    return False
 
 
 def read_image_folder(root: str | Path, split: Split | None = None) -> ImageFiles | None:

@@ -112,10 +112,20 @@ def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple
         else:
             listed_in = str(root / f"{stored}.txt")
             listed = read_list(Path(listed_in))
+            _check_disjoint(root, [name for name in lists if name != "train"])
     return pair_files(
         find_files(ours, listed, IMAGE_SUFFIXES, listed_in=listed_in),
         find_files(theirs, listed, MASK_SUFFIXES, listed_in=listed_in),
     )
+
+
+def _check_disjoint(root: Path, measured: Sequence[str]) -> None:
+    """Refuse lists that name what train.txt names too: it would be learned and then measured."""
+    learned = {*read_list(root / "train.txt")} if (root / "train.txt").is_file() else set()
+    for name in measured:
+        both = sorted(learned & {*read_list(root / f"{name}.txt")})
+        if both:
+            raise ValueError(f"{both[0]} is in {root / 'train.txt'} and in {name}.txt ({len(both)} are in both).")
 
 
 def has_mask_splits(root: str | Path) -> bool:

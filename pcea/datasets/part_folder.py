@@ -115,8 +115,14 @@ def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str
     try:
         # Every scalar is text for this loader: a part may be called `on`, a category `007`.
         content = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)
+        root = yaml.compose(path.read_bytes(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if isinstance(root, yaml.MappingNode):
+        keys = [str(key.value) for key, _ in root.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:  # of which YAML takes the last
+            raise ValueError(f"{path} names the parts of {twice} more than once.")
     if isinstance(content, list) and len(categories) == 1:
         content = {categories[0]: content}
     if not isinstance(content, dict) or not all(_is_list_of_names(names) for names in content.values()):

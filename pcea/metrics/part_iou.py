@@ -1,4 +1,4 @@
-"""Intersection over union of parts; every other metric comes from torchmetrics."""
+"""Intersection over union of parts."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from pcea.datasets.batches import ImageBatch
+from pcea.metrics.class_accuracy import MeanClassAccuracy
 from pcea.tasks.base import ImageTask, SchedulerCallable
 from pcea.transforms.points import check_share
 
@@ -52,7 +53,7 @@ class ImageClassificationTask(ImageTask):
         num_classes = int(network.num_classes)  # type: ignore[arg-type]
         metrics: dict[str, Metric | MetricCollection] = {
             "overall_accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "mean_class_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+            "mean_class_accuracy": MeanClassAccuracy(num_classes),
         }
         if num_classes > 5:
             metrics["top5_accuracy"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from pcea.datasets.batches import PointBatch
 from pcea.io.description import NetworkDescription
 from pcea.metrics.calibration import Calibration, Trust
+from pcea.metrics.class_accuracy import MeanClassAccuracy
 from pcea.tasks.base import SchedulerCallable, Task, vote_scales
 from pcea.transforms.points import check_share
 
@@ -65,7 +66,7 @@ class PointClassificationTask(Task):
         metrics = MetricCollection(
             {
                 "overall_accuracy": MulticlassAccuracy(num_classes, average="micro"),
-                "mean_class_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+                "mean_class_accuracy": MeanClassAccuracy(num_classes),
             }
         )
         self.val_metrics = metrics.clone(prefix="val/")

@@ -12,6 +12,7 @@ import torch
 from examples import assert_one_line, run, trained_on_parts
 
 from pcea import eat_classifier
+from pcea.inference.points import PointPredictor
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.weights import save_weights
 
@@ -160,6 +161,52 @@ def test_a_folder_goes_on(clouds, part_weights, tmp_path, capsys):
     assert table.read_bytes() == content
     assert (tmp_path / "out" / f"{files[2].stem}.ply").exists()
     assert (tmp_path / "out" / f"{files[0].stem}.ply").stat().st_mtime_ns == untouched
+
+
+def test_results_of_files_of_one_name_do_not_replace_each_other(clouds, part_weights, tmp_path, capsys):
+    options = "--weights", part_weights, "--category", "bar", "--output", tmp_path / "out"
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.npy").write_bytes((clouds / "0" / "000.npy").read_bytes())
+    assert run(capsys, "predict", tmp_path / "a" / "x.npy", *options)[0] == 0
+    before = (tmp_path / "out" / "x.npz").read_bytes()
+    assert_one_line(
+        run(capsys, "predict", tmp_path / "b" / "x.npy", *options), "b/x.npy would be written over", "a/x.npy in"
+    )
+    assert (tmp_path / "out" / "x.npz").read_bytes() == before
+    (tmp_path / "out" / "x.ply").unlink()
+    assert_one_line(run(capsys, "predict", tmp_path / "a" / "x.npy", *options), "x.ply is gone", "--overwrite")
+
+
+def test_a_table_of_another_working_folder_is_not_continued(clouds, weights, tmp_path, capsys, monkeypatch):
+    for folder, number in (("a", "000"), ("b", "003")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.npy").write_bytes((clouds / "0" / f"{number}.npy").read_bytes())
+    options = "predict", "x.npy", "--weights", weights, "--output", tmp_path / "out.csv"
+    monkeypatch.chdir(tmp_path / "a")
+    assert run(capsys, *options)[0] == 0
+    monkeypatch.chdir(tmp_path / "b")
+    assert_one_line(run(capsys, *options), "of other settings", f"folder={tmp_path / 'a'}", f"folder={tmp_path / 'b'}")
+
+
+def test_a_file_that_torch_refuses_does_not_stop_the_others(clouds, weights, tmp_path, capsys, monkeypatch):
+    """As a picture of one row does in a detector."""
+    files = [clouds / "0" / f"{number:03}.npy" for number in (0, 3, 6)]
+    seen = []
+
+    def refusing(predictor, contents, **options):
+        seen.append(len(contents))
+        if len(seen) == 1:
+            raise RuntimeError("Input and output sizes should be greater than 0")
+        return predict(predictor, contents, **options)
+
+    predict = PointPredictor.predict_contents
+    monkeypatch.setattr(PointPredictor, "predict_contents", refusing)
+    code, output, errors = run(capsys, "predict", *files, "--weights", weights)
+    assert code == 1
+    assert [line.split()[0] for line in output.splitlines()] == [str(file) for file in files[1:]]
+    assert str(files[0]) in errors
+    assert "RuntimeError: Input and output sizes" in errors
 
 
 def test_parquet(clouds, weights, tmp_path, capsys):

@@ -50,6 +50,13 @@ def test_a_class_may_be_called_train(tmp_path):
     assert not has_splits(write(tmp_path, "train/1.png", "bus/1.png"))
 
 
+@pytest.mark.parametrize("names", [("train", "test", "unlabeled"), ("Training", "Testing")])
+def test_splits_beside_other_folders_or_of_other_names_are_refused(tmp_path, names):
+    write(tmp_path, *(f"{name}/cat/1.png" for name in names))
+    with pytest.raises(ValueError, match=r"holds folders, as a split does, but .* Expected .*train/<class>/\* and"):
+        has_splits(tmp_path)
+
+
 def test_a_class_without_pictures(tmp_path):
     write(tmp_path, "cat/1.png", "dog/notes.bmp")
     (tmp_path / "dog" / "notes.bmp").rename(tmp_path / "dog" / "notes.pdf")

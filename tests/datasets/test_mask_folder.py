@@ -52,6 +52,9 @@ def test_splits_are_lists(tmp_path):
     assert names(read_mask_folder(tmp_path, "train", num_classes=2)) == ["b", "a"]
     assert names(read_mask_folder(tmp_path, "test", num_classes=2)) == ["c"]
     assert read_mask_folder(tmp_path, "val", num_classes=2) is None
+    (tmp_path / "test.txt").write_text("c\na\n")
+    with pytest.raises(ValueError, match=r"^a is in .*train\.txt and in test\.txt \(1 are in both\)"):
+        read_mask_folder(tmp_path, "train", num_classes=2)
     (tmp_path / "test.txt").write_text("c\nd\n")
     with pytest.raises(FileNotFoundError, match=r"test\.txt names d, but there is no such file in .*images"):
         read_mask_folder(tmp_path, "test", num_classes=2)

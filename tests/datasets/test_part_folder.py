@@ -163,6 +163,7 @@ def test_a_file_of_an_unknown_kind(root):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("mug: [a, b]\nchair: [a, b, c]\nmug: [b, a]\n", "names the parts of mug more than once"),
         ("mug: [body, handle]", r"does not name the parts of chair: add `chair: \[...\]`"),
         (YAML + "key: [bit]", r"names key, but the only folders are chair, mug"),
         ("mug: [body, body]\nchair: [seat]", r"the parts of mug must have different names, got body, body"),

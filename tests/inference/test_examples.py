@@ -55,6 +55,19 @@ def test_the_feature_is_what_the_last_layer_gets(network: PointPredictor) -> Non
         feature_of(torch.nn.Identity(), points)
 
 
+def test_examples_in_splits_are_of_their_classes(network: PointPredictor, folder: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted(folder.glob("*/*.npy"))):
+        target = tmp_path / ("test" if number % 3 == 2 else "train") / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    examples, whole = read_examples(network, tmp_path), read_examples(network, folder)
+    assert examples.class_names == whole.class_names
+    assert torch.equal(examples.label, whole.label)
+    (tmp_path / "more").mkdir()
+    with pytest.raises(ValueError, match="holds folders, as a split does"):
+        read_examples(network, tmp_path)
+
+
 def test_too_few_folders(network: PointPredictor, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No folder"):
         read_examples(network, tmp_path / "missing")
