@@ -97,9 +97,11 @@ def prepare(threads: int, *, tuned: bool) -> None:
     import torch
 
     from pcea.commands.cpu import tune_allocator
+    from pcea.nn.compiled import load_numba
 
     if tuned:
         tune_allocator()
+    load_numba()  # so that every step is computed alike
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     sys.path.insert(0, str(ROOT / "tests"))

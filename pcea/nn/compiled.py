@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcea.nn.shortcuts import can_shortcut
+from pcea.nn.shortcuts import can_shortcut, needs_gradient
 
 # Importing numba and loading the loops takes half a second, as long as about this many steps of plain torch. A command
 # that names one file stays below.
@@ -38,8 +38,8 @@ def kernels(module: str, *tensors: Tensor, work: int) -> Any:
     Args:
         module: Its name.
         *tensors: What the work is done on.
-        work: About how many steps the innermost loop takes. Numba is imported once much work has been asked for; from
-            then on the compiled loop is used for any.
+        work: About how many steps the innermost loop takes. Numba is imported once much work has been asked for, or if
+            autograd follows, as in training; from then on the compiled loop is used for any.
 
     Returns:
         The module, or None if a tensor is not on a CPU, numba is not installed, a graph is captured or a function
@@ -47,7 +47,7 @@ def kernels(module: str, *tensors: Tensor, work: int) -> Any:
     """
     if not all(tensor.device.type == "cpu" for tensor in tensors) or not can_shortcut():
         return None
-    if "numba" not in sys.modules:
+    if "numba" not in sys.modules and not needs_gradient(*tensors):
         global _steps_of_torch
         _steps_of_torch += work
         if _steps_of_torch < _WORTH_IMPORTING:

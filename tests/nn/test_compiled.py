@@ -67,6 +67,20 @@ for _ in range(4):
     assert output_of(code) == ["False", "False", "False", "False", "True"]
 
 
+def test_numba_is_imported_for_training_at_once() -> None:
+    code = """
+import sys, torch
+from pcea.ops import max_neighbors
+values, index = torch.rand(1, 8, 3, requires_grad=True), torch.zeros(1, 2, 2, dtype=torch.int64)
+with torch.no_grad():
+    max_neighbors(values, index)
+print("numba" in sys.modules)
+max_neighbors(values, index)
+print("numba" in sys.modules)
+"""
+    assert output_of(code) == ["False", "True"]
+
+
 def test_loops_work_where_nothing_can_be_cached() -> None:
     code = """
 import numba.core.caching as caching
