@@ -12,7 +12,7 @@ import torch
 from pcea.datasets.cache import ARRAYS, Clouds, cache_path, cached, read_files, read_h5_clouds, to_tensors
 from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.points import PointDataset
-from pcea.io.points import Points, as_points, load_points
+from pcea.io.points import Points, as_points, load_points, normalize_points
 from pcea.io.tables import read_table
 from pcea.io.text import read_names
 
@@ -167,6 +167,8 @@ def _read_h5_layout(
         read_h5_clouds(file, num_classes=len(names), num_points=num_points, with_normals=with_normals) for file in files
     ]
     points, label = torch.cat([part.points for part in parts]), torch.cat([part.label for part in parts])
+    if len(points) and float(points.norm(dim=-1).max()) > 1.01:  # others than the official files, which are normalized
+        points = normalize_points(points)
     normals = torch.cat([part.normals for part in parts if part.normals is not None]) if with_normals else None
     if classes is None:
         return Clouds(points, label, normals), names

@@ -14,14 +14,15 @@ DATA = Path(os.environ.get("PCEA_DATA", Path(__file__).parents[2] / "data"))
 CLASSES = ["airplane", "bed", "night_stand"]
 
 
-def write_h5_layout(root, normals=False):
-    """Two files of train, one of test, 11 points; the list has the paths of another machine."""
+def write_h5_layout(root, normals=False, size=0.5):
+    """Two files of train, one of test, 11 points up to `size` away; the list has the paths of another machine."""
     folder = root / "modelnet40_ply_hdf5_2048"
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for name, label in {"train0": [0, 1, 2, 1], "train1": [2, 0], "test0": [1, 2, 0]}.items():
         with h5py.File(folder / f"ply_data_{name}.h5", "w") as file:
-            file["data"] = generator.normal(size=(len(label), 11, 3)).astype(np.float32)
+            points = generator.uniform(-1, 1, size=(len(label), 11, 3))
+            file["data"] = (size / 3**0.5 * points).astype(np.float32)
             file["label"] = np.array(label, dtype=np.uint8)[:, None]
             if normals:
                 file["normal"] = -file["data"][()]
@@ -72,6 +73,13 @@ def test_h5_takes_the_first_points_of_every_file(tmp_path):
         np.testing.assert_array_equal(clouds.points[4:], file["data"][:, :5])
     assert len(ModelNet40(folder, "test", num_points=5)) == 3  # the layout's folder serves as root, too
     assert clouds.batch([5, 0]).points.shape == (2, 5, 3)
+
+
+def test_h5_files_that_are_not_normalized_are_normalized(tmp_path):
+    folder = write_h5_layout(tmp_path, size=30)
+    with h5py.File(folder / "ply_data_test0.h5") as file:
+        raw = torch.from_numpy(file["data"][:, :5])
+    assert torch.equal(ModelNet40(tmp_path, "test", num_points=5).points, normalize_points(raw))
 
 
 def test_text_with_normals(tmp_path):
