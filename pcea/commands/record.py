@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pcea.io.atomic import atomic_file
 
 
 class Record(NamedTuple):
@@ -52,9 +56,19 @@ class Record(NamedTuple):
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as JSON."""
+    """Write a record as JSON. That of another command is kept beside it, with a number before its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")
+    if path.is_file() and _command_of(path) != record.command:
+        kept = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
+        path.rename(next(other for other in kept if not other.exists()))
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(record._asdict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _command_of(path: Path) -> str | None:
+    with suppress(ValueError, KeyError, TypeError):  # no record
+        return str(json.loads(path.read_text(encoding="utf-8"))["command"])
+    return None
 
 
 def read_records(folder: Path) -> list[Record]:

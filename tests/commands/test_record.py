@@ -24,6 +24,16 @@ def test_a_record_is_written_whole_and_read_back(tmp_path, record):
     assert read_records(tmp_path / "deep") == [record._replace(seed=1), record]
 
 
+def test_the_record_of_another_command_is_kept(tmp_path, record):
+    path, others = tmp_path / "last.test.json", [record._replace(command=f"pcea test --seed {n}") for n in (1, 2)]
+    for each in (record, record._replace(epoch=3), *others):
+        write_record(path, each)
+    assert read_records(tmp_path) == [record._replace(epoch=3), *others]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "last.test.1.json", "last.test.2.json", "last.test.json"
+    ]  # fmt: skip
+
+
 def test_metrics_in_percent():
     assert to_percent({"test/overall_accuracy": 0.91234, "miou": 1}) == {"overall_accuracy": 91.23, "miou": 100.0}
 
