@@ -230,10 +230,11 @@ def _predict_batch(
     except (ValueError, OSError, RuntimeError) as error:
         if len(batch) > 1:  # find the one that the network refuses
             return [outcome for one in batch for outcome in _predict_batch(predictor, weights, [one], options)]
-        if os.environ.get("PCEA_TRACEBACK"):
-            raise
-        # Torch's errors may be those of one file, which is too thin or too large.
-        predictions = iter([misfit(predictor, weights, error) if isinstance(error, RuntimeError) else error])
+        if isinstance(error, RuntimeError):  # perhaps of this file alone, which is too thin or too large
+            if os.environ.get("PCEA_TRACEBACK"):
+                raise
+            error = misfit(predictor, weights, error)
+        predictions = iter([error])
     return [(file, content if isinstance(content, Exception) else next(predictions)) for file, content in batch]
 
 
