@@ -3,10 +3,10 @@
     python scripts/benchmark_robustness.py modelnet40_pointea_files                 # finds poses itself
     python scripts/benchmark_robustness.py modelnet40_eat_cpu --up y                # is told that y is up
 
-Prints tables and writes them as configs/results/robustness/WEIGHTS.UP.json: the whole test split as it is; a random
-part of it in each corruption and level of `pcea.transforms.Corruption`; and the shapes of Labeled PSB, as meshes would
-be predicted, some of whose classes ModelNet40 has and some not. Every cloud goes through `PointPredictor.pose`, as in
-`pcea predict`.
+Prints tables and writes them as configs/results/robustness/WEIGHTS.UP.json: the whole test split as it is, in random
+poses along the axes, and turned at random; a random part of it in each corruption and level of
+`pcea.transforms.Corruption`; and the shapes of Labeled PSB, as meshes would be predicted, some of whose classes
+ModelNet40 has and some not. Every cloud goes through `PointPredictor.pose`, as in `pcea predict`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pcea.io.points import Points
 from pcea.transforms import Corruption
 from pcea.transforms.corruptions import CORRUPTIONS
 
+IN_POSES = ("axis_pose", "any_pose")
 RESULTS = Path(__file__).parents[1] / "configs" / "results" / "robustness"
 # The classes of ModelNet40 that the categories of Labeled PSB are; it has no class for the other categories.
 SHARED = {
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = pose_all(predictor, clouds, args.up)
         known = [result.score for result in results]
         record["whole"] = summarize(results, label, predictor)
-        print("whole split:", record["whole"])
+        print("whole split:", record["whole"], flush=True)
+        for name in IN_POSES:
+            posed = Corruption(name, 5)(PointBatch(clouds, label)).points
+            record[f"whole, {name}"] = summarize(pose_all(predictor, posed, args.up), label, predictor)
+            print(f"whole split, {name}:", record[f"whole, {name}"], flush=True)
     few = torch.randperm(len(clouds), generator=torch.Generator().manual_seed(0))[: args.clouds or None]
     record["corruptions"] = {}
     for name in [name for name in CORRUPTIONS if name in chosen]:

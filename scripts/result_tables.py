@@ -161,6 +161,8 @@ def robustness_table() -> str:
         "|---" * (1 + len(found)) + "|",
         row("test split as it is: accuracy", lambda r: r["whole"]["accuracy"]),
         row("its calibration error", lambda r: r["whole"]["calibration_error"]),
+        row("test split in random poses along the axes: accuracy", lambda r: r["whole, axis_pose"]["accuracy"]),
+        row("test split turned at random: accuracy", lambda r: r["whole, any_pose"]["accuracy"]),
         *(row(f"{name}, levels 1 to 5", levels(name)) for name in found[0]["corruptions"]),
         row("mean of these", lambda r: r["mean_accuracy"]),
         row("Labeled PSB, classes in common", lambda r: r["psb"]["all"]),

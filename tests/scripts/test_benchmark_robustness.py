@@ -49,6 +49,8 @@ def test_numbers_by_hand(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureF
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["whole"]["accuracy"] == 100
     assert [len(levels) for levels in record["corruptions"].values()] == [5] * 11
+    for name in ("axis_pose", "any_pose"):
+        assert record[f"whole, {name}"]["accuracy"] < record["whole"]["accuracy"]
     # Turned on its side, a third of the tall stay tall, and few of the flat stay flat the same way.
     poses = [level["accuracy"] for level in record["corruptions"]["axis_pose"]]
     assert poses[0] > poses[-1]
