@@ -8,6 +8,8 @@ computes the same numbers with less work, as long as its layers are plain (see `
 - The batch norm after it is affine per channel. Its statistics over all pairs follow from P and Q, so that P and Q are
   normalized and the pairs are built once, already normalized: relu(P'_j + Q'_i).
 - The second batch norm is monotone per channel, so the maximum over K comes first and only M rows are normalized.
+
+On a CPU the pairs are built, reduced and differentiated by compiled loops (`neighbor_kernels`), elsewhere by torch.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.nn.batch_norm import update_running_statistics
+from pcea.nn.compiled import kernels, run
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens, zero_padding
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
 from pcea.ops.grouping import flat_index
 
+_KERNELS = "pcea.models.neighbor_kernels"
 # Values in a chunk of pairs, 2 MiB in fp32.
 _CACHED = 1 << 19
 
@@ -65,9 +69,9 @@ class NeighborEmbedding(nn.Module):
         if not can_shortcut() or not self._is_plain():
             return self._embed_by_modules(features.flatten(0, 1), center_features, rows, center_mask)
         if center_mask is None:
-            out = self._embed(features.flatten(0, 1), center_features.flatten(0, 1), rows.flatten(0, 1))
+            out = self._embed(features, center_features.flatten(0, 1), rows.flatten(0, 1))
             return out.unflatten(0, index.shape[:2])
-        real = self._embed(features.flatten(0, 1), center_features[center_mask], rows[center_mask])
+        real = self._embed(features, center_features[center_mask], rows[center_mask])
         out = real.new_zeros(*index.shape[:2], real.shape[-1])
         out[center_mask] = real
         return out
@@ -110,22 +114,23 @@ class NeighborEmbedding(nn.Module):
         return to_neighbor, to_both - to_neighbor
 
     def _embed(self, features: Tensor, center_features: Tensor, index: Tensor) -> Tensor:
-        """Features (R, C) of all points, (T, C) of the centres, neighbours (T, K) -> (T, D)."""
+        """Features (B, N, C) of all points, (T, C) of the centres, their neighbours' rows (T, K) in B N -> (T, D)."""
         to_neighbor, weight_center = self._factors()
+        num_clouds, features = len(features), features.flatten(0, 1)
         if has_running_statistics(self.norm1) and has_running_statistics(self.norm2):
-            return self._embed_in_evaluation(features, center_features, index, to_neighbor, weight_center)
+            return self._embed_in_evaluation(features, center_features, index, num_clouds, to_neighbor, weight_center)
 
         neighbor = linear(features, to_neighbor)
         center = linear(center_features, weight_center)
-        uses = _Uses.of(index, len(features))
+        uses = _Uses.of(index, len(features), num_clouds)
         if has_running_statistics(self.norm1):
             scale, shift = batch_norm_affine(self.norm1)
         else:
             mean, variance = _pair_statistics(_exact(neighbor), _exact(center), index, uses)
             scale, shift = _normalization(self.norm1, mean, variance, index.numel())
-        neighbor = (_exact(neighbor) * scale).to(neighbor.dtype)
-        center = (_exact(center) * scale + shift).to(center.dtype)
-        pairs = self.linear2(_PairReLU.apply(neighbor, center, index, uses))
+        dtype = neighbor.dtype
+        neighbor, center = _exact(neighbor) * scale, _exact(center) * scale + shift
+        pairs = self.linear2(_PairReLU.apply(neighbor, center, index, uses, dtype))
         extreme, mean, variance = _NeighborExtreme.apply(pairs, self.norm2.weight < 0)
         if has_running_statistics(self.norm2):
             scale, shift = batch_norm_affine(self.norm2)
@@ -134,14 +139,21 @@ class NeighborEmbedding(nn.Module):
         return F.relu(_exact(extreme) * scale + shift).to(extreme.dtype)
 
     def _embed_in_evaluation(
-        self, features: Tensor, center_features: Tensor, index: Tensor, to_neighbor: Tensor, weight_center: Tensor
+        self,
+        features: Tensor,
+        center_features: Tensor,
+        index: Tensor,
+        num_clouds: int,
+        to_neighbor: Tensor,
+        weight_center: Tensor,
     ) -> Tensor:
         scale, shift = batch_norm_affine(self.norm1)
         neighbor = linear(features, to_neighbor * scale[:, None])
         center = linear(center_features, weight_center * scale[:, None], shift)
         weight, bias = fold_batch_norm(self.linear2, self.norm2)
         if torch.is_grad_enabled():
-            pairs = _PairReLU.apply(neighbor, center, index, _Uses.of(index, len(features)))
+            uses = _Uses.of(index, len(features), num_clouds)
+            pairs = _PairReLU.apply(neighbor, center, index, uses, neighbor.dtype)
             return F.relu(linear(pairs, weight).amax(1) + bias)
         # Without gradients no pairs are kept: on a CPU one chunk of them at a time stays in the cache.
         rows = _CACHED // (index.shape[1] * len(weight)) if index.device.type == "cpu" else len(index)
@@ -177,17 +189,21 @@ class _Uses(NamedTuple):
         pairs: Numbers of the pairs, (T K,), those that use row 0 first.
         offsets: Where each row's pairs start, (R,).
         counts: How many pairs use each row, (R,).
+        rows: Those that are neighbours of each centre, (T, K).
+        num_clouds: Clouds B that the rows are of, as many of each, and the centres, in this order.
     """
 
     pairs: Tensor
     offsets: Tensor
     counts: Tensor
+    rows: Tensor
+    num_clouds: int
 
     @staticmethod
-    def of(index: Tensor, num_rows: int) -> _Uses:
-        """Sort `index` (T, K) into R rows."""
+    def of(index: Tensor, num_rows: int, num_clouds: int) -> _Uses:
+        """Sort `index` (T, K) into R rows of B clouds."""
         counts = torch.bincount(index.flatten(), minlength=num_rows)
-        return _Uses(index.flatten().argsort(), counts.cumsum(0) - counts, counts)
+        return _Uses(index.flatten().argsort(), counts.cumsum(0) - counts, counts, index, num_clouds)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum the pairs' values, (T K, C), or (T, C) where all K pairs of a centre share one, into (R, C)."""
@@ -224,56 +240,105 @@ class _NeighborSum(torch.autograd.Function):
         return ctx.uses.sum(grad.contiguous()), None, None
 
 
+def _kernels(pairs: Tensor, *others: Tensor) -> Any:
+    """The compiled loops for pairs (T, K, C), or None where plain torch must do the work."""
+    if pairs.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return kernels(_KERNELS, pairs, *others, work=pairs.numel())
+
+
+def _bits(pairs: Tensor) -> Tensor:
+    """Pairs as the compiled loops take them."""
+    return pairs.view(torch.int16) if pairs.dtype == torch.bfloat16 else pairs
+
+
 def _pair_relu(neighbor: Tensor, center: Tensor, index: Tensor) -> Tensor:
     pairs = neighbor.index_select(0, index.flatten()).view(*index.shape, neighbor.shape[-1])
     return pairs.add_(center.unsqueeze(1)).relu_()
 
 
 class _PairReLU(torch.autograd.Function):
-    """relu(P_j + Q_i) for every pair: (R, C), (T, C), (T, K) -> (T, K, C)."""
+    """relu(P_j + Q_i) for every pair: (R, C), (T, C), (T, K) -> (T, K, C) of the given dtype."""
 
     @staticmethod
-    def forward(ctx: Any, neighbor: Tensor, center: Tensor, index: Tensor, uses: _Uses) -> Tensor:
-        pairs = _pair_relu(neighbor, center, index)
+    def forward(ctx: Any, neighbor: Tensor, center: Tensor, index: Tensor, uses: _Uses, dtype: torch.dtype) -> Tensor:
+        pairs = neighbor.new_empty(*index.shape, neighbor.shape[-1], dtype=dtype)
+        if loops := _kernels(pairs, neighbor, center, index):
+            is_half = dtype == torch.bfloat16
+            run(loops.pair_relu, len(index), neighbor.float(), center.float(), index, is_half, _bits(pairs))
+        else:
+            pairs = _pair_relu(neighbor.to(dtype), center.to(dtype), index)
         ctx.save_for_backward(pairs)
-        ctx.uses = uses
+        ctx.uses, ctx.dtype = uses, neighbor.dtype
         return pairs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (pairs,) = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, pairs, 0)
-        return ctx.uses.sum(grad.flatten(0, 1)), grad.sum(1), None, None
+        uses = ctx.uses
+        loops = None if torch.is_grad_enabled() else _kernels(pairs, grad)
+        if loops:
+            to_neighbor = grad.new_empty(len(uses.counts), grad.shape[-1], dtype=torch.float32)
+            to_center = grad.new_empty(len(grad), grad.shape[-1], dtype=torch.float32)
+            clouds = torch.arange(uses.num_clouds + 1) * (len(to_neighbor) // uses.num_clouds)
+            first = torch.searchsorted(uses.rows[:, 0].contiguous(), clouds)
+            is_half = pairs.dtype == torch.bfloat16
+            arrays = _bits(grad.contiguous()), _bits(pairs), uses.rows, first, is_half, to_neighbor, to_center
+            run(loops.pair_relu_grad, uses.num_clouds, *arrays)
+        else:
+            grad = torch.ops.aten.threshold_backward(grad, pairs, 0)
+            to_neighbor, to_center = uses.sum(grad.flatten(0, 1)), grad.sum(1)
+        return to_neighbor.to(ctx.dtype), to_center.to(ctx.dtype), None, None, None
 
 
 class _NeighborExtreme(torch.autograd.Function):
     """Maximum (minimum where `take_minimum`) over K of (T, K, C), with mean and variance over all T x K rows.
 
     One function, because its gradient is one pass over the pairs: sparse for the extreme, affine for the statistics.
+    The gradient of an extreme goes to the first of equal neighbours (duplicated points) in the compiled loop; in torch
+    they share it, as in torch.amax.
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, take_minimum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        extreme = values.amax(1)
-        if take_minimum.any():
-            extreme = torch.where(take_minimum, values.amin(1), extreme)
-        mean, variance = _moments(values.flatten(0, 1))
-        ctx.save_for_backward(values, extreme, mean)
+        winner = None
+        if loops := _kernels(values):
+            extreme = values.new_empty(len(values), values.shape[-1], dtype=torch.float32)
+            winner = torch.empty_like(extreme, dtype=torch.int32)
+            pivot = values[:: len(values) // 64 + 1].float().mean((0, 1))
+            arrays = _bits(values.contiguous()), pivot, 1.0 - 2.0 * take_minimum
+            is_half = values.dtype == torch.bfloat16
+            sums = run(loops.extreme, len(values), *arrays, is_half, extreme, winner)
+            extreme = extreme.to(values.dtype)
+            offset, square = (torch.from_numpy(sum(part)) / values[..., 0].numel() for part in zip(*sums))
+            mean, variance = (offset + pivot).float(), (square - offset.square()).clamp_min(0).float()
+        else:
+            extreme = values.amax(1)
+            if take_minimum.any():
+                extreme = torch.where(take_minimum, values.amin(1), extreme)
+            mean, variance = _moments(values.flatten(0, 1))
+        ctx.save_for_backward(values, extreme, mean, winner)
         return extreme, mean, variance
 
     @staticmethod
     def backward(ctx: Any, grad_extreme: Tensor, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None]:
-        values, extreme, mean = ctx.saved_tensors
+        values, extreme, mean, winner = ctx.saved_tensors
         count = values.shape[0] * values.shape[1]
         slope = 2 / count * grad_variance
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted
             is_extreme = (values == extreme.unsqueeze(1)).to(values.dtype)
             affine = grad_mean / count + slope * (values - mean)
             return affine.to(values.dtype) + is_extreme * (grad_extreme / is_extreme.sum(1)).unsqueeze(1), None
-        grad = torch.addcmul((grad_mean / count - slope * mean).to(values.dtype), values, slope.to(values.dtype))
+        shift = grad_mean / count - slope * mean
+        if winner is not None and (loops := _kernels(values)):
+            grad = torch.empty_like(values, memory_format=torch.contiguous_format)
+            arrays = slope.float(), shift.float(), grad_extreme.float(), winner
+            is_half = values.dtype == torch.bfloat16
+            run(loops.extreme_grad, len(values), _bits(values.contiguous()), *arrays, is_half, _bits(grad))
+            return grad, None
+        grad = torch.addcmul(shift.to(values.dtype), values, slope.to(values.dtype))
         # Comparing into numbers instead of bool keeps the next two passes vectorized.
         is_extreme = torch.eq(values, extreme.unsqueeze(1), out=torch.empty_like(values))
-        # Equal neighbours (duplicated points) share the gradient, as in torch.amax.
         share = grad_extreme / is_extreme.sum(1)
         return grad.addcmul_(is_extreme, share.unsqueeze(1)), None
 

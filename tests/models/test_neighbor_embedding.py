@@ -8,7 +8,7 @@ from reference import neighbor_embedding
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
-from pcea.models.neighbor_embedding import NeighborEmbedding
+from pcea.models.neighbor_embedding import NeighborEmbedding, _PairReLU, _Uses
 
 B, N, M, K, C, D = 2, 29, 11, 7, 5, 13
 
@@ -54,19 +54,60 @@ def assert_equals_unfactored(module: nn.Module, *inputs: Tensor) -> None:
         torch.testing.assert_close(buffer, expected_buffers[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.fixture(params=["compiled loop", "plain torch"])
+def _both_ways(request: pytest.FixtureRequest) -> None:
+    if request.param == "plain torch":
+        request.getfixturevalue("_without_numba")
+
+
+both_ways = pytest.mark.usefixtures("_both_ways")
+
+
+@both_ways
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_the_unfactored_formula(training: bool) -> None:
     assert_equals_unfactored(embedding().train(training), *cloud())
 
 
+@both_ways
 @pytest.mark.parametrize("training", [True, False])
 def test_ties_between_duplicated_neighbors(training: bool) -> None:
     features, centers, index = cloud()
     index[..., 1:4] = index[..., :1]
-    features[:, 20:] = features[:, 10:19]  # equal values from different points
     assert_equals_unfactored(embedding().train(training), features, centers, index)
 
 
+@both_ways
+@pytest.mark.parametrize("training", [True, False])
+def test_ties_between_points_with_equal_values(training: bool) -> None:
+    """One of them, or each its share, has the gradient: together they have what one point would have."""
+    features, centers, index = cloud()
+    module = embedding().train(training)
+    features[:, 20:] = features[:, 10:19]
+
+    def embed(features: Tensor, centers: Tensor) -> Tensor:
+        return module(torch.cat([features, features[:, 10:19]], dim=1), centers, index)
+
+    oracle = deepcopy(module)
+    ours = results(embed, module, features[:, :20], centers)
+    theirs = results(lambda *args: neighbor_embedding(oracle, *args), oracle, features, centers, index)
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=1e-5)
+    together = theirs[1][0][:, :20].clone()
+    together[:, 10:19] += theirs[1][0][:, 20:]
+    for mine, other in zip(ours[1], [together, *theirs[1][1:]]):
+        torch.testing.assert_close(mine, other, atol=2e-5 * float(other.abs().max()) + 1e-6, rtol=1e-4)
+
+
+@both_ways
+def test_nan_stays_visible() -> None:
+    features, centers, index = cloud()
+    features[0, 3] = torch.nan
+    index[0, 0, 2] = 3
+    assert embedding()(features, centers, index).isnan().all()  # through the statistics
+    assert embedding().eval()(features, centers, index)[0, 0].isnan().all()
+
+
+@both_ways
 def test_statistics_far_from_zero() -> None:
     features, centers, index = cloud()
     module, oracle = embedding(), None
@@ -86,6 +127,7 @@ def test_one_neighbor_and_one_centre() -> None:
         module.train()(features, features, index)
 
 
+@both_ways
 @pytest.mark.parametrize("training", [True, False])
 def test_center_mask_equals_removal(training: bool) -> None:
     module = embedding().train(training)
@@ -112,6 +154,7 @@ def test_order_of_neighbors_does_not_matter() -> None:
     torch.testing.assert_close(module(features, centers, index[..., torch.randperm(K)]), out)
 
 
+@both_ways
 @pytest.mark.parametrize("training", [True, False])
 def test_bf16_autocast_is_close(training: bool) -> None:
     module = embedding().train(training)
@@ -131,6 +174,7 @@ def test_bf16_autocast_is_close(training: bool) -> None:
         torch.testing.assert_close(buffer, expected_buffers[name], atol=0.02, rtol=0.02)
 
 
+@both_ways
 @pytest.mark.parametrize("frozen", ["norm1", "norm2"])
 def test_each_norm_has_a_mode_of_its_own(frozen: str) -> None:
     module = embedding()
@@ -153,6 +197,31 @@ def test_second_derivatives(training: bool) -> None:
     features, centers, index = cloud()
     inputs = features.double().requires_grad_(), centers.double().requires_grad_()
     assert torch.autograd.gradgradcheck(lambda f, c: module(f, c, index), inputs, fast_mode=True)
+
+
+def test_second_derivatives_after_compiled_loops() -> None:
+    module, (features, centers, index) = embedding(), cloud()
+
+    def curvature(dtype: torch.dtype) -> Tensor:
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (features, centers)]
+        grads = torch.autograd.grad(
+            deepcopy(module).to(dtype)(*inputs, index).square().sum(), inputs, create_graph=True
+        )
+        return torch.cat(torch.autograd.grad(sum(grad.square().sum() for grad in grads), inputs), dim=1)
+
+    expected = curvature(torch.float64)
+    torch.testing.assert_close(
+        curvature(torch.float32).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+    )
+
+
+def test_compiled_loops_round_to_bf16_as_torch_does() -> None:
+    neighbor, center = torch.randn(N, D), torch.zeros(M, D)
+    neighbor[:4] = 1 + torch.arange(4)[:, None] * 2.0**-8  # half way between two numbers of bf16
+    neighbor[4, :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 3.4e38])
+    index = torch.arange(M * K).remainder(N).view(M, K)
+    pairs = _PairReLU.apply(neighbor, center, index, _Uses.of(index, N, 1), torch.bfloat16)
+    torch.testing.assert_close(pairs, neighbor[index].bfloat16().relu(), rtol=0, atol=0, equal_nan=True)
 
 
 SYNCHRONIZED = """
