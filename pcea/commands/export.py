@@ -73,7 +73,7 @@ def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list
         subject = predictor.subject(file, **options)
         for layer, (name, attention) in enumerate(subject.layers.items()):
             if not attention.slots_are_tokens:
-                weights.setdefault(name, []).append(subject.tokens(layer).weights)
+                weights.setdefault(name, []).append(subject.tokens(layer, None).weights)
     return {
         name: [[float(f"{number:.5g}") for number in row] for row in fit_color_basis(clouds).tolist()]
         for name, clouds in weights.items()

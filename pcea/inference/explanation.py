@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcea.inference.classes import ClassPrediction
-from pcea.io.points import Points, normalize_points
+from pcea.io.points import Normalization, Points
 from pcea.ops import farthest_point_sample
 from pcea.visualization.views import View, view_values
 
@@ -85,7 +85,9 @@ def explain(
     posed = predictor.pose(cloud, up=up)
     every = len(predictor.class_names)
     whole = predictor.rank(posed.logits, every, score=posed.score, pose=posed.name)
-    upright, to_draw = (normalize_points(c.points @ posed.rotation.T.to(c.points)) for c in (cloud, drawn))
+    turned, drawn_turned = (c.points @ posed.rotation.T.to(c.points) for c in (cloud, drawn))
+    normalization = Normalization.of(turned)
+    upright, to_draw = (normalization.apply(points).float() for points in (turned, drawn_turned))
     normals = None if cloud.normals is None else cloud.normals @ posed.rotation.T
     if len(upright.unique(dim=0)) <= num_regions:
         raise ValueError(f"A cloud of more than {num_regions} different points is needed, got {len(upright)} points.")

@@ -115,7 +115,13 @@ class PartPredictor(Predictor):
         """The parts of clouds that have been read, one after the other."""
         category = find_category(self.description.parts, category)
         return [
-            self.label(cloud, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
+            self.label(
+                cloud,
+                category=category,
+                rotation=self.rotation(cloud, up=up),
+                points_per_pass=points_per_pass,
+                seed=seed,
+            )
             for cloud in contents
         ]
 
@@ -141,12 +147,12 @@ class PartPredictor(Predictor):
 
     @torch.inference_mode()
     def label(
-        self, cloud: Points, *, category: str | None, up: str, points_per_pass: int | None, seed: int
+        self, cloud: Points, *, category: str | None, rotation: Tensor, points_per_pass: int | None, seed: int
     ) -> PartPrediction:
-        """Name the part of every point of a cloud that has been read; the arguments are those of `predict`."""
+        """Name the part of every point of a cloud that has been read; arguments as for `predict`, and `rotation`'s."""
         about, device = self.description, self.device
         parts = tuple(range(len(self.class_names))) if category is None else tuple(about.parts[category])
-        turn = self.rotation(cloud, up=up).T
+        turn = rotation.T
         normals = (cloud.normals @ turn).to(device) if about.has_normals and cloud.normals is not None else None
         number = self.category_number(category)
         probabilities = classify_in_subsets(

@@ -57,13 +57,12 @@ class PointSubject(Subject):
         chosen = torch.arange(len(cloud.points))
         if shown is not None and shown < len(chosen):
             chosen = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))[:shown]
-        seen = Points(cloud.points[chosen], None if cloud.normals is None else cloud.normals[chosen])
         try:
-            rotation = self._find_rotation(seen, up)
+            rotation, measured = self._find_rotation(cloud, chosen)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         turned = cloud.points @ rotation.T.to(cloud.points)
-        normalization = Normalization.of(turned)
+        normalization = Normalization.of(turned[measured])
         points = normalization.apply(turned).float()
         turn_back = rotation.double().T
         self._frame = torch.cat(
@@ -84,12 +83,16 @@ class PointSubject(Subject):
                 layers[layer] = attention._replace(points=points[chosen][None])
         super().__init__(points, layers, name=name, normals=normals, color_bases=about.color_bases)
 
-    def _find_rotation(self, seen: Points, up: str) -> Tensor:
-        """What makes the cloud upright, (3, 3), by the points that the network sees."""
+    def _find_rotation(self, cloud: Points, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What makes the cloud upright, (3, 3), and the numbers of the points by which it is normalized.
+
+        A class is that of the points that the network sees, (n,): others, such as a stray one, have no part in it.
+        """
         assert isinstance(self.predictor, PointPredictor)
-        posed = self.predictor.pose(seen, up=up)
+        shown = Points(cloud.points[seen], None if cloud.normals is None else cloud.normals[seen])
+        posed = self.predictor.pose(shown, up=self._up)
         self._class = self.predictor.rank(posed.logits, _CLASSES, score=posed.score, pose=posed.name)
-        return posed.rotation
+        return posed.rotation, seen
 
     def _run(self) -> str:
         """Show the network the cloud and return the title."""
@@ -184,8 +187,10 @@ class PartSubject(PointSubject):
         self._category = category
         super().__init__(source, cloud, predictor, up=up, points_per_pass=points_per_pass, seed=seed)
 
-    def _find_rotation(self, seen: Points, up: str) -> Tensor:
-        return self.predictor.rotation(seen, up=up)
+    def _find_rotation(self, cloud: Points, seen: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """As the parts are found: by the whole cloud."""
+        self._rotation = self.predictor.rotation(cloud, up=self._up)
+        return self._rotation, torch.arange(len(cloud.points))
 
     @property
     def note(self) -> str:
@@ -214,7 +219,7 @@ class PartSubject(PointSubject):
         return self.predictor.label(
             self.source_points,
             category=self._category,
-            up=self._up,
+            rotation=self._rotation,
             points_per_pass=self._points_per_pass,
             seed=self._seed,
         )

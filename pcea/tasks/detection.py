@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -51,6 +53,9 @@ class DetectionTask(Task):
         self.precision = MeanAveragePrecision(
             iou_type=("bbox", "segm") if self.has_masks else ("bbox",),
             class_metrics=True,
+            # The defaults are these in fp32, which lie beside them: a recall of exactly 0.3 then counts as less.
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
             # It hangs where devices have different numbers of images; `_gather` does not.
             sync_on_compute=False,
         )
@@ -65,7 +70,7 @@ class DetectionTask(Task):
         """Take class names from the data, and refuse data without masks if the network needs them.
 
         Raises:
-            ValueError: If they do not fit, or results are to be written by several devices.
+            ValueError: If they do not fit, or results are to be written by several devices, or of changed pictures.
         """
         super().setup(stage)
         if self.has_masks and self.data is not None and not self.data.has_masks:
@@ -75,6 +80,11 @@ class DetectionTask(Task):
         self.category_ids = () if self.data is None else self.data.category_ids
         if stage == "test" and self.results and self.trainer.world_size > 1:
             raise ValueError("Results can be written by one device only: set trainer.devices to 1.")
+        if stage == "test" and self.results and list(getattr(self.data, "eval_transforms", ())):
+            raise ValueError(
+                "Results are boxes in the pictures as their files hold them, but eval_transforms change the pictures "
+                "first: leave eval_transforms or results out (a detector resizes pictures itself, and boxes back)."
+            )
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Detections in images (3, H, W) uint8."""
@@ -99,7 +109,7 @@ class DetectionTask(Task):
         detections = self._count(batch)
         if self.results:
             for image, found, target in zip(batch.images, detections, batch.targets):
-                prediction = to_objects(found, image, self.class_names)
+                prediction = to_objects(found, image, self._names)
                 self._found += coco_annotations(prediction, int(target["image_id"]), self.category_ids)
 
     def predict_step(self, batch: ObjectBatch, batch_idx: int) -> list[dict[str, Tensor]]:  # noqa: ARG002
@@ -119,9 +129,8 @@ class DetectionTask(Task):
         number, precision = self._log_metrics("test/")
         if not number:
             raise ValueError("No image of the test split has an object, so there is no precision.")
-        names = self.class_names or [f"class {label}" for label in range(1, 1 + int(self.network.num_classes))]  # type: ignore[arg-type]
         self.by_category = {
-            name: (number.get(label, 0), precision.get(label)) for label, name in enumerate(names, start=1)
+            name: (number.get(label, 0), precision.get(label)) for label, name in enumerate(self._names, start=1)
         }
         if self.results:
             path = Path(self.results)
@@ -143,6 +152,11 @@ class DetectionTask(Task):
         """Restore what prediction needs, and refuse another architecture."""
         super().on_load_checkpoint(checkpoint)
         self.category_ids = tuple(checkpoint.get("category_ids", ()))
+
+    @property
+    def _names(self) -> Sequence[str]:
+        numbers = range(1, 1 + int(self.network.num_classes))  # type: ignore[arg-type]
+        return self.class_names or [f"class {label}" for label in numbers]
 
     def _count(self, batch: ObjectBatch) -> list[dict[str, Tensor]]:
         """Count the detections in a batch and return them."""

@@ -17,20 +17,16 @@ _PALETTE = (
 def palette(count: int) -> Tensor:
     """Distinct colours, (count, 3) uint8; the first 16 can be told apart without full colour vision.
 
-    The others are taken from an 8 x 8 x 8 grid, each the farthest in RGB from all previous colours.
-
-    Raises:
-        ValueError: If `count` exceeds 500.
+    The others are taken from an 8 x 8 x 8 grid, each the farthest in RGB from all previous colours. After 500 colours
+    they start again.
     """
-    if count > 500:
-        raise ValueError(f"There are 500 colours, got count={count}.")
     colors = torch.tensor([list(bytes.fromhex(word)) for word in _PALETTE.split()])
     levels = torch.arange(8) * 255 // 7
     grid = torch.cartesian_prod(levels, levels, levels)
-    while len(colors) < count:
+    while len(colors) < min(count, 500):
         farthest = torch.cdist(grid.double(), colors.double()).amin(1).argmax()
         colors = torch.cat([colors, grid[farthest][None]])
-    return colors[:count].to(torch.uint8)
+    return colors[torch.arange(count) % 500].to(torch.uint8)
 
 
 def color_parts(part_label: Tensor, parts: Sequence[int]) -> Tensor:

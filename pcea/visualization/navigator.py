@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pcea.visualization.subject import Subject
+from pcea.visualization.subject import SharedColors, Subject, shared_views
 from pcea.visualization.views import View
 
 
 class Navigator:
     """Selects which view of which subject is shown, and steps from one to the next.
 
+    Colours mean the same in all subjects.
+
     Args:
-        subjects: What can be looked at.
+        subjects: What can be looked at, seen by the same network.
         mode: First mode.
         layer: First layer; None for the last layer of the network.
         slot: First slot; None for the one that is strongest at most points.
@@ -35,6 +37,7 @@ class Navigator:
     ):
         self.subjects, self.mode, self.slot, self.query = list(subjects), mode, slot, query
         self.subject_index = 0
+        self._views: tuple[object, list[View]] | None = None
         self.layer = len(self.subject.layers) - 1 if layer is None else layer
         self.view()  # so that a wrong argument is noticed before a window opens
 
@@ -45,7 +48,13 @@ class Navigator:
 
     def view(self) -> View:
         """The selected view."""
-        return self.subject.view(self.mode, layer=self.layer, slot=self.slot, query=self.query)
+        queries: list[int | None] = [None] * len(self.subjects)
+        queries[self.subject_index] = self.query
+        selected = self.mode, self.layer, self.slot, tuple(queries)
+        if self._views is None or self._views[0] != selected:  # the views of all, so that the next file needs no wait
+            views = shared_views(self.subjects, self.mode, layer=self.layer, slot=self.slot, queries=queries)
+            self._views = selected, views
+        return self._views[1][self.subject_index]
 
     def press(self, key: str, *, back: bool = False) -> bool:
         """Step to the next mode, layer, slot or file.
@@ -67,7 +76,9 @@ class Navigator:
             if self.slot is not None and self.slot >= self.subject.attention(self.layer).weights.shape[-1]:
                 self.slot = None
         elif key == "s" and "slot" in modes:
-            slot = self.subject.ranking(self.layer)[0] if self.slot is None else self.slot
+            slot = self.slot
+            if slot is None:
+                slot = SharedColors(self.subjects).ranking(self.layer, self.subject.head)[0]
             # In another mode, the first press goes to the mode "slot", and shows the slot that this mode begins with.
             self.slot = (
                 (slot + step) % self.subject.attention(self.layer).weights.shape[-1] if self.mode == "slot" else slot

@@ -24,12 +24,11 @@ from torch import Tensor
 from pcea.io.atomic import atomic_file
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size
-from pcea.visualization.color_basis import color_tokens, fit_color_basis
+from pcea.visualization.color_basis import color_tokens
 from pcea.visualization.colors import color_values, palette
 from pcea.visualization.gaps import bridge_gaps, surface_normals
-from pcea.visualization.point_weights import TokenWeights, select_tokens
-from pcea.visualization.subject import ATTENTION_MODES, Subject, first_mode, subject_of
-from pcea.visualization.views import GREY, MAX_COLORED_SLOTS, View, rank_slots
+from pcea.visualization.subject import ATTENTION_MODES, SharedColors, Subject, first_mode, subject_of
+from pcea.visualization.views import GREY, MAX_COLORED_SLOTS, View
 
 _WEB = Path(__file__).with_name("web")
 # Of more points or tokens than these, a random subset is written, and the page says so. The weights of self-attention
@@ -74,7 +73,7 @@ class Page:
         arrays = _Arrays()
         writers = []
         for several in networks.values():
-            scale = _SharedColors(several)
+            scale = SharedColors(several)
             writers.append([_Writer(arrays, subject, scale) for subject in several])
         described = [
             {"name": name, "subjects": [writer.describe() for writer in several]}
@@ -179,37 +178,6 @@ class _Arrays:
         return base64.b64encode(self._bytes).decode()
 
 
-class _SharedColors:
-    """What colours mean in all subjects of one network. Each is found once, as all subjects have a part in it."""
-
-    def __init__(self, subjects: Sequence[Subject]):
-        self._subjects = subjects
-        self._bases, self._rankings = dict[tuple[int, int | None], Tensor](), dict[tuple[int, int | None], list[int]]()
-
-    def basis(self, subject: Subject, layer: int, head: int | None) -> Tensor:
-        """For mode "colors", (3, S). Self-attention has no slots that subjects could share."""
-        if subject.attention(layer).slots_are_tokens:
-            return self._find_basis([subject], layer, head)
-        if (layer, head) not in self._bases:
-            self._bases[layer, head] = self._find_basis(self._subjects, layer, head)
-        return self._bases[layer, head]
-
-    @staticmethod
-    def _find_basis(subjects: Sequence[Subject], layer: int, head: int | None) -> Tensor:
-        if head is None:
-            return subjects[0].color_basis(layer, subjects)
-        return fit_color_basis([_tokens(each, layer, head).weights for each in subjects])
-
-    def ranking(self, subject: Subject, layer: int, head: int | None) -> list[int]:
-        """The slots that have a colour in mode "slots"."""
-        if subject.attention(layer).slots_are_tokens:
-            return []
-        if (layer, head) not in self._rankings:
-            weights = [_tokens(each, layer, head).weights for each in self._subjects]
-            self._rankings[layer, head] = rank_slots(weights)[:MAX_COLORED_SLOTS]
-        return self._rankings[layer, head]
-
-
 class _Writer:
     """Describes one subject for the page.
 
@@ -219,7 +187,7 @@ class _Writer:
         scale: The colours of its network.
     """
 
-    def __init__(self, arrays: _Arrays, subject: Subject, scale: _SharedColors):
+    def __init__(self, arrays: _Arrays, subject: Subject, scale: SharedColors):
         self._arrays, self._subject, self._scale = arrays, subject, scale
         count = len(subject.points)
         self._chosen, self._notes = torch.arange(count), list[str]()
@@ -279,7 +247,7 @@ class _Writer:
         subject, arrays = self._subject, self._arrays
         attention = subject.attention(layer)
         own, grid = attention.slots_are_tokens, attention.grid
-        weights, positions = _tokens(subject, layer, None)
+        weights, positions = subject.tokens(layer, None)
         most = _MAX_OWN_TOKENS if own else _MAX_TOKENS
         chosen = torch.arange(len(weights))
         if own and grid is not None and len(weights) > most:
@@ -291,7 +259,7 @@ class _Writer:
         heads = [None, *range(count)] if count > 1 else [None]
         numbers, lows, units = [], [], []
         for head in heads[-count:]:
-            of_head = _tokens(subject, layer, head).weights[chosen].cpu()
+            of_head = subject.tokens(layer, head).weights[chosen].cpu()
             # Each slot in steps of its own; of self-attention, which is shown row by row, each row.
             packed = _quantize(of_head[:, chosen].T, np.uint8) if own else _quantize(of_head, np.uint16)
             numbers.append(packed[0].T if own else packed[0])
@@ -308,12 +276,12 @@ class _Writer:
             "low": arrays.add(np.stack(lows)),
             "unit": arrays.add(np.stack(units)),
             "colors": arrays.add(np.stack([self._colors(layer, head, chosen) for head in heads])),
-            "ranking": [self._scale.ranking(subject, layer, head) for head in heads],
+            "ranking": [[] if own else self._scale.ranking(layer, head)[:MAX_COLORED_SLOTS] for head in heads],
         }
 
     def _colors(self, layer: int, head: int | None, chosen: Tensor) -> np.ndarray:
         """Colours of the tokens, (M, 3) uint8."""
-        weights = _tokens(self._subject, layer, head).weights
+        weights = self._subject.tokens(layer, head).weights
         colors = color_tokens(weights, self._scale.basis(self._subject, layer, head))
         return (255 * colors[chosen]).round().to(torch.uint8).cpu().numpy()
 
@@ -335,10 +303,6 @@ class _Writer:
         if len(colors) > 1:
             content["values"] = self._arrays.add(label.numpy().astype("<u1" if len(colors) <= 256 else "<u2"))
         return content
-
-
-def _tokens(subject: Subject, layer: int, head: int | None) -> TokenWeights:
-    return select_tokens(subject.points, subject.attention(layer), cloud=subject.cloud, head=head)
 
 
 def _read(name: str) -> str:

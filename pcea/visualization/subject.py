@@ -62,7 +62,7 @@ class Subject:
                 raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
         self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture
         self.cloud, self.head = cloud, head
-        self._color_bases = color_bases if head is None else {}
+        self._color_bases = color_bases
         self._weights: tuple[int, Tensor] | None = None
 
     @property
@@ -109,35 +109,25 @@ class Subject:
             self._weights = layer, weights_at(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
         return self._weights[1]
 
-    def tokens(self, layer: int) -> TokenWeights:
-        """The attention weights of the tokens of a layer, and where they are."""
-        return select_tokens(self.points, self.attention(layer), cloud=self.cloud, head=self.head)
+    def tokens(self, layer: int, head: int | None) -> TokenWeights:
+        """The attention weights of the tokens of a layer, of one head or the mean (None), and where they are."""
+        return select_tokens(self.points, self.attention(layer), cloud=self.cloud, head=head)
 
-    def color_basis(self, layer: int, subjects: Sequence[Subject] = ()) -> Tensor:
-        """What the colours of a layer mean, (3, S): as stored with the network, or found from what is shown.
-
-        Args:
-            layer: Number of the layer.
-            subjects: All that is shown, by the same network. Self-attention has no slots in common between clouds, so
-                that its colours mean the same within one cloud only.
+    def stored_basis(self, layer: int) -> Tensor | None:
+        """What the colours of a layer's mean over all heads mean, (3, S), if it is stored with the network.
 
         Raises:
             ValueError: If there is no such layer, or the stored colours are for another number of slots.
         """
         attention, name = self.attention(layer), list(self.layers)[layer]
-        if name in self._color_bases:
-            basis = torch.tensor(self._color_bases[name], dtype=torch.float32)
-            if basis.shape[1] != attention.weights.shape[-1]:
-                raise ValueError(
-                    f"The colours of layer {name} are for {basis.shape[1]} slots, it has {attention.weights.shape[-1]}."
-                )
-            return basis
-        shown = [self] if attention.slots_are_tokens or not subjects else subjects
-        return fit_color_basis([subject.tokens(layer).weights for subject in shown])
-
-    def ranking(self, layer: int, subjects: Sequence[Subject] = ()) -> list[int]:
-        """The slots of a layer by the number of tokens (of all subjects) at which they are the strongest."""
-        return rank_slots([subject.tokens(layer).weights for subject in subjects or [self]])
+        if name not in self._color_bases:
+            return None
+        basis = torch.tensor(self._color_bases[name], dtype=torch.float32)
+        if basis.shape[1] != attention.weights.shape[-1]:
+            raise ValueError(
+                f"The colours of layer {name} are for {basis.shape[1]} slots, it has {attention.weights.shape[-1]}."
+            )
+        return basis
 
     def farthest_point(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
@@ -150,8 +140,7 @@ class Subject:
         layer: int,
         slot: int | None = None,
         query: int | None = None,
-        ranking: Sequence[int] | None = None,
-        basis: Tensor | None = None,
+        colors: SharedColors | None = None,
     ) -> View:
         """Colour the cloud.
 
@@ -160,8 +149,7 @@ class Subject:
             layer: Number of the layer. Must exist in every mode, though only those of the attention depend on it.
             slot: For mode "slot"; None takes the slot that is strongest at most tokens.
             query: For mode "query", the index of a point; None takes the farthest point.
-            ranking: For mode "slots", as in `view_slots`.
-            basis: For mode "colors", what they mean, (3, S); None for `color_basis`.
+            colors: What colours and slots mean in all that is shown; None if this is all.
 
         Raises:
             ValueError: If there is no such mode, layer, slot or point.
@@ -169,7 +157,7 @@ class Subject:
         if mode not in self.modes:
             raise ValueError(f"This network has the modes {', '.join(self.modes)}, not {mode!r}.")
         if mode in ATTENTION_MODES:
-            view = self._view_attention(mode, layer=layer, slot=slot, query=query, ranking=ranking, basis=basis)
+            view = self._view_attention(mode, layer, slot, query, colors or SharedColors([self]))
         else:
             self.attention(layer)
             view = self._view_result(mode)
@@ -179,24 +167,17 @@ class Subject:
         """Colour the cloud in a mode that a subclass adds; `view` sets title and normals."""
         raise NotImplementedError
 
-    def _view_attention(
-        self,
-        mode: str,
-        *,
-        layer: int,
-        slot: int | None,
-        query: int | None,
-        ranking: Sequence[int] | None,
-        basis: Tensor | None,
-    ) -> View:
+    def _view_attention(self, mode: str, layer: int, slot: int | None, query: int | None, shared: SharedColors) -> View:
         if mode == "colors":
-            weights, positions = self.tokens(layer)
-            colors = color_tokens(weights, self.color_basis(layer) if basis is None else basis)
+            weights, positions = self.tokens(layer, self.head)
+            colors = color_tokens(weights, shared.basis(self, layer, self.head))
             view = view_colors(self.points, interpolate(self.attention(layer), colors, positions, self.points))
         elif mode == "slots":
-            view = view_slots(self.points, self.weights(layer), ranking=ranking or self.ranking(layer))
+            ranking = shared.ranking(layer, self.head)
+            view = view_slots(self.points, self.weights(layer), ranking=ranking)
         elif mode == "slot":
-            view = view_slot(self.points, self.weights(layer), self.ranking(layer)[0] if slot is None else slot)
+            slot = shared.ranking(layer, self.head)[0] if slot is None else slot
+            view = view_slot(self.points, self.weights(layer), slot)
         else:
             query = self.farthest_point() if query is None else query
             view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
@@ -220,6 +201,39 @@ def first_mode(slot: int | None, query: object) -> str:
     return "query" if query is not None else "slot" if slot is not None else "colors"
 
 
+class SharedColors:
+    """What colours mean in all subjects of one network: found once, as all have a part in it.
+
+    Args:
+        subjects: All that is shown, by the same network.
+    """
+
+    def __init__(self, subjects: Sequence[Subject]):
+        self.subjects = subjects
+        self._bases, self._rankings = dict[tuple[int, int | None], Tensor](), dict[tuple[int, int | None], list[int]]()
+
+    def basis(self, subject: Subject, layer: int, head: int | None) -> Tensor:
+        """For mode "colors", (3, S): as stored with the network, or found from what is shown.
+
+        Self-attention has no slots that subjects could share, so that its colours mean the same within one only.
+        """
+        if subject.attention(layer).slots_are_tokens:
+            return fit_color_basis([subject.tokens(layer, head).weights])
+        if (layer, head) not in self._bases:
+            stored = subject.stored_basis(layer) if head is None else None
+            if stored is None:
+                stored = fit_color_basis([each.tokens(layer, head).weights for each in self.subjects])
+            self._bases[layer, head] = stored
+        return self._bases[layer, head]
+
+    def ranking(self, layer: int, head: int | None) -> list[int]:
+        """The slots of a layer by the number of tokens of all subjects at which they are the strongest."""
+        if (layer, head) not in self._rankings:
+            weights = [each.tokens(layer, head).weights for each in self.subjects]
+            self._rankings[layer, head] = rank_slots(weights)
+        return self._rankings[layer, head]
+
+
 def shared_views(
     subjects: Sequence[Subject], mode: str, *, layer: int, slot: int | None = None, queries: Sequence[int | None] = ()
 ) -> list[View]:
@@ -232,16 +246,10 @@ def shared_views(
         slot: For mode "slot"; None takes the slot that is strongest at most tokens of all clouds.
         queries: For mode "query": the index of a point in each cloud.
     """
-    ranking = basis = None
-    if mode == "colors" and mode in subjects[0].modes and not subjects[0].attention(layer).slots_are_tokens:
-        basis = subjects[0].color_basis(layer, subjects)
-    if mode in ("slots", "slot"):
-        ranking = subjects[0].ranking(layer, subjects)
-        slot = ranking[0] if slot is None else slot
-    queries = queries or [None] * len(subjects)
+    colors, queries = SharedColors(subjects), queries or [None] * len(subjects)
     return share_scale(
         [
-            subject.view(mode, layer=layer, slot=slot, query=query, ranking=ranking, basis=basis)
+            subject.view(mode, layer=layer, slot=slot, query=query, colors=colors)
             for subject, query in zip(subjects, queries)
         ]
     )

@@ -116,6 +116,18 @@ def test_an_explanation_takes_regions_away(network: PointPredictor, folder: Path
     assert len(cloud.points) == 128
 
 
+def test_a_stray_point_that_the_network_does_not_see_moves_no_region(network: PointPredictor, folder: Path) -> None:
+    points = torch.from_numpy(np.load(next(folder.glob("*/0.npy")))).float()
+    before = network.explain(points)
+    seen = network.read(points).points
+    unseen = next(i for i in range(len(points)) if not (points[i] == seen).all(1).any())
+    points[unseen] = 1e3
+    after = network.explain(points)
+    assert [region.place for region in after.regions] == [region.place for region in before.regions]
+    others = torch.arange(len(points)) != unseen
+    assert after.region_of[others].equal(before.region_of[others])
+
+
 def test_no_explanation_of_a_few_points(network: PointPredictor) -> None:
     with pytest.raises(ValueError, match="more than 8 different points"):
         network.explain(torch.rand(3, 3).repeat(50, 1))

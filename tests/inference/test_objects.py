@@ -20,6 +20,7 @@ from pcea.inference.objects import (
 )
 from pcea.io.description import NetworkDescription
 from pcea.io.result_table import ResultTable
+from pcea.visualization import palette
 
 NAMES = ("red", "green")
 PURE = ((255, 0, 0), (0, 255, 0))
@@ -125,6 +126,14 @@ def test_boxes_are_drawn_in_the_colour_of_their_class():
     left, middle, right = (drawn[150, x].tolist() for x in (200, 400, 600))  # on their right borders
     assert left == right != middle != [128] * 3
     assert drawn[150, 150].tolist() == [128] * 3
+
+
+def test_more_classes_or_objects_than_colours_are_drawn():
+    names = tuple(f"class {i}" for i in range(1203))
+    drawn = draw_objects(prediction([[100.0, 100, 200, 200]], [1202], names))
+    assert drawn[150, 200].tolist() == palette(1203)[1202].tolist()
+    boxes = [[float(i), 10, i + 5, 20] for i in range(600)]
+    assert draw_objects(prediction(boxes, [0] * 600, ("cell",))).shape == (400, 800, 3)
 
 
 def test_names_are_written_on_their_colour():

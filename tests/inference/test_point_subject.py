@@ -9,8 +9,9 @@ from examples import trained_on_parts as trained
 from pcea import eat_classifier
 from pcea.inference.point_subject import PartSubject, PointSubject
 from pcea.inference.points import PointPredictor
+from pcea.inference.pose import up_rotation
 from pcea.io.description import NetworkDescription
-from pcea.io.points import Points, normalize_points, orient
+from pcea.io.points import Normalization, Points, normalize_points, orient
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder
 from pcea.nn.attention import ExternalAttention, OffsetAttention, record_attention
 from pcea.visualization import palette
@@ -36,15 +37,26 @@ def cloud(N: int = 100) -> Points:
 def test_the_network_sees_a_subset_upright_and_normalized() -> None:
     trained, points = classifier(), cloud()
     subject = PointSubject(FILE, points, trained, up="z", seed=3)
-    upright = normalize_points(orient(points.points, "z"))
-    assert subject.points.equal(upright)  # in the file's order
     chosen = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:40]
+    turned = orient(points.points, "z")
+    upright = Normalization.of(turned[chosen]).apply(turned)
+    assert subject.points.equal(upright)  # in the file's order
     with record_attention(trained.network) as maps, torch.inference_mode():
         logits = trained.network(upright[chosen][None])
     assert list(subject.layers) == [f"encoder.blocks.{i}.attention" for i in range(4)]
     assert all(subject.layers[name].weights.equal(maps[name].weights) for name in maps)
     best = int(logits.argmax())
     assert subject.name == f"shape: {trained.class_names[best]} {100 * float(logits.softmax(1)[0, best]):.0f} %"
+
+
+def test_a_stray_point_that_the_network_does_not_see_changes_nothing() -> None:
+    points, chosen = cloud(), torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    before = PointSubject(FILE, points, classifier())
+    points.points[chosen[40]] = 1e4
+    subject = PointSubject(FILE, points, classifier())
+    assert subject.name == before.name
+    assert all(subject.layers[name].weights.equal(layer.weights) for name, layer in before.layers.items())
+    torch.testing.assert_close(subject.frame, before.frame)
 
 
 @pytest.mark.parametrize(("points_per_pass", "shown"), [(None, 40), (60, 60), (0, 100), (1000, 100)])
@@ -104,6 +116,23 @@ def test_parts_and_their_confidence() -> None:
     border = normalize_points(points)[:, 1].abs() < 0.1
     assert sure.values[border].mean() < sure.values[~border].mean()
     assert len(subject.layers["encoder.blocks.0.attention"].points[0]) == NUM_POINTS
+
+
+def test_parts_and_attention_are_of_the_same_pose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found once, by the whole cloud: other points might give another one."""
+    network, asked = trained(), []
+
+    def rotation(cloud: Points, *, up: str) -> torch.Tensor:
+        asked.append((len(cloud.points), up))
+        return up_rotation("y" if len(asked) == 1 else "-y")
+
+    monkeypatch.setattr(network, "rotation", rotation)
+    points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    subject = PartSubject("tower.npy", Points(points), network, category="tower", up="auto")
+    found = subject.view("parts", layer=0).values
+    assert asked == [(200, "auto")]
+    assert (found == true_parts(normalize_points(points), "tower")).float().mean() > 0.9
+    torch.testing.assert_close(subject.points, normalize_points(points))
 
 
 def test_self_attention_has_no_slots() -> None:

@@ -190,6 +190,55 @@ def test_results_are_written_as_coco_takes_them(trainer, tmp_path):
         assert results[1]["score"] == pytest.approx(0.8)
 
 
+def test_precision_is_that_of_cocos_own_tool(trainer, tmp_path):
+    """Recalls of exactly 0.1, 0.2, ... and an IoU of exactly 0.6 count as reached."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    places = [(20.0 * i, 0.0, 20.0 * i + 10, 10.0) for i in range(10)]
+    heights = [10, 6, 9, 8, 2, 7, 10, 6, 3, 9]  # IoUs of what is found: 1, 0.6, ...
+    scores = [0.9 - 0.05 * i for i in range(10)]
+    detections = [found(*(((x, 0, right, h), 1, s) for (x, _, right, _), h, s in zip(places, heights, scores)))]
+    task = DetectionTask(Given(detections), SGD, results=str(tmp_path / "found.json"))
+    [metrics] = trainer.test(task, datamodule=Data([true(1, *((place, 1) for place in places))]), verbose=False)
+
+    truth = COCO()
+    objects = [
+        {"id": i + 1, "image_id": 1, "category_id": 3, "bbox": [x, 0, 10, 10], "area": 100, "iscrowd": 0}
+        for i, (x, *_) in enumerate(places)
+    ]
+    truth.dataset = {
+        "images": [{"id": 1}],
+        "annotations": objects,
+        "categories": [{"id": 3, "name": "cat"}],
+        "info": {},
+    }
+    truth.createIndex()
+    tool = COCOeval(truth, truth.loadRes(str(tmp_path / "found.json")), "bbox")
+    tool.evaluate()
+    tool.accumulate()
+    tool.summarize()
+    assert metrics == pytest.approx({"test/box_ap": tool.stats[0], "test/box_ap50": tool.stats[1]}, abs=1e-6)
+
+
+def test_results_of_pictures_that_were_changed_are_refused(trainer, tmp_path):
+    data = Data(TARGETS)
+    data.eval_transforms = (nn.Identity(),)
+    task = DetectionTask(Given(DETECTIONS), SGD, results=str(tmp_path / "results.json"))
+    with pytest.raises(ValueError, match="eval_transforms"):
+        trainer.test(task, datamodule=data, verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_without_class_names(trainer, tmp_path):
+    path = tmp_path / "results.json"
+    loader = Data(TARGETS, class_names=(), category_ids=())
+    loader.trainer = trainer
+    task = DetectionTask(Given(DETECTIONS), SGD, results=str(path))
+    trainer.test(task, dataloaders=loader.loader(), verbose=False)
+    assert [r["category_id"] for r in json.loads(path.read_text())] == [1, 1, 1]
+
+
 def test_errors(trainer):
     with pytest.raises(ValueError, match="A Given learns masks, but the data has only boxes"):
         trainer.fit(DetectionTask(Given(has_masks=True), SGD), datamodule=Data(TARGETS))

@@ -3,8 +3,9 @@ import torch
 from examples import one_hot, self_attention, subject
 
 from pcea.nn.attention import AttentionMap
+from pcea.visualization.color_basis import fit_color_basis
 from pcea.visualization.navigator import Navigator
-from pcea.visualization.subject import Subject
+from pcea.visualization.subject import SharedColors, Subject, shared_views
 
 
 def state(navigator):
@@ -87,6 +88,40 @@ def test_keys_without_effect():
     before = state(navigator)
     assert not [key for key in "lsfxq" for back in (False, True) if navigator.press(key, back=back)]
     assert state(navigator) == before
+
+
+def random_subjects(head=None, **options):
+    """Three clouds whose slots differ in strength, seen with two heads."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.rand(1, 2, 20, 6, generator=generator) ** (1 + i) for i in range(3)]
+    maps = [AttentionMap(each * torch.rand(6, generator=generator)) for each in weights]
+    points = torch.randn(20, 3, generator=generator)
+    return [Subject(points, {"a": attention}, name=str(i), head=head, **options) for i, attention in enumerate(maps)]
+
+
+@pytest.mark.parametrize("mode", ["colors", "slots", "slot", "query"])
+@pytest.mark.parametrize("head", [None, 1])
+def test_colours_mean_the_same_in_all_files(mode, head):
+    subjects = random_subjects(head)
+    navigator = Navigator(subjects, mode=mode)
+    for expected in shared_views(subjects, mode, layer=0):
+        shown = navigator.view()
+        assert (shown.title, shown.legend, shown.color_bar) == (expected.title, expected.legend, expected.color_bar)
+        assert shown.colors.equal(expected.colors)
+        navigator.press("f")
+
+
+def test_a_basis_is_of_the_head_that_is_asked_for():
+    """A page also shows the heads that `head` does not name, and their mean."""
+    stored = {"a": torch.rand(3, 6).tolist()}
+    with_bases, without = random_subjects(1, color_bases=stored), random_subjects(1)
+    assert SharedColors(with_bases).basis(with_bases[0], 0, None).tolist() == torch.tensor(stored["a"]).tolist()
+    for head in (None, 0, 1):
+        weights = [each.layers["a"].weights[0] for each in without]
+        expected = fit_color_basis([w.mean(0) if head is None else w[head] for w in weights])
+        torch.testing.assert_close(SharedColors(without).basis(without[0], 0, head), expected)
+        if head is not None:
+            torch.testing.assert_close(SharedColors(with_bases).basis(with_bases[0], 0, head), expected)
 
 
 def test_pick():

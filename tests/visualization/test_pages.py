@@ -21,7 +21,8 @@ from pcea.inference.points import PointPredictor
 from pcea.io.description import NetworkDescription
 from pcea.models.eamlp import ImageTransformer
 from pcea.nn.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
-from pcea.visualization import Page, make_page, pages, show
+from pcea.visualization import Page, make_page, show
+from pcea.visualization import subject as subject_module
 from pcea.visualization.subject import Subject
 from pcea.visualization.window import in_notebook
 
@@ -502,8 +503,10 @@ def test_far_from_the_origin(visit):
 
 def test_colours_of_many_files_are_found_once(monkeypatch):
     ranked = []
-    rank_slots = pages.rank_slots
-    monkeypatch.setattr(pages, "rank_slots", lambda weights: ranked.append(len(weights)) or rank_slots(weights))
+    rank_slots = subject_module.rank_slots
+    monkeypatch.setattr(
+        subject_module, "rank_slots", lambda weights: ranked.append(len(weights)) or rank_slots(weights)
+    )
     layers = {name: AttentionMap(torch.rand(1, 30, 4)) for name in "ab"}
     Page([Subject(torch.rand(30, 3), layers) for _ in range(5)])
     assert ranked == [5, 5]

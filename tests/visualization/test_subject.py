@@ -4,7 +4,7 @@ from examples import SLOTS, self_attention, subject
 
 from pcea.nn.attention import AttentionMap
 from pcea.visualization import ColorBar, palette, view_query, view_slots, view_values, weights_at
-from pcea.visualization.subject import Subject, shared_views
+from pcea.visualization.subject import SharedColors, Subject, shared_views
 
 MIDDLE, BRIGHT = [32, 144, 140], [253, 231, 36]
 
@@ -15,7 +15,7 @@ def test_a_subject_is_coloured_in_each_mode():
     layers = {"a": AttentionMap(torch.rand(2, 7, 3)), "b": attention}
     seen = Subject(points, layers, name="n", normals=normals, cloud=1)
     weights = weights_at(points, attention, cloud=1)
-    expected = view_slots(points, weights, ranking=seen.ranking(1))
+    expected = view_slots(points, weights, ranking=SharedColors([seen]).ranking(1, None))
     view = seen.view("slots", layer=1)
     assert view.colors.equal(expected.colors)
     assert (view.title, view.legend_title) == ("n", "strongest slot, layer 1")
