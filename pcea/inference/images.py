@@ -60,8 +60,8 @@ class ImagePredictor(ClassPredictor):
         check_top(top)
 
     def logits(self, image: Tensor) -> Tensor:
-        """Logits (P,), on the CPU, of an image (3, H, W) uint8."""
-        return self.network(self._prepare(image))[0].float().cpu()
+        """Logits (P,), on the CPU, of an image (3, H, W) uint8; their softmax are its probabilities."""
+        return self.network(self._prepare(image))[0].float().cpu() / self.description.temperature
 
     def _prepare(self, image: Tensor) -> Tensor:
         shown = self.window(image).cut(image)
@@ -114,9 +114,12 @@ def load_image(source: ImageSource) -> Tensor:
             known = ", ".join(IMAGE_SUFFIXES)
             raise ValueError(f"{source} is not an image, and the network is for images ({known}).")
         return read_image(source)
-    image = source if isinstance(source, Tensor) else torch.from_numpy(np.asarray(source)).movedim(-1, 0)
+    # A copy: arrays may be read-only, or reversed as from OpenCV's BGR.
+    image = source if isinstance(source, Tensor) else torch.from_numpy(np.array(source)).movedim(-1, 0)
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
-        raise ValueError(f"An image must be (3, H, W) uint8, or as an array (H, W, 3), got {tuple(source.shape)}.")
+        raise ValueError(
+            f"An image must be (3, H, W) uint8, or as an array (H, W, 3), got {tuple(source.shape)} {source.dtype}."
+        )
     return image.cpu()
 
 

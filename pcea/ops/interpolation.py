@@ -22,8 +22,8 @@ def interpolate_features(
         mask: True for real source points, (B, N).
 
     Returns:
-        Mixed features, (B, M, C), same dtype as `features`. A query point that coincides with a source point receives
-        that point's feature.
+        Mixed features, (B, M, C), same dtype as `features`; differentiable in them and in the positions. A query point
+        that coincides with a source point receives that point's feature.
 
     Raises:
         ValueError: If `k` exceeds N or the shapes do not fit.

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pcea.nn.compiled import kernels, run
-from pcea.nn.shortcuts import can_shortcut, is_onnx_export
+from pcea.nn.shortcuts import can_shortcut, is_onnx_export, needs_gradient
 from pcea.ops.checks import check_mask, check_points
 from pcea.ops.graphs import fold_batch, refuse_tracing
+from pcea.ops.grouping import gather_points
 
 # Entries in a block of the distance matrix: 64 MiB in fp32, or 2 MiB on a CPU, where it then stays in the cache.
 _BLOCK = 1 << 24
@@ -45,7 +46,6 @@ class BallNeighbors(NamedTuple):
     mask: Tensor
 
 
-@torch.no_grad()
 def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) -> Neighbors:
     """Find the k nearest source points of each query point, exactly.
 
@@ -63,7 +63,7 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
 
     Returns:
         Indices and squared distances, nearest first; ties in any order. A point of the source that is also a query
-        finds itself.
+        finds itself. The distances are differentiable in both clouds.
 
     Raises:
         ValueError: If `k` is not in 1..N, a shape is wrong or a masked cloud has no real point.
@@ -73,6 +73,15 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     n = source.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
+    with torch.no_grad():
+        found = _find(query, source, k, mask)
+    if needs_gradient(query, source):  # of the K distances alone
+        offsets = query.unsqueeze(2) - gather_points(source, found.index)
+        return found._replace(squared_distance=offsets.square().sum(-1))
+    return found
+
+
+def _find(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
     if is_onnx_export():
         refuse_tracing("knn")
         return Neighbors(*_knn_in_graph(query, source, k, mask))

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +289,14 @@ def test_what_is_no_image(image: object) -> None:
 
 def test_images_in_memory() -> None:
     image = picture(RED, GREEN)
-    assert torch.equal(load_image(image.permute(1, 2, 0).numpy()), image)
+    array = image.permute(1, 2, 0).numpy()
+    assert torch.equal(load_image(array), image)
+    assert torch.equal(load_image(np.ascontiguousarray(array[..., ::-1])[..., ::-1]), image)  # BGR, as of OpenCV
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load_image(np.asarray(Image.fromarray(array))), image)  # cannot be written to
+    with pytest.raises(ValueError, match="float32"):
+        load_image(array.astype(np.float32))
     assert str(trained(per_pixel=True).predict(image)).startswith("16 x 10 pixels  red 50.0 %  green 50.0 %")
 
 

@@ -52,8 +52,15 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_gradient() -> None:
     query, source = torch.randn(2, 11, 3, dtype=torch.float64), torch.randn(2, 7, 3, dtype=torch.float64)
-    features = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f: interpolate_features(query, source, f), features)
+    features = torch.randn(2, 7, 5, dtype=torch.float64)
+    inputs = [tensor.requires_grad_() for tensor in (query, source, features)]
+    assert torch.autograd.gradcheck(interpolate_features, inputs)
+    assert torch.autograd.gradgradcheck(interpolate_features, inputs, fast_mode=True)
+    expected = torch.autograd.grad(interpolate_features(*inputs).square().sum(), inputs)
+    found = torch.func.grad(lambda *args: interpolate_features(*args).square().sum(), argnums=(0, 1, 2))(
+        *(tensor.detach() for tensor in inputs)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_errors() -> None:

@@ -40,6 +40,14 @@ def test_knn_equals_brute_force(dtype: torch.dtype) -> None:
 
 
 @every_path
+def test_distances_are_differentiable() -> None:
+    query, source = torch.randn(2, 5, 3, dtype=torch.float64), torch.randn(2, 9, 3, dtype=torch.float64)
+    inputs = query.requires_grad_(), source.requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, s: knn(q, s, k=4).squared_distance, inputs)
+    with torch.no_grad():
+        assert knn(*inputs, k=4).squared_distance.grad_fn is None
+
+
 def test_knn_mask_equals_removal() -> None:
     query, source, mask = torch.randn(2, 11, 3), torch.randn(2, 97, 3), torch.rand(2, 97) > 0.4
     source[~mask] = query[:, :1].expand_as(source)[~mask]  # padding as near as can be
