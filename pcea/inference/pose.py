@@ -18,7 +18,7 @@ _COARSE_POINTS, _FINALISTS = 256, 6
 # How much likelier than any of the 24 poses these are before the shape is seen: as the network knows shapes; z up, as
 # CAD programs write them; and y or z up but facing another way. Poses along no axis of the file come from few sources:
 # scans of things that lie about. Chosen on held-out clouds in all these poses.
-_AS_IS, _Z_UP, _TURNED, _OBLIQUE = 16.0, 10.0, 4.0, 0.2
+_AS_IS, _Z_UP, _TURNED, _OBLIQUE = 32.0, 16.0, 6.0, 0.2
 
 
 class PosedLogits(NamedTuple):
