@@ -162,20 +162,25 @@ def max_gathered(values: Floats, index: Indices, own: Indices, out: Floats, star
     C = values.shape[2]
     for row in range(start, stop):
         b, m = row // M, row % M
-        best, neighbors = out[b, m], index[b, m]
-        best[:] = values[b, neighbors[0]]
+        # No row is taken out of an array: that costs as much as the maxima of a few dozen channels.
+        j = index[b, m, 0]
+        for c in range(C):
+            out[b, m, c] = values[b, j, c]
         # Four at a time, so that the best is read and written less often.
         for k in range(1, K, 4):
-            row1, row2 = values[b, neighbors[k]], values[b, neighbors[min(k + 1, K - 1)]]
-            row3, row4 = values[b, neighbors[min(k + 2, K - 1)]], values[b, neighbors[min(k + 3, K - 1)]]
+            j1, j2 = index[b, m, k], index[b, m, min(k + 1, K - 1)]
+            j3, j4 = index[b, m, min(k + 2, K - 1)], index[b, m, min(k + 3, K - 1)]
             for c in range(C):
-                top, v1, v2, v3, v4 = best[c], row1[c], row2[c], row3[c], row4[c]
+                top, v1, v2 = out[b, m, c], values[b, j1, c], values[b, j2, c]
+                v3, v4 = values[b, j3, c], values[b, j4, c]
                 v1 = v1 if (v1 > v2) | (v1 != v1) else v2
                 v3 = v3 if (v3 > v4) | (v3 != v3) else v4
                 v1 = v1 if (v1 > v3) | (v1 != v1) else v3
-                best[c] = top if (top > v1) | (top != top) else v1
+                out[b, m, c] = top if (top > v1) | (top != top) else v1
         if own.shape[1]:
-            best -= values[b, own[b, m]]
+            j = own[b, m]
+            for c in range(C):
+                out[b, m, c] -= values[b, j, c]
 
 
 @compiled
@@ -197,33 +202,32 @@ def argmax_gathered(
     C = values.shape[2]
     for row in range(start, stop):
         b, m = row // M, row % M
-        best, chosen, neighbors = out[b, m], winner[b, m], index[b, m]
-        best[:] = values[b, neighbors[0]]
-        chosen[:] = neighbors[0]
+        first = np.int32(index[b, m, 0])
+        for c in range(C):
+            out[b, m, c], winner[b, m, c] = values[b, first, c], first
         # Four at a time: with one the compiler stores conditionally, and without vector instructions.
         for k in range(1, K, 4):
-            j1, j2 = np.int32(neighbors[k]), np.int32(neighbors[min(k + 1, K - 1)])
-            j3, j4 = np.int32(neighbors[min(k + 2, K - 1)]), np.int32(neighbors[min(k + 3, K - 1)])
-            row1, row2, row3, row4 = values[b, j1], values[b, j2], values[b, j3], values[b, j4]
+            j1, j2 = np.int32(index[b, m, k]), np.int32(index[b, m, min(k + 1, K - 1)])
+            j3, j4 = np.int32(index[b, m, min(k + 2, K - 1)]), np.int32(index[b, m, min(k + 3, K - 1)])
             for c in range(C):
-                top, j = best[c], chosen[c]
-                value = row1[c]
+                top, j = out[b, m, c], winner[b, m, c]
+                value = values[b, j1, c]
                 wins = (value > top) | (value != value)
                 top, j = value if wins else top, j1 if wins else j
-                value = row2[c]
+                value = values[b, j2, c]
                 wins = (value > top) | (value != value)
                 top, j = value if wins else top, j2 if wins else j
-                value = row3[c]
+                value = values[b, j3, c]
                 wins = (value > top) | (value != value)
                 top, j = value if wins else top, j3 if wins else j
-                value = row4[c]
+                value = values[b, j4, c]
                 wins = (value > top) | (value != value)
                 top, j = value if wins else top, j4 if wins else j
-                best[c], chosen[c] = top, j
+                out[b, m, c], winner[b, m, c] = top, j
         if own.shape[1]:
-            subtracted = values[b, own[b, m]]
+            subtracted = own[b, m]
             for c in range(C):
-                best[c] -= subtracted[c]
+                out[b, m, c] -= values[b, subtracted, c]
 
 
 @compiled
