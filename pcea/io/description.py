@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -48,20 +47,20 @@ class NetworkDescription(NamedTuple):
 
     task: str
     builder: str
-    arguments: Mapping[str, Any] = MappingProxyType({})
+    arguments: Mapping[str, Any] = {}
     class_names: tuple[str, ...] = ()
     num_points: int = 0
     has_normals: bool = False
-    parts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    parts: Mapping[str, tuple[int, ...]] = {}
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: tuple[int, ...] = ()
     category_ids: tuple[int, ...] = ()
-    source: Mapping[str, Any] = MappingProxyType({})
+    source: Mapping[str, Any] = {}
     background: bool = False
     temperature: float = 1.0
     known_above: float | None = None
-    color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({})
+    color_bases: Mapping[str, Sequence[Sequence[float]]] = {}
 
     def as_plain(self) -> dict[str, Any]:
         """The fields as dictionaries, lists, text and numbers, for JSON or a checkpoint."""

@@ -62,7 +62,7 @@ class Subject:
                 raise ValueError(f"Layer {layer_name}: {error}" if layer_name else str(error)) from None
         self.points, self.layers, self.name, self.normals, self.picture = points, layers, name, normals, picture
         self.cloud, self.head = cloud, head
-        self._color_bases = color_bases
+        self._color_bases = dict(color_bases)
         self._weights: tuple[int, Tensor] | None = None
 
     @property

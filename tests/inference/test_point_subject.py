@@ -1,5 +1,8 @@
 """What a network makes of a file, with the part network of test_part_prediction and an untrained classifier."""
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from examples import NUM_POINTS, PARTS, true_parts
@@ -206,3 +209,11 @@ def test_a_network_without_attention() -> None:
     network = PointTransformerClassifier(encoder, num_classes=3).eval()
     with pytest.raises(ValueError, match="contains no attention layer"):
         PointSubject(FILE, cloud(), predictor(network, ("a", "b", "c"), 40))
+
+
+def test_predictors_and_subjects_can_be_copied_and_sent_to_other_processes() -> None:
+    network = classifier()
+    subject = PointSubject(FILE, cloud(), network)
+    for copy in (deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+        assert copy(network).predict(cloud().points, up="y").title == network.predict(cloud().points, up="y").title
+        assert copy(subject).view("colors", layer=0).colors.equal(subject.view("colors", layer=0).colors)
