@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -239,37 +238,67 @@ def difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[i
     return f"{len(differing)} of {len(ours)} differ, first {first}: {here} in the network, {there} in the file"
 
 
-def start_from(
-    builder: Callable[..., Network], weights: str | Path, *, num_classes: int | None, **sizes: int | None
-) -> Network:
+def start_from(builder: Callable[..., Network], given: Mapping[str, Any]) -> Network:
     """Build a network with the sizes and weights of a file; another number of classes gets a new head.
 
     Args:
         builder: The calling function.
-        weights: A weights file, a checkpoint, or the name of either; see `read_network`.
-        num_classes: Number of classes; None for the file's.
-        **sizes: Other arguments that decide the shape of the head, such as `num_categories`; None for the file's.
+        given: Its arguments. `weights` is a weights file, a checkpoint, or the name of either; see `read_network`.
+            Others replace the file's where they are not the defaults, such as a dropout.
 
     Returns:
-        The network. If the numbers are the file's, it has all of its weights; otherwise those of the encoder, and
-        everything after it is new.
+        The network. If the numbers of classes and categories are the file's, it has all of its weights; otherwise those
+        of the encoder, and everything after it is new.
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights belong to another builder.
+        ValueError: If the weights belong to another builder, or do not fit a size that is given.
     """
-    stored = read_network(weights)
+    where = str(given["weights"])
+    stored = read_network(given["weights"])
     made_by = stored.description.builder.rpartition(".")[2]
     if made_by != builder.__name__:
-        raise ValueError(f"{weights} holds the weights of {made_by}, not of {builder.__name__}.")
-    network = build_network(stored, str(weights)).train()
-    asked = {name: value for name, value in {"num_classes": num_classes, **sizes}.items() if value is not None}
-    if all(getattr(network, name) == value for name, value in asked.items()):
+        raise ValueError(f"{where} holds the weights of {made_by}, not of {builder.__name__}.")
+    network = build_network(stored, where).train()
+    written = stored.description.arguments
+    sizes, others = _replacing(builder, given, written)
+    has_new_head = any(getattr(network, name) != value for name, value in sizes.items())
+    if not others and not has_new_head:
         return network  # type: ignore[return-value]
-    new = builder(**{**stored.description.arguments, **asked})
-    encoder = {name: value for name, value in network.state_dict().items() if name.startswith("encoder.")}
-    new.load_state_dict({**new.state_dict(), **encoder})
+    new = builder(**{**_arguments(builder, written, where), **others, **sizes})
+    state, own = network.state_dict(), new.state_dict()
+    if has_new_head:
+        encoder = {name: value for name, value in state.items() if name.startswith("encoder.")}
+        state = {**{name: value for name, value in own.items() if not name.startswith("encoder.")}, **encoder}
+    ours, theirs = ({name: tuple(value.shape) for name, value in each.items()} for each in (own, state))
+    if ours != theirs:
+        asked = ", ".join(f"{name}={value}" for name, value in others.items())
+        raise ValueError(f"The weights in {where} do not fit {asked}: {difference(ours, theirs)}.")
+    new.load_state_dict(state)
     return new
+
+
+_HEAD_SIZES = ("num_classes", "num_categories")
+
+
+def _replacing(
+    builder: Callable[..., Any], given: Mapping[str, Any], written: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments that replace a file's: numbers of classes and categories, and others that are not the defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(builder).parameters.items()}
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name != "weights" and name in defaults and not _is_equal(value, defaults[name])
+    }
+    sizes = {name: changed.pop(name) for name in _HEAD_SIZES if name in changed}
+    others = {n: value for n, value in changed.items() if n not in written or not _is_equal(value, written[n])}
+    return sizes, others
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (one, other))
+    return one is other or bool(one == other)
 
 
 def check_num_classes(num_classes: int) -> None:
@@ -282,19 +311,23 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
 
 
-def actual_arguments(written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
+def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:
     """The arguments that build a configured network from scratch, without weights to start from.
 
     Args:
-        written: Arguments in the configuration; if it starts from weights, their file decides the sizes. Numbers of
-            classes that it leaves open are the network's.
+        builder: Import path of the class or function that built it.
+        written: Arguments in the configuration; if it starts from weights, see `start_from`. Numbers of classes that it
+            leaves open are the network's.
         network: The network built from them.
     """
-    arguments, sizes = dict(written), ("num_classes", "num_categories")
+    arguments = dict(written)
     if arguments.get("weights"):
-        arguments = dict(read_network(arguments["weights"]).description.arguments)
-        open_sizes = [name for name in sizes if hasattr(network, name)]
+        stored = read_network(arguments["weights"]).description.arguments
+        module, _, name = builder.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        arguments = {**stored, **_replacing(function, arguments, stored)[1]}
+        open_sizes = [name for name in _HEAD_SIZES if hasattr(network, name)]
     else:
-        open_sizes = [name for name in sizes if name in arguments and arguments[name] is None]
+        open_sizes = [name for name in _HEAD_SIZES if name in arguments and arguments[name] is None]
     arguments |= {name: getattr(network, name) for name in open_sizes}
     return without_weights(arguments)

@@ -473,15 +473,15 @@ def point_ea_classifier(
         drop_path: Probability that a training cloud skips a branch of the last block; it grows from 0 in the first.
         dropout: Dropout in the head.
         weights: Start from trained weights: a weights file, a checkpoint, or the name of weights shipped with pcea.
-            The network then has the size of the file, and the other arguments have no effect, except that another
-            `num_classes` gets a new head on the trained encoder.
+            The network is then the file's. Other arguments that are not the defaults replace the file's, such as
+            `dropout`, but must fit the weights; another `num_classes` gets a new head on the trained encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights belong to another network, or a size is impossible.
+        ValueError: If the weights belong to another network or do not fit a size that is given, or one is impossible.
     """
     if weights is not None:
-        return start_from(point_ea_classifier, weights, num_classes=num_classes)
+        return start_from(point_ea_classifier, locals())
     if attention is None and memory_units:
         attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
     encoder = PointEAEncoder(
@@ -532,10 +532,10 @@ def point_ea_part_segmenter(
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights belong to another network, or a size is impossible.
+        ValueError: If the weights belong to another network or do not fit a size that is given, or one is impossible.
     """
     if weights is not None:
-        return start_from(point_ea_part_segmenter, weights, num_classes=num_classes, num_categories=num_categories)
+        return start_from(point_ea_part_segmenter, locals())
     if attention is None and memory_units:
         attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
     encoder = PointEAEncoder(

@@ -268,15 +268,16 @@ def eat_part_segmenter(
         widths: Widths of the two hidden layers of the head.
         dropout: Dropout in the head.
         weights: Start from trained weights: a weights file, a checkpoint, or the name of weights shipped with pcea.
-            The network then has the size of the file, and the other arguments have no effect, except that another
-            number of classes or categories gets a new head on the trained encoder.
+            The network is then the file's. Other arguments that are not the defaults replace the file's, such as
+            `dropout`, but must fit the weights; another number of classes or categories gets a new head on the trained
+            encoder.
 
     Raises:
         FileNotFoundError: If there are no such weights.
-        ValueError: If the weights belong to another network.
+        ValueError: If the weights belong to another network, or do not fit a size that is given.
     """
     if weights is not None:
-        return start_from(eat_part_segmenter, weights, num_classes=num_classes, num_categories=num_categories)
+        return start_from(eat_part_segmenter, locals())
 
     def attention(width: int) -> OffsetAttention:
         return OffsetAttention(width, attention=partial(ExternalAttention, memory_units=memory_units, tied=tied))

@@ -269,7 +269,7 @@ class Task(L.LightningModule):
         return NetworkDescription(
             self.kind,
             written["class_path"],
-            actual_arguments(written.get("init_args") or {}, self.network),
+            actual_arguments(written["class_path"], written.get("init_args") or {}, self.network),
             self.class_names,
             self.num_points,
             self.has_normals,

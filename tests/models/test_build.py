@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import pcea
-from pcea import ExternalAttention, SelfAttention, eat_classifier
+from pcea import ExternalAttention, MultiHeadExternalAttention, SelfAttention, eat_classifier, point_ea_classifier
 from pcea.cli import main
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.weights import save_weights
-from pcea.models.build import build_network, builds_networks
+from pcea.models.build import actual_arguments, build_network, builds_networks
 from pcea.models.eamlp import ImageTransformer
 from pcea.models.pct_checkpoint import load_pct_checkpoint
 from pcea.models.resnet import imagenet_weights
@@ -253,6 +253,37 @@ def test_other_classes_get_a_new_head(weights, classifier):
             torch.testing.assert_close(value, classifier.state_dict()[name], atol=1e-3, rtol=1e-3)
     assert torch.equal(same.state_dict()["head.4.bias"], classifier.state_dict()["head.4.bias"].half().float())
     assert other(torch.rand(2, 16, 3)).shape == (2, 5)
+
+
+def test_arguments_beside_weights_replace_those_of_the_file(weights, classifier):
+    network = eat_classifier(weights=weights, dropout=0.25)
+    assert max(m.p for m in network.modules() if isinstance(m, nn.Dropout)) == 0.25
+    same = eat_classifier(weights=weights, num_centers=tuple(SIZES["num_centers"]))
+    for name, value in classifier.state_dict().items():
+        for each in (network, same):
+            torch.testing.assert_close(each.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+    assert eat_classifier(5, weights=weights, dropout=0.25).num_classes == 5
+    written = {"weights": str(weights), "num_classes": None, "dropout": 0.25, "in_channels": 3}
+    described = actual_arguments("pcea.eat_classifier", written, network)
+    assert described == {**SIZES, "num_classes": 3, "dropout": 0.25}
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+def test_arguments_that_do_not_fit_the_weights_are_refused(weights, num_classes):
+    with pytest.raises(ValueError, match=r"three.safetensors do not fit in_channels=6: 1 of \d+ differ, first encoder"):
+        eat_classifier(num_classes, weights=weights, in_channels=6)
+
+
+def test_a_new_head_on_an_encoder_with_another_attention(tmp_path):
+    """The file names the attention; it is built for the new network too."""
+    sizes = {"num_classes": 3, "widths": [8, 16, 24], "num_centers": [12, 6, 3], "num_neighbors": 4}
+    part = {"class_path": "pcea.nn.attention.MultiHeadExternalAttention", "init_args": {"num_heads": 2}}
+    network = point_ea_classifier(attention=partial(MultiHeadExternalAttention, num_heads=2), **sizes)
+    path = tmp_path / "heads.safetensors"
+    save_weights(path, stored(network, "pcea.point_ea_classifier", {**sizes, "attention": part}))
+    other = point_ea_classifier(5, weights=path)
+    assert sum(isinstance(m, MultiHeadExternalAttention) for m in other.modules()) == 5
+    assert other.eval()(torch.rand(2, 64, 3)).shape == (2, 5)
 
 
 def test_weights_of_another_builder(weights):
