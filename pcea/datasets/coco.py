@@ -193,6 +193,7 @@ def _objects(
             f"{path}: {len(damaged)} of {len(rows)} annotations are damaged and left out; the first is {damaged[0]}.",
             stacklevel=2,
         )
+    _check_unit([(row.box, images[number]) for number, found in by_image.items() for row in found], path)
     left_out: list[str] = []
     collected = {number: _collect(by_image[number], image, left_out) for number, image in images.items()}
     if left_out:
@@ -241,6 +242,28 @@ def _read_annotation(row: Any, name: str, images: dict[int, _Image], labels: dic
         _check_segmentation(row.get("segmentation"), images[image_id])
         text = json.dumps(row["segmentation"]).encode()
     return _Row(image_id, [x, y, x + width, y + height], labels[category], is_crowd, area, text, name)
+
+
+def _check_unit(boxes: list[tuple[list[float], _Image]], path: Path) -> None:
+    """Refuse boxes that are fractions of their images, and warn of corners taken for widths and heights.
+
+    Raises:
+        ValueError: If all boxes lie within the first pixel.
+    """
+    if not boxes:
+        return
+    if all(max(box) <= 1 for box, _ in boxes):
+        raise ValueError(
+            f"{path}: all boxes lie within the first pixel of their images. bbox is [x, y, width, height] in pixels, "
+            "not in fractions of the image."
+        )
+    beyond = sum(box[2] > image.width + 1 or box[3] > image.height + 1 for box, image in boxes)
+    if beyond > max(2, len(boxes) / 10):  # a few are sloppy
+        warnings.warn(
+            f"{path}: {beyond} of {len(boxes)} boxes reach beyond their images and are cut off there. bbox is "
+            "[x, y, width, height], not the corners x1, y1, x2, y2.",
+            stacklevel=2,
+        )
 
 
 def _collect(rows: list[_Row], image: _Image, left_out: list[str]) -> _Objects:

@@ -298,6 +298,8 @@ def load_cloud(
         if num_points is not None and min_points is not None:
             num_points = max(min_points, min(num_points, len(source.points)))
         cloud = sample_points(source, num_points, seed=seed, path=Path(name))
+    if (cloud.points == cloud.points[0]).all():
+        raise ValueError(f"{name}: all {len(cloud.points)} points are in one place, so there is no shape.")
     if with_normals and cloud.normals is None:
         warnings.warn(
             f"{name} has no normals, which the network needs: they are estimated by Open3D, which costs accuracy.",

@@ -114,6 +114,18 @@ def test_boxes_without_area_are_left_out_with_their_masks(tmp_path):
     assert target["masks"].flatten(1).sum(1).tolist() == [1]
 
 
+def test_boxes_as_fractions_are_refused(tmp_path):
+    write(tmp_path, [annotation(i, bbox=[0.2, 0.1, 0.5, 0.9]) for i in range(2)])
+    with pytest.raises(ValueError, match=r"within the first pixel .* in pixels, not in fractions"):
+        read(tmp_path)
+
+
+def test_boxes_as_corners_are_noticed(tmp_path):
+    write(tmp_path, [annotation(i, bbox=[W / 2, H / 2, W, H]) for i in range(4)])
+    with pytest.warns(UserWarning, match=r"4 of 4 boxes reach beyond their images .* not the corners x1, y1, x2, y2"):
+        read(tmp_path)
+
+
 def test_images_without_objects_may_be_left_out(tmp_path):
     write(tmp_path, [annotation(1), annotation(2, image=4, iscrowd=1)])
     assert len(read(tmp_path)) == 2

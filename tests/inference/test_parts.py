@@ -204,3 +204,8 @@ def test_what_is_printed(generator):
     assert str(prediction) == (
         f"tower  300 points  foot {foot:.1f} %  head {100 - foot:.1f} %  mean confidence {confidence:.1f} %"
     )
+
+
+def test_points_in_one_place_have_no_parts() -> None:
+    with pytest.raises(ValueError, match="The array: all 100 points are in one place"):
+        trained().predict(torch.ones(100, 3), category="tower")
