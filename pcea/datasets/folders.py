@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from pcea.datasets.splits import check_test_fraction
 from pcea.io.points import orient
+from pcea.io.readers import ENDINGS
 from pcea.io.walk import walk
 
 _SPLITS = ("train", "test")
@@ -18,6 +20,8 @@ _STORED = {*_SPLITS, "val"}  # folders of a split
 _SPLIT_NAMES = {*_STORED, "training", "testing", "valid", "validation"}
 # Files that come with meshes without being one. Any other unknown file is reported as unreadable.
 _COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
+# What is certainly a shape; text files may be lists or notes.
+_SHAPES = {*ENDINGS} - {".txt", ".csv"}
 
 
 def list_split(root: Path, split: str, *, up: str, test_fraction: float, seed: int) -> dict[str, list[Path]]:
@@ -75,10 +79,23 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
         raise FileNotFoundError(
             f"No class folders under {root}: expected {root}/<class>/* or {root}/{split}/<class>/*."
         )
+    outside = [root] if folders[0].name not in _STORED else [root, *folders]
+    _warn_of_loose_files(
+        [path for folder in outside for path in sorted(folder.iterdir()) if path.suffix.lower() in _SHAPES]
+    )
     for name, parts in by_class.items():
         if not any(parts.values()):
             raise ValueError(f"Class {name!r} under {root} has no mesh or cloud files. Add some or remove its folder.")
     return {name: parts[split] for name, parts in by_class.items()}
+
+
+def _warn_of_loose_files(loose: list[Path]) -> None:
+    if loose:
+        warnings.warn(
+            f"{len(loose)} files lie in no class folder and are left out, first {loose[0]}: move them into those of their "
+            "classes.",
+            stacklevel=2,
+        )
 
 
 def _divided(folder: Path) -> dict[str, list[Path]] | None:

@@ -117,6 +117,18 @@ def test_files_beside_the_splits_of_a_class_are_refused(tmp_path):
         PointFolder(tmp_path, "train", num_points=5)
 
 
+@pytest.mark.parametrize(("layout", "place"), [("{name}", ""), ("{split}/{name}", ""), ("{split}/{name}", "train/")])
+def test_files_in_no_class_folder_are_noticed(tmp_path, layout, place):
+    for split in ("train", "test"):
+        for seed, name in enumerate("ab"):
+            write_cloud(tmp_path / layout.format(split=split, name=name) / f"{split}.xyz", seed)
+    (tmp_path / "notes.txt").write_text("1 2 3")
+    PointFolder(tmp_path, "train", num_points=5)
+    write_cloud(tmp_path / f"{place}lost.xyz", 5)
+    with pytest.warns(UserWarning, match=r"1 files lie in no class folder and are left out, first .*lost.xyz"):
+        PointFolder(tmp_path, "train", num_points=5)
+
+
 def test_up_and_normals(tmp_path):
     for number in range(2):
         (tmp_path / "square").mkdir(exist_ok=True)
