@@ -15,6 +15,7 @@ from torch import Tensor
 from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top, rank
 from pcea.inference.examples import Examples, feature_of, read_examples
 from pcea.inference.pose import PosedLogits, find_pose, log_odds, up_rotation
+from pcea.inference.surroundings import Shape, find_standing, leave_out_strays
 from pcea.io.points import (
     Points,
     as_points,
@@ -64,7 +65,9 @@ class PointPredictor(ClassPredictor):
     ) -> ClassPrediction:
         """Name the class of a mesh or cloud.
 
-        A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`).
+        A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`). So is one
+        that stands on a ground wider than itself: as it is, and without the ground, of which the surer answer counts.
+        Up to 5 % of the points are left out, with a warning, if they lie far from all others.
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
@@ -92,11 +95,25 @@ class PointPredictor(ClassPredictor):
         if like is not None:
             return [rank(like.compare(self._feature(cloud)), top, like.class_names) for cloud in contents]
         sizes = {len(cloud.points) for cloud in contents}
-        if len(sizes) == 1 and not self._finds_pose(up):
+        stands = any(isinstance(cloud, Shape) and cloud.standing is not None for cloud in contents)
+        if len(sizes) == 1 and not stands and not self._finds_pose(up):
             all_posed = self._judge_upright(contents, up)
         else:
-            all_posed = [self.pose(cloud, up=up) for cloud in contents]
+            all_posed = [self.pose_standing(cloud, up=up)[0] for cloud in contents]
         return [self.rank(posed.logits, top, score=posed.score, pose=posed.name) for posed in all_posed]
+
+    def pose_standing(self, cloud: Points, *, up: str = "auto") -> tuple[PosedLogits, Points]:
+        """What `pose` says of a cloud, or of what stands on its ground, of which it is surer; and of which of the two.
+
+        A network that cannot tell shapes from background is asked of the whole cloud only.
+        """
+        posed = self.pose(cloud, up=up)
+        standing = getattr(cloud, "standing", None)
+        if standing is not None and self.description.background:
+            other = self.pose(standing, up=up)
+            if other.logits.logsumexp(0) > posed.logits.logsumexp(0):
+                return other._replace(name=f"{other.name}, without the ground under it".lstrip(", ")), standing
+        return posed, cloud
 
     def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Points]:
         """See `Predictor.reader`."""
@@ -125,7 +142,17 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.explanation import explain
 
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
-        return explain(self, self.read(source, seed=seed), drawn, up=up, num_regions=num_regions)
+        cloud, drawn = self._without_ground(self.read(source, seed=seed), drawn, up, name_of(source))
+        return explain(self, cloud, drawn, up=up, num_regions=num_regions)
+
+    def _without_ground(self, seen: Points, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
+        """What the class is of, and the points of it that are drawn: both without the ground, if it is without."""
+        chosen = self.pose_standing(seen, up=up)[1]
+        if chosen is seen or not isinstance(seen, Shape) or seen.ground is None:
+            return seen, drawn
+        warnings.warn(f"{name} is drawn without the ground under it, which has no part in its class.", stacklevel=3)
+        above = ~seen.ground.is_under(drawn.points)
+        return chosen, Points(drawn.points[above], None if drawn.normals is None else drawn.normals[above])
 
     def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
         """Raise a ValueError for invalid options."""
@@ -193,6 +220,7 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
+        cloud = self._without_ground(self.read(source, seed=seed), cloud, up, name_of(source))[1]
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
 
 
@@ -218,11 +246,18 @@ def make_denser(points: Tensor, num_points: int) -> Tensor:
 
 
 def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Points:
-    """Load a cloud to be classified as a whole, with a warning if it is no shape of one object; see `load_cloud`."""
-    # The network itself says how many points it needs.
-    cloud = load_cloud(source, num_points, min_points=1, seed=seed, with_normals=with_normals)
+    """Load a cloud to be classified as a whole, with a warning if it is no shape of one object; see `load_cloud`.
+
+    Stray points are left out, and ground that it may stand on is looked for.
+    """
+
+    def load(count: int | None) -> Points:
+        # The network itself says how many points it needs.
+        return load_cloud(source, count, min_points=1, seed=seed, with_normals=with_normals)
+
+    cloud = leave_out_strays(load(num_points), name_of(source))
     check_shape(cloud.points, name_of(source))
-    return cloud
+    return cloud if num_points is None else find_standing(cloud, load, num_points, seed=seed)
 
 
 def check_shape(points: Tensor, name: str) -> None:

@@ -1,0 +1,203 @@
+"""What a file may hold beside its shape: a few points far away, and the ground that it stands on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pcea.io.points import Points, sample_points
+
+Rows = NDArray[np.float64]
+
+# Strays are at most this share of the points, and without them the shape is that much smaller. They lie further from
+# others than half the distance within which nearly all points lie. A sample of fewer points says nothing.
+_STRAYS, _SMALLER, _APART, _FEWEST = 0.05, 0.8, 0.5, 96
+# Ground has at least this share of the points and is wider than what stands on it; lengths are in radii of the cloud:
+# half its thickness, and how deep something else may reach below it at so small a share of the points.
+_GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
+# Points of a file by which ground is measured once it is found; planes that are tried, and followed.
+_DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
+# Fewest points that are a shape of their own.
+_STANDING = 64
+
+
+class Ground(NamedTuple):
+    """A plane that a shape stands on.
+
+    Attributes:
+        point: On the plane, (3,).
+        normal: Towards the shape, of unit length, (3,).
+        thickness: Points nearer to the plane belong to it.
+    """
+
+    point: Rows
+    normal: Rows
+    thickness: float
+
+    def is_under(self, points: Tensor) -> Tensor:
+        """Which points are of the ground, or below it: (N,) for (N, 3)."""
+        height = (points.double().numpy() - self.point) @ self.normal
+        return torch.from_numpy(height <= self.thickness)
+
+
+class Shape(Points):
+    """The cloud of a file, and what of it stands on the ground.
+
+    Attributes:
+        ground: The ground, if it has one; it may also be a part of the shape, as of a table that lies on its top.
+        standing: The cloud without it, as many points if the file has them.
+    """
+
+    ground: Ground | None = None
+    standing: Points | None = None
+
+
+def leave_out_strays(cloud: Points, name: str) -> Points:
+    """A cloud without the few points that lie far from all others, with a warning that names the file."""
+    kept = _main_group(cloud.points.double().numpy())
+    if kept is None:
+        return cloud
+    warnings.warn(
+        f"{name}: {(~kept).sum()} of {len(kept)} points lie far from all others and are left out.", stacklevel=3
+    )
+    return _choose(cloud, torch.from_numpy(kept))
+
+
+def find_standing(cloud: Points, load: Callable[[int], Points], num_points: int, *, seed: int) -> Shape:
+    """Look for the ground that a cloud stands on, and for what stands on it.
+
+    Args:
+        cloud: A sample of a file.
+        load: Gives a sample of so many points, or all that there are.
+        num_points: Points of what stands on the ground.
+        seed: Decides which.
+    """
+    shape = Shape(*cloud)
+    ground = find_ground(cloud.points)
+    if ground is None:
+        return shape
+    dense = load(_DENSE)
+    center = cloud.points.mean(0)
+    radius = (cloud.points - center).norm(dim=1).max()
+    dense = _choose(dense, (dense.points - center).norm(dim=1) <= 1.1 * radius)  # without strays
+    ground = _measure(dense.points.double().numpy(), ground)
+    above = ~ground.is_under(dense.points)
+    if above.sum() >= _STANDING and _is_wider(dense.points.double().numpy(), ground.normal, above.numpy()):
+        standing = _choose(dense, above)
+        shape.ground = ground
+        shape.standing = sample_points(standing, min(num_points, len(standing.points)), seed=seed)
+    return shape
+
+
+def find_ground(points: Tensor) -> Ground | None:
+    """The plane at one end of a cloud (N, 3) with the most points, if it is wider than all else; or None."""
+    from scipy.spatial import cKDTree
+
+    rows = points.double().numpy()
+    if len(rows) < 4 * _STANDING:
+        return None
+    center = rows.mean(0)
+    radius = np.linalg.norm(rows - center, axis=1).max()
+    rows = (rows - center) / radius
+    # Planes through neighbourhoods of random points, and the sides of the box around the cloud.
+    chosen = np.random.default_rng(0).permutation(len(rows))[:_TRIED]
+    near = rows[cKDTree(rows).query(rows[chosen], k=16)[1]]
+    middle = near.mean(1)
+    normals = np.linalg.svd(near - middle[:, None], full_matrices=False)[2][:, 2]
+    normals = np.concatenate([normals, np.eye(3), np.eye(3)])
+    offsets = np.concatenate([(middle * normals[: len(middle)]).sum(1), rows.min(0), rows.max(0)])
+    inside = np.abs(rows @ normals.T - offsets) <= _THIN
+    best, most = None, 0
+    for number in inside.sum(0).argsort()[::-1][:_FOLLOWED]:
+        found = _follow(rows, inside[:, number])
+        if found is None:
+            continue
+        middle_point, normal, height = found
+        count, above = int((np.abs(height) <= _THIN).sum()), height > 2 * _THIN
+        if count < max(most + 1, _GROUND * len(rows)) or (height < -_DEEP).mean() > _BELOW or above.sum() < 2:
+            continue
+        if above.sum() < 16 or _is_wider(rows, normal, above, height <= _THIN):
+            best, most = Ground(middle_point * radius + center, normal, _THIN * float(radius)), count
+    return best
+
+
+def _follow(rows: Rows, inside: NDArray[np.bool_]) -> tuple[Rows, Rows, Rows] | None:
+    """Fit a plane to the points inside, and again to those then near it: its middle, normal, and all heights above."""
+    for _ in range(3):
+        if inside.sum() < max(8, _GROUND * len(rows) / 2):
+            return None
+        middle, normal = _fit(rows[inside])
+        height = (rows - middle) @ normal
+        if (height > _THIN).sum() < (height < -_THIN).sum():
+            height, normal = -height, -normal
+        inside = np.abs(height) <= _THIN
+    return middle, normal, height
+
+
+def _fit(rows: Rows) -> tuple[Rows, Rows]:
+    """Middle and unit normal of the plane nearest to points."""
+    middle = rows.mean(0)
+    return middle, np.linalg.eigh(np.cov((rows - middle).T))[1][:, 0]
+
+
+def _measure(rows: Rows, ground: Ground) -> Ground:
+    """The plane fitted anew to many points, and no thicker than they make it."""
+    for _ in range(3):
+        height = (rows - ground.point) @ ground.normal
+        flat, above = np.abs(height) <= ground.thickness, height > ground.thickness
+        if flat.sum() < 8 or above.sum() < _STANDING:
+            break
+        middle, normal = _fit(rows[flat])
+        normal = normal if normal @ ground.normal > 0 else -normal
+        height = np.abs((rows[flat] - middle) @ normal)
+        size = np.linalg.norm(rows[above] - rows[above].mean(0), axis=1).max()
+        thickness = min(ground.thickness, 2 * float(np.quantile(height, 0.75)) + 0.01 * float(size))
+        ground = Ground(middle, normal, thickness)
+    return ground
+
+
+def _is_wider(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray[np.bool_] | None = None) -> bool:
+    """Whether the outline of what is below, along the normal, is wider than that of what is above."""
+    from scipy.spatial import ConvexHull, QhullError
+
+    flat = rows @ np.linalg.svd(normal[None])[2][1:].T
+    try:
+        wide, narrow = (ConvexHull(flat[kept]).volume for kept in (~above if below is None else below, above))
+    except QhullError:  # a line
+        return False
+    return bool(wide >= _WIDER * narrow)
+
+
+def _main_group(rows: Rows) -> NDArray[np.bool_] | None:
+    """Which points (N,) are left when few points far from all others are left out; None if there are no such."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    if not _FEWEST <= len(rows) <= 4096:
+        return None
+    distance = np.linalg.norm(rows - np.median(rows, axis=0), axis=1)
+    usual = np.quantile(distance, 1 - _STRAYS)
+    if not _SMALLER * distance.max() > usual > 0:  # as of nearly all files
+        return None
+    pairs = cKDTree(rows).query_pairs(_APART * usual, output_type="ndarray")
+    links = coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(rows), len(rows)))
+    group = connected_components(links, directed=False)[1]
+    kept = (np.bincount(group) > _STRAYS * len(rows))[group]
+    if kept.all() or (~kept).mean() > _STRAYS:
+        return None
+    return kept if _radius(rows[kept]) < _SMALLER * _radius(rows) else None
+
+
+def _radius(rows: Rows) -> float:
+    return float(np.linalg.norm(rows - rows.mean(0), axis=1).max())
+
+
+def _choose(cloud: Points, kept: Tensor) -> Points:
+    return Points(cloud.points[kept], None if cloud.normals is None else cloud.normals[kept])

@@ -1,0 +1,128 @@
+"""What a file holds beside its shape: strays, and the ground under it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pcea.inference.points import PointPredictor, read_shape
+from pcea.inference.surroundings import Shape, find_ground, leave_out_strays
+from pcea.io.description import NetworkDescription
+from pcea.io.points import Points
+
+UP = torch.tensor([0.0, 1.0, 0.0])
+
+
+def box(count: int, *sides: float) -> Tensor:
+    """Points on the surface of a box that stands on y = 0."""
+    sizes = torch.tensor(sides)
+    points = torch.rand(count, 3, generator=torch.Generator().manual_seed(count)) - 0.5
+    face = torch.arange(count) % 3
+    points[torch.arange(count), face] = 0.5 * points[torch.arange(count), face].sign()
+    return points * sizes + UP * sides[1] / 2
+
+
+def on_plate(count: int = 3000, width: float = 3.0) -> Tensor:
+    """A pole on a plate, a third of the points on the plate, shuffled."""
+    points = torch.cat([box(2 * count // 3, 0.4, 2.0, 0.4), box(count // 3, width, 0.01, width) - 0.01 * UP])
+    return points[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+
+
+def rotation(seed: int) -> Tensor:
+    found = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed))).Q
+    return found * torch.linalg.det(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_ground_is_found_in_any_pose_and_unit(seed: int) -> None:
+    points, turn = on_plate()[:1024], rotation(seed)
+    ground = find_ground(1000 * points @ turn.T + 5e4)
+    assert ground is not None
+    assert float(torch.from_numpy(ground.normal).float() @ (turn @ UP)) > 0.999
+    under = ground.is_under(1000 * points @ turn.T + 5e4)
+    assert under[points[:, 1] < 0].all()
+    assert not under[points[:, 1] > 0.05].any()
+
+
+@pytest.mark.parametrize("sides", [(1.0, 1.0, 1.0), (0.4, 2.0, 0.4), (2.0, 1.0, 1.0)])
+def test_a_shape_alone_has_no_ground(sides: tuple[float, ...]) -> None:
+    assert find_ground(box(1024, *sides)) is None
+    assert find_ground(nn.functional.normalize(torch.randn(1024, 3), dim=1)) is None
+
+
+def test_what_stands_on_the_ground_has_as_many_points() -> None:
+    cloud = read_shape(on_plate(9000), num_points=1024, with_normals=False, seed=0)
+    assert isinstance(cloud, Shape)
+    assert cloud.standing is not None
+    assert len(cloud.points) == len(cloud.standing.points) == 1024
+    assert (cloud.standing.points[:, 1] > 0.0).all()
+    alone = read_shape(box(9000, 0.4, 2.0, 0.4), num_points=1024, with_normals=False, seed=0)
+    assert alone.standing is None  # type: ignore[attr-defined]
+
+
+def test_strays_are_left_out_with_a_warning() -> None:
+    points = torch.cat([box(1000, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
+    with pytest.warns(UserWarning, match="x.ply: 12 of 1012 points lie far from all others and are left out"):
+        kept = leave_out_strays(Points(points, points), "x.ply")
+    assert kept.points.equal(points[:1000])
+    assert kept.normals is not None
+    assert len(kept.normals) == 1000
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        box(1000, 1, 1, 1),
+        torch.cat([box(800, 1, 1, 1), 5 + box(200, 1, 1, 1)]),  # two things
+        torch.cat([box(990, 1, 1, 1), torch.linspace(0, 2, 40)[:, None] * UP]),  # an antenna
+        torch.rand(50, 3),
+        torch.zeros(200, 3),
+    ],
+)
+def test_nothing_else_is_a_stray(points: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert leave_out_strays(Points(points), "x.ply").points is points
+
+
+class Likes(nn.Module):
+    """Knows what is high and narrow (+1), or wide and low (-1); everything else is background."""
+
+    num_classes = 2
+
+    def __init__(self, sign: float):
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, points: Tensor, *_: object) -> Tensor:
+        low, high = points.aminmax(dim=1)
+        size = high - low
+        width, depth, height = size[:, 0], size[:, 2], size[:, 1]
+        slender, wide = height - torch.maximum(width, depth), torch.minimum(width, depth) - height
+        liked = slender if self.sign > 0 else wide
+        return torch.stack([10 * liked, torch.zeros_like(liked)], dim=1)
+
+
+def likes(sign: float) -> PointPredictor:
+    return PointPredictor(Likes(sign), NetworkDescription("points", "own", {}, ("thing",), 1024, background=True))
+
+
+def test_a_class_is_of_what_the_network_is_surer_of() -> None:
+    points = on_plate(9000)
+    pole, plate = likes(1).predict(points), likes(-1).predict(points)
+    assert pole.pose.endswith(", without the ground under it")
+    assert "ground" not in plate.pose
+    alone = likes(1).predict(points[points[:, 1] > 0.01])
+    assert pole.score == pytest.approx(alone.score, abs=0.5)
+    assert likes(1).predict(points, up="y").pose == "without the ground under it"
+
+
+def test_it_is_drawn_without_the_ground_too() -> None:
+    points = on_plate(9000)
+    with pytest.warns(UserWarning, match="The array is drawn without the ground under it"):
+        explanation = likes(1).explain(points)
+    assert 4900 < len(explanation.points) < 6000  # without the pole's bottom, which is on the ground
+    assert len(likes(-1).explain(points).points) == 9000
