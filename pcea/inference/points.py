@@ -65,9 +65,9 @@ class PointPredictor(ClassPredictor):
     ) -> ClassPrediction:
         """Name the class of a mesh or cloud.
 
-        A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`). So is one
-        that stands on a ground wider than itself: as it is, and without the ground, of which the surer answer counts.
-        Up to 5 % of the points are left out, with a warning, if they lie far from all others.
+        A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`). So is
+        one that stands on ground wider than itself: as it is, and without the ground; the surer answer counts. Up to
+        5 % of the points are left out, with a warning, if they lie far from all others.
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
