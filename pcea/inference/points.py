@@ -333,6 +333,15 @@ def load_cloud(
         if num_points is not None and min_points is not None:
             num_points = max(min_points, min(num_points, len(source.points)))
         cloud = sample_points(source, num_points, seed=seed, path=Path(name))
+    is_empty = (cloud.points == 0).all(1)
+    if 0.01 < is_empty.double().mean() < 1:
+        warnings.warn(
+            f"{name}: {int(is_empty.sum())} of {len(is_empty)} points are 0, 0, 0, as where a depth camera saw "
+            "nothing, and are left out.",
+            stacklevel=2,
+        )
+        normals_left = None if cloud.normals is None else cloud.normals[~is_empty]
+        cloud = Points(cloud.points[~is_empty], normals_left)
     if (cloud.points == cloud.points[0]).all():
         raise ValueError(f"{name}: all {len(cloud.points)} points are in one place, so there is no shape.")
     if with_normals and cloud.normals is None:

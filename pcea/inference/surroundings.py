@@ -63,9 +63,8 @@ def leave_out_strays(cloud: Points, name: str) -> Points:
     kept = _main_group(cloud.points.double().numpy())
     if kept is None:
         return cloud
-    warnings.warn(
-        f"{name}: {(~kept).sum()} of {len(kept)} points lie far from all others and are left out.", stacklevel=3
-    )
+    share = f"{100 * (~kept).mean():.1f} % of the points"  # of a sample of the file
+    warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
     return _choose(cloud, torch.from_numpy(kept))
 
 

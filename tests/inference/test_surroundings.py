@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pcea.inference.points import PointPredictor, read_shape
+from pcea.inference.points import PointPredictor, load_cloud, read_shape
 from pcea.inference.surroundings import Shape, find_ground, leave_out_strays
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
@@ -65,7 +67,7 @@ def test_what_stands_on_the_ground_has_as_many_points() -> None:
 
 def test_strays_are_left_out_with_a_warning() -> None:
     points = torch.cat([box(1000, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
-    with pytest.warns(UserWarning, match="x.ply: 12 of 1012 points lie far from all others and are left out"):
+    with pytest.warns(UserWarning, match="x.ply: 1.2 % of the points lie far from all others"):
         kept = leave_out_strays(Points(points, points), "x.ply")
     assert kept.points.equal(points[:1000])
     assert kept.normals is not None
@@ -86,6 +88,18 @@ def test_nothing_else_is_a_stray(points: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert leave_out_strays(Points(points), "x.ply").points is points
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_pixels_without_depth_are_left_out(tmp_path: Path, in_memory: bool) -> None:
+    points = torch.cat([5 + box(1000, 1, 1, 1), torch.zeros(100, 3)])
+    np.save(tmp_path / "depth.npy", points.numpy())
+    with pytest.warns(UserWarning, match=r"100 of 1100 points are 0, 0, 0, .* left out"):
+        cloud = load_cloud(points if in_memory else tmp_path / "depth.npy")
+    assert cloud.points.equal(points[:1000])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one in a hundred may be at the origin
+        assert len(load_cloud(torch.cat([box(1000, 1, 1, 1), torch.zeros(10, 3)])).points) == 1010
 
 
 class Likes(nn.Module):
