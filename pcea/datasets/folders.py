@@ -92,8 +92,8 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
 def _warn_of_loose_files(loose: list[Path]) -> None:
     if loose:
         warnings.warn(
-            f"{len(loose)} files lie in no class folder and are left out, first {loose[0]}: move each into that of its "
-            "class.",
+            f"{len(loose)} files lie in no class folder and are left out, first {loose[0]}: move each one into the "
+            "folder of its class.",
             stacklevel=2,
         )
 

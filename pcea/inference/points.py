@@ -147,8 +147,10 @@ class PointPredictor(ClassPredictor):
 
     def _without_ground(self, seen: Points, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
         """What the class is of, and the points of it that are drawn: both without the ground, if it is without."""
+        if not isinstance(seen, Shape) or seen.ground is None:  # nothing to choose: no pose need be found
+            return seen, drawn
         chosen = self.pose_standing(seen, up=up)[1]
-        if chosen is seen or not isinstance(seen, Shape) or seen.ground is None:
+        if chosen is seen:
             return seen, drawn
         warnings.warn(f"{name} is drawn without the ground under it, which has no part in its class.", stacklevel=3)
         above = ~seen.ground.is_under(drawn.points)
@@ -220,7 +222,8 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
-        cloud = self._without_ground(self.read(source, seed=seed), cloud, up, name_of(source))[1]
+        if self.description.background:
+            cloud = self._without_ground(self.read(source, seed=seed), cloud, up, name_of(source))[1]
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
 
 

@@ -16,8 +16,9 @@ from pcea.io.points import Points, sample_points
 Rows = NDArray[np.float64]
 
 # Strays are at most this share of the points, and without them the shape is that much smaller. They lie further from
-# others than half the distance within which nearly all points lie. A sample of fewer points says nothing.
-_STRAYS, _SMALLER, _APART, _FEWEST = 0.05, 0.8, 0.5, 96
+# others than half the distance within which nearly all points lie. A sample of fewer points says nothing, and all pairs
+# of more take too much memory.
+_STRAYS, _SMALLER, _APART, _FEWEST, _MOST = 0.05, 0.8, 0.5, 96, 4096
 # Ground has at least this share of the points and is wider than what stands on it; lengths are in radii of the cloud:
 # half its thickness, and how deep something else may reach below it at so small a share of the points.
 _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
@@ -179,7 +180,7 @@ def _main_group(rows: Rows) -> NDArray[np.bool_] | None:
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
-    if not _FEWEST <= len(rows) <= 4096:
+    if not _FEWEST <= len(rows) <= _MOST:
         return None
     distance = np.linalg.norm(rows - np.median(rows, axis=0), axis=1)
     usual = np.quantile(distance, 1 - _STRAYS)
