@@ -37,6 +37,12 @@ def _without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_module", lambda _: None)
 
 
+@pytest.fixture(params=["compiled loop", "plain torch"])
+def _both_ways(request: pytest.FixtureRequest) -> None:
+    if request.param == "plain torch":
+        request.getfixturevalue("_without_numba")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -224,10 +224,13 @@ def _takes_function(hint: object) -> bool:
 
 
 def _check_shapes(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    ours = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    ours, theirs = _shapes(network.state_dict()), _shapes(state)
     if ours != theirs:
         raise ValueError(f"The weights in {where} are of another network: {difference(ours, theirs)}.")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> str:
@@ -270,7 +273,7 @@ def start_from(builder: Callable[..., Network], given: Mapping[str, Any]) -> Net
     if has_new_head:
         encoder = {name: value for name, value in state.items() if name.startswith("encoder.")}
         state = {**{name: value for name, value in own.items() if not name.startswith("encoder.")}, **encoder}
-    ours, theirs = ({name: tuple(value.shape) for name, value in each.items()} for each in (own, state))
+    ours, theirs = _shapes(own), _shapes(state)
     if ours != theirs:
         asked = ", ".join(f"{name}={value}" for name, value in others.items())
         raise ValueError(f"The weights in {where} do not fit {asked}: {difference(ours, theirs)}.")

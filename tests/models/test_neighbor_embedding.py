@@ -54,12 +54,6 @@ def assert_equals_unfactored(module: nn.Module, *inputs: Tensor) -> None:
         torch.testing.assert_close(buffer, expected_buffers[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.fixture(params=["compiled loop", "plain torch"])
-def _both_ways(request: pytest.FixtureRequest) -> None:
-    if request.param == "plain torch":
-        request.getfixturevalue("_without_numba")
-
-
 both_ways = pytest.mark.usefixtures("_both_ways")
 
 

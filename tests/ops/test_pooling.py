@@ -10,12 +10,6 @@ from pcea.ops import max_neighbors, max_quadratic
 B, N, M, C, K = 2, 11, 7, 5, 3
 
 
-@pytest.fixture(params=["compiled loop", "plain torch"])
-def _both_ways(request: pytest.FixtureRequest) -> None:
-    if request.param == "plain torch":
-        request.getfixturevalue("_without_numba")
-
-
 both_ways = pytest.mark.usefixtures("_both_ways")
 
 
