@@ -77,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemError as error:
+        # What an interruption becomes in compiled code, such as numba's between two loops.
+        cause: BaseException | None = error
+        while isinstance(cause, SystemError):
+            cause = cause.__cause__
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        sys.exit(130)
     except SystemExit as stop:
         # Lightning ends with 1 when it is interrupted and with 0 when it is told to stop: `fit && test` would go on.
         if isinstance(stop.__context__, KeyboardInterrupt):

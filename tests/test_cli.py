@@ -13,7 +13,7 @@ import torch
 import yaml
 from examples import TINY, assert_one_line, run
 
-from pcea.cli import resolve_configs
+from pcea.cli import main, resolve_configs
 from pcea.io.configs import config_names, config_path
 
 
@@ -220,3 +220,23 @@ def test_a_resumed_run_takes_the_best_checkpoint_along(capsys, config, tmp_path)
     taken = torch.load(second / "best.ckpt", weights_only=True)
     assert taken["epoch"] == best["epoch"]
     assert all(value.equal(taken["state_dict"][name]) for name, value in best["state_dict"].items())
+
+
+def test_an_interruption_within_compiled_code_is_one(monkeypatch):
+    def interrupted(_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interruption:
+            raise SystemError("returned a result with an exception set") from interruption
+
+    monkeypatch.setattr("pcea.cli._configs", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["configs"])
+    assert stop.value.code == 130
+
+    def broken(_):
+        raise SystemError("a fault of its own")
+
+    monkeypatch.setattr("pcea.cli._configs", broken)
+    with pytest.raises(SystemError, match="of its own"):
+        main(["configs"])
