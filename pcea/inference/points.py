@@ -42,6 +42,8 @@ _GAP, _POINTS_TO_CHECK = 0.25, 1024
 _SPARSE = 1 / 8
 # How many points there are then, as a share of the same number; and how many neighbours of a point they lie between.
 _DENSE, _NEARBY = 1 / 2, 8
+# What is left out of a file with so many planes around its shape.
+_GROUNDS = {1: "the ground under it", 2: "the ground and the wall around it"}
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -66,8 +68,8 @@ class PointPredictor(ClassPredictor):
         """Name the class of a mesh or cloud.
 
         A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`). So is
-        one that stands on ground wider than itself: as it is, and without the ground; the surer answer counts. Up to
-        5 % of the points are left out, with a warning, if they lie far from all others.
+        one that stands on ground wider than itself, or before a wall: as it is, and without them; the surest answer
+        counts. Up to 5 % of the points are left out, with a warning, if they lie far from all others.
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
@@ -95,32 +97,34 @@ class PointPredictor(ClassPredictor):
         if like is not None:
             return [rank(like.compare(self._feature(cloud)), top, like.class_names) for cloud in contents]
         sizes = {len(cloud.points) for cloud in contents}
-        stands = any(isinstance(cloud, Shape) and cloud.standing is not None for cloud in contents)
+        stands = any(isinstance(cloud, Shape) and cloud.standing for cloud in contents)
         if len(sizes) == 1 and not stands and not self._finds_pose(up):
             all_posed = self._judge_upright(contents, up)
         else:
             all_posed = [self.pose_standing(cloud, up=up)[0] for cloud in contents]
         return [self.rank(posed.logits, top, score=posed.score, pose=posed.name) for posed in all_posed]
 
-    def pose_standing(self, cloud: Points, *, up: str = "auto") -> tuple[PosedLogits, Points]:
-        """What `pose` says of a cloud, or of what stands on its ground, of which it is surer; and of which of the two.
+    def pose_standing(self, cloud: Points, *, up: str = "auto") -> tuple[PosedLogits, int]:
+        """What `pose` says of a cloud, or of it without planes around it: the surest; and without how many that is.
 
         A network that cannot tell shapes from background is asked of the whole cloud only.
         """
-        posed = self.pose(cloud, up=up)
-        standing = getattr(cloud, "standing", None)
-        if standing is not None and self.description.background:
-            other = self.pose(standing, up=up)
-            if other.logits.logsumexp(0) > posed.logits.logsumexp(0):
-                return other._replace(name=f"{other.name}, without the ground under it".lstrip(", ")), standing
-        return posed, cloud
+        best, planes = self.pose(cloud, up=up), 0
+        if isinstance(cloud, Shape) and self.description.background:
+            for count, standing in enumerate(cloud.standing, 1):
+                other = self.pose(standing, up=up)
+                if other.logits.logsumexp(0) > best.logits.logsumexp(0):
+                    best, planes = other, count
+        if planes:
+            best = best._replace(name=f"{best.name}, without {_GROUNDS[planes]}".lstrip(", "))
+        return best, planes
 
-    def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Points]:
+    def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Shape]:
         """See `Predictor.reader`."""
         about = self.description
         return partial(read_shape, num_points=about.num_points or None, with_normals=about.has_normals, seed=seed)
 
-    def read(self, source: CloudSource, *, seed: int = 0) -> Points:
+    def read(self, source: CloudSource, *, seed: int = 0) -> Shape:
         """What the network is to see of a file, or of data in memory; arguments and errors as for `predict`."""
         return self.reader(seed=seed)(source)  # type: ignore[arg-type]
 
@@ -142,19 +146,16 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.explanation import explain
 
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
-        cloud, drawn = self._without_ground(self.read(source, seed=seed), drawn, up, name_of(source))
+        cloud, drawn = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
         return explain(self, cloud, drawn, up=up, num_regions=num_regions)
 
-    def _without_ground(self, seen: Points, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
-        """What the class is of, and the points of it that are drawn: both without the ground, if it is without."""
-        if not isinstance(seen, Shape) or seen.ground is None:  # nothing to choose: no pose need be found
-            return seen, drawn
-        chosen = self.pose_standing(seen, up=up)[1]
-        if chosen is seen:
-            return seen, drawn
-        warnings.warn(f"{name} is drawn without the ground under it, which has no part in its class.", stacklevel=3)
-        above = ~seen.ground.is_under(drawn.points)
-        return chosen, Points(drawn.points[above], None if drawn.normals is None else drawn.normals[above])
+    def _named_of(self, seen: Shape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
+        """What the class is of, and the points of it that are drawn: no strays, and no ground if it is without."""
+        planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
+        if not planes:
+            return seen, seen.choose(drawn)
+        warnings.warn(f"{name} is drawn without {_GROUNDS[planes]}, no part of what is named.", stacklevel=3)
+        return seen.standing[planes - 1], seen.choose(drawn, planes)
 
     def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
         """Raise a ValueError for invalid options."""
@@ -222,8 +223,7 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
-        if self.description.background:
-            cloud = self._without_ground(self.read(source, seed=seed), cloud, up, name_of(source))[1]
+        cloud = self._named_of(self.read(source, seed=seed), cloud, up, name_of(source))[1]
         return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
 
 
@@ -248,19 +248,21 @@ def make_denser(points: Tensor, num_points: int) -> Tensor:
     return torch.cat([points, between], dim=1)
 
 
-def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Points:
+def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Shape:
     """Load a cloud to be classified as a whole, with a warning if it is no shape of one object; see `load_cloud`.
 
-    Stray points are left out, and ground that it may stand on is looked for.
+    Stray points are left out, and the ground and wall around it are looked for.
     """
 
     def load(count: int | None) -> Points:
         # The network itself says how many points it needs.
         return load_cloud(source, count, min_points=1, seed=seed, with_normals=with_normals)
 
-    cloud = leave_out_strays(load(num_points), name_of(source))
-    check_shape(cloud.points, name_of(source))
-    return cloud if num_points is None else find_standing(cloud, load, num_points, seed=seed)
+    shape = leave_out_strays(load(num_points), name_of(source))
+    check_shape(shape.points, name_of(source))
+    if num_points is not None:
+        find_standing(shape, load, num_points, seed=seed)
+    return shape
 
 
 def check_shape(points: Tensor, name: str) -> None:

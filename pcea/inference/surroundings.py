@@ -1,7 +1,8 @@
-"""What a file may hold beside its shape: a few points far away, and the ground that it stands on."""
+"""What a file may hold beside its shape: a few points far away, the ground that it stands on, and a wall behind it."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,12 +25,12 @@ _STRAYS, _SMALLER, _APART, _FEWEST, _MOST = 0.05, 0.8, 0.5, 96, 4096
 _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
 # Points of a file by which ground is measured once it is found; planes that are tried, and followed.
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
-# Fewest points that are a shape of their own.
-_STANDING = 64
+# Fewest points that are a shape of their own; planes that may be around one.
+_STANDING, _PLANES = 64, 2
 
 
 class Ground(NamedTuple):
-    """A plane that a shape stands on.
+    """A plane that a shape stands on, or before.
 
     Attributes:
         point: On the plane, (3,).
@@ -48,51 +49,64 @@ class Ground(NamedTuple):
 
 
 class Shape(Points):
-    """The cloud of a file, and what of it stands on the ground.
+    """The cloud of a file, and what is left of it without the planes around it.
 
     Attributes:
-        ground: The ground, if it has one; it may also be a part of the shape, as of a table that lies on its top.
-        standing: The cloud without it, as many points if the file has them.
+        grounds: The ground, and what is found when that is left out, as a wall; each may also be a part of the shape,
+            as of a table that lies on its top.
+        standing: For each, the cloud without it and those before it, as many points if the file has them.
+        reach: Points of the file that are further from the middle of the cloud are strays.
     """
 
-    ground: Ground | None = None
-    standing: Points | None = None
+    grounds: tuple[Ground, ...] = ()
+    standing: tuple[Points, ...] = ()
+    reach: float = math.inf
+
+    def choose(self, others: Points, planes: int = 0) -> Points:
+        """Those of other points of the same file that are no strays, and not of the first planes or behind them."""
+        kept = (others.points - self.points.mean(0)).norm(dim=1) <= self.reach
+        for ground in self.grounds[:planes]:
+            kept &= ~ground.is_under(others.points)
+        return others if kept.all() else _choose(others, kept)
 
 
-def leave_out_strays(cloud: Points, name: str) -> Points:
+def leave_out_strays(cloud: Points, name: str) -> Shape:
     """A cloud without the few points that lie far from all others, with a warning that names the file."""
     kept = _main_group(cloud.points.double().numpy())
     if kept is None:
-        return cloud
+        return Shape(*cloud)
     share = f"{100 * (~kept).mean():.1f} % of the points"  # of a sample of the file
     warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
-    return _choose(cloud, torch.from_numpy(kept))
+    shape = Shape(*_choose(cloud, torch.from_numpy(kept)))
+    shape.reach = 1.1 * float((shape.points - shape.points.mean(0)).norm(dim=1).max())
+    return shape
 
 
-def find_standing(cloud: Points, load: Callable[[int], Points], num_points: int, *, seed: int) -> Shape:
-    """Look for the ground that a cloud stands on, and for what stands on it.
+def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int) -> None:
+    """Look for the ground that a shape stands on, for a wall, and for what is left without them.
 
     Args:
-        cloud: A sample of a file.
+        shape: A sample of a file; what is found is added to it.
         load: Gives a sample of so many points, or all that there are.
         num_points: Points of what stands on the ground.
         seed: Decides which.
     """
-    shape = Shape(*cloud)
-    ground = find_ground(cloud.points)
-    if ground is None:
-        return shape
-    dense = load(_DENSE)
-    center = cloud.points.mean(0)
-    radius = (cloud.points - center).norm(dim=1).max()
-    dense = _choose(dense, (dense.points - center).norm(dim=1) <= 1.1 * radius)  # without strays
-    ground = _measure(dense.points.double().numpy(), ground)
-    above = ~ground.is_under(dense.points)
-    if above.sum() >= _STANDING and _is_wider(dense.points.double().numpy(), ground.normal, above.numpy()):
-        standing = _choose(dense, above)
-        shape.ground = ground
-        shape.standing = sample_points(standing, min(num_points, len(standing.points)), seed=seed)
-    return shape
+    rest, dense = Points(*shape), None
+    for _ in range(_PLANES):
+        ground = find_ground(rest.points)
+        if ground is None:
+            break
+        if dense is None:
+            dense = shape.choose(load(_DENSE))
+        rows = dense.points.double().numpy()
+        ground = _measure(rows, ground)
+        above = ~ground.is_under(dense.points)
+        if above.sum() < _STANDING or not _is_wider(rows, ground.normal, above.numpy()):
+            break
+        dense = _choose(dense, above)
+        rest = sample_points(dense, min(num_points, len(dense.points)), seed=seed)
+        shape.grounds += (ground,)
+        shape.standing += (rest,)
 
 
 def find_ground(points: Tensor) -> Ground | None:

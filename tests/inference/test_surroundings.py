@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from examples import POINT_SIZES
 from torch import Tensor, nn
 
+import pcea
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
-from pcea.inference.surroundings import Shape, find_ground, leave_out_strays
+from pcea.inference.surroundings import find_ground, leave_out_strays
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
 
@@ -31,6 +33,13 @@ def on_plate(count: int = 3000, width: float = 3.0) -> Tensor:
     """A pole on a plate, a third of the points on the plate, shuffled."""
     points = torch.cat([box(2 * count // 3, 0.4, 2.0, 0.4), box(count // 3, width, 0.01, width) - 0.01 * UP])
     return points[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+
+
+def before_wall() -> Tensor:
+    """A pole of 6,000 points on a plate, and a wall behind it."""
+    wall = box(3000, 3.0, 3.0, 0.01) - torch.tensor([0, 0, 1.5])
+    points = torch.cat([on_plate(9000), wall])
+    return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))]
 
 
 def rotation(seed: int) -> Tensor:
@@ -57,12 +66,21 @@ def test_a_shape_alone_has_no_ground(sides: tuple[float, ...]) -> None:
 
 def test_what_stands_on_the_ground_has_as_many_points() -> None:
     cloud = read_shape(on_plate(9000), num_points=1024, with_normals=False, seed=0)
-    assert isinstance(cloud, Shape)
-    assert cloud.standing is not None
-    assert len(cloud.points) == len(cloud.standing.points) == 1024
-    assert (cloud.standing.points[:, 1] > 0.0).all()
+    [standing] = cloud.standing
+    assert len(cloud.points) == len(standing.points) == 1024
+    assert (standing.points[:, 1] > 0.0).all()
     alone = read_shape(box(9000, 0.4, 2.0, 0.4), num_points=1024, with_normals=False, seed=0)
-    assert alone.standing is None  # type: ignore[attr-defined]
+    assert not alone.standing
+
+
+def test_a_wall_behind_it_is_found_after_the_ground() -> None:
+    cloud = read_shape(before_wall(), num_points=1024, with_normals=False, seed=0)
+    on_ground, alone = cloud.standing
+    assert not (on_ground.points[:, 1] < 0).any() or not (on_ground.points[:, 2] < -1).any()
+    assert len(alone.points) == 1024
+    assert alone.points.abs().amax(0).tolist() == pytest.approx([0.2, 2.0, 0.2], abs=0.05)
+    # without the pole's bottom, which is on the ground
+    assert len(cloud.choose(Points(before_wall()), planes=2).points) == pytest.approx(5000, abs=100)
 
 
 def test_strays_are_left_out_with_a_warning() -> None:
@@ -72,6 +90,7 @@ def test_strays_are_left_out_with_a_warning() -> None:
     assert kept.points.equal(points[:1000])
     assert kept.normals is not None
     assert len(kept.normals) == 1000
+    assert kept.choose(Points(points)).points.equal(points[:1000])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +151,9 @@ def test_a_class_is_of_what_the_network_is_surer_of() -> None:
     alone = likes(1).predict(points[points[:, 1] > 0.01])
     assert pole.score == pytest.approx(alone.score, abs=0.5)
     assert likes(1).predict(points, up="y").pose == "without the ground under it"
+    pole = likes(1).predict(before_wall())
+    assert pole.pose.endswith(", without the ground and the wall around it")
+    assert pole.score == pytest.approx(alone.score, abs=0.5)
 
 
 def test_it_is_drawn_without_the_ground_too() -> None:
@@ -140,3 +162,15 @@ def test_it_is_drawn_without_the_ground_too() -> None:
         explanation = likes(1).explain(points)
     assert 4900 < len(explanation.points) < 6000  # without the pole's bottom, which is on the ground
     assert len(likes(-1).explain(points).points) == 9000
+    with pytest.warns(UserWarning, match="The array is drawn without the ground and the wall around it"):
+        assert len(likes(1).explain(before_wall()).points) == pytest.approx(5000, abs=100)
+
+
+def test_strays_are_not_drawn() -> None:
+    points = torch.cat([box(6000, 0.4, 2.0, 0.4), 20 + 0.1 * torch.rand(60, 3)])
+    network = pcea.eat_classifier(3, **POINT_SIZES).eval()
+    for predictor in (likes(1), PointPredictor(network, NetworkDescription("points", "own", {}, (), 128))):
+        with pytest.warns(UserWarning, match="lie far from all others"):
+            assert len(predictor.explain(points).points) == 6000
+    with pytest.warns(UserWarning, match="lie far from all others"):
+        assert len(predictor.subject(points).points) == 6000
