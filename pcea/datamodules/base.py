@@ -187,7 +187,7 @@ class DataModule(L.LightningDataModule):
             )
             size = len(samples)
         sampler = self._train_sampler(
-            samples, trainer.world_size, trainer.global_rank, seed=global_seed(), drop_last=True
+            samples, trainer.world_size, trainer.global_rank, seed=global_seed(trainer), drop_last=True
         )
         return self._loader(samples, size, sampler, drop_last=True)
 
@@ -262,12 +262,15 @@ def augment_batch(batch: Any, transforms: Sequence[Any], trainer: L.Trainer, dev
 def batch_seed(trainer: L.Trainer) -> int:
     """A seed for the current training batch of this process, the same in a resumed run."""
     step = trainer.fit_loop.total_batch_idx * trainer.world_size + trainer.global_rank
-    return global_seed() * 1_000_000_007 + step
+    return global_seed(trainer) * 1_000_000_007 + step
 
 
-def global_seed() -> int:
-    """The seed that `seed_everything` was called with; 0 if it was not."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+def global_seed(trainer: L.Trainer | None = None) -> int:
+    """The seed that `seed_everything` was called with; else the one of the task that is trained, or of torch."""
+    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        return int(seed)
+    seed_of_task = getattr(getattr(trainer, "lightning_module", None), "seed", None)
+    return torch.initial_seed() % 2**32 if seed_of_task is None else seed_of_task
 
 
 class _Batches(Dataset):

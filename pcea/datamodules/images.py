@@ -109,7 +109,7 @@ class ImageDataModule(TransformedDataModule):
     def batches_of(self, name: str) -> TransformedImages:
         """One of the sets with its transforms."""
         if name == "train":
-            return TransformedImages(self.sets[name], self.train_transforms, seed=global_seed())
+            return TransformedImages(self.sets[name], self.train_transforms, seed=global_seed(self.trainer))
         return TransformedImages(self.sets[name], self.eval_transforms)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:  # noqa: ARG002

@@ -52,7 +52,8 @@ class ObjectDataModule(TransformedDataModule):
     def batches_of(self, name: str) -> TransformedObjects:
         """One of the sets with its transforms."""
         if name == "train":
-            return TransformedObjects(self.sets[name], self.train_transforms, seed=global_seed(), with_crowds=False)
+            seed = global_seed(self.trainer)
+            return TransformedObjects(self.sets[name], self.train_transforms, seed=seed, with_crowds=False)
         return TransformedObjects(self.sets[name], self.eval_transforms)
 
 

@@ -59,6 +59,8 @@ class PointDataset(Dataset):
                     f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
                 )
         check_clouds(points, label, normals, class_names)
+        if category is not None and category.shape != points.shape[:1]:
+            raise ValueError(f"category must be {tuple(points.shape[:1])}, got {tuple(category.shape)}.")
         self.points, self.label, self.normals, self.category = points, label, normals, category
         self.class_names, self.category_names = tuple(class_names), tuple(category_names)
 
@@ -120,10 +122,17 @@ def check_clouds(points: Array, label: Array, normals: Array | None, class_names
     Labels that stay in their file were checked when it was written.
 
     Raises:
-        ValueError: If normals have another shape than points, or a label is outside `class_names`.
+        ValueError: If normals have another shape than points, something in memory has another kind of numbers, normals
+            in memory are not finite, or a label is outside `class_names`.
     """
     if normals is not None and normals.shape != points.shape:
         raise ValueError(f"normals must have the shape of points {tuple(points.shape)}, got {tuple(normals.shape)}.")
+    if isinstance(points, Tensor) and not points.is_floating_point():
+        raise ValueError(f"points must be floating-point numbers, got {points.dtype}.")
+    if isinstance(label, Tensor) and (label.is_floating_point() or label.dtype == torch.bool):
+        raise ValueError(f"labels must be whole numbers, as int64, got {label.dtype}.")
+    if isinstance(normals, Tensor) and not normals.isfinite().all():
+        raise ValueError(f"{int((~normals.isfinite()).any(-1).sum())} normals are NaN or infinite.")
     if isinstance(label, Tensor) and label.numel() and not 0 <= int(label.min()) <= int(label.max()) < len(class_names):
         raise ValueError(f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}.")
 

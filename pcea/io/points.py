@@ -49,13 +49,21 @@ class Normalization(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, points: Tensor) -> Normalization:
-        """The normalization of points (..., N, 3), in their dtype; in float64 where squares would leave float32."""
+    def of(cls, points: Tensor, *, mask: Tensor | None = None) -> Normalization:
+        """The normalization of points (..., N, 3), in their dtype; in float64 where squares would leave float32.
+
+        Of padded clouds only the real points count, where a mask (..., N) is True; each has at least one.
+        """
+        if mask is not None:  # padding becomes the first real point, and so zero
+            first = mask.int().argmax(-1)[..., None, None].expand(*points.shape[:-2], 1, 3)
+            points = torch.where(mask.unsqueeze(-1), points, points.gather(-2, first))
         if points.dtype == torch.float32 and points.numel() and not 1e-10 < points.abs().max() < 1e15:
             points = points.double()
         origin = points[..., :1, :]
         points = points - origin
         offset = points.mean(-2, keepdim=True)
+        if mask is not None:
+            offset = offset * (mask.shape[-1] / mask.sum(-1)[..., None, None])
         radius = (points - offset).norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
         return cls(origin, offset, radius.masked_fill(radius == 0, 1))
 

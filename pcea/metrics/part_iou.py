@@ -75,6 +75,7 @@ def _shape_iou(predicted: Tensor, label: Tensor, is_part: Tensor, mask: Tensor |
     """Mean IoU of each shape over its category's parts, (B,) float64, from classes (B, N) and parts (B, P)."""
     B, P = is_part.shape
     weight = torch.ones_like(label) if mask is None else mask.long()
+    label = label if mask is None else label.masked_fill(~mask, 0)  # whatever stands at padding
 
     def counts(classes: Tensor, weight: Tensor) -> Tensor:
         return torch.zeros(B, P, dtype=torch.int64, device=label.device).scatter_add_(1, classes, weight)

@@ -7,7 +7,7 @@ Source: EAMLP is T2T-ViT ("Tokens-to-Token ViT", Yuan et al., 2021) with externa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -208,6 +208,8 @@ class ImageTransformer(nn.Module):
             fit (see `TokensToToken`).
     """
 
+    position: Tensor
+
     def __init__(
         self,
         attention: AttentionFactory,
@@ -249,7 +251,7 @@ class ImageTransformer(nn.Module):
         )
         self.class_token = nn.Parameter(torch.empty(1, 1, dim)) if pool == "class" else None
         # The class token and 14 x 14 tokens; a longer table is made for larger images.
-        self.register_buffer("position", sinusoid_table(197, dim), persistent=False)
+        self.register_buffer("position", sinusoid_table(197, dim, device=_real_device()), persistent=False)
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, attention=attention, mlp_ratio=mlp_ratio, norm=norm, drop_path=rate) for rate in rates
@@ -274,6 +276,14 @@ class ImageTransformer(nn.Module):
                 if module.value is not None:
                     module.value.data.copy_(module.key.data)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageTransformer:
+        """Move the network. The position table is in no file of weights, and `to_empty` leaves it without values."""
+        super()._apply(fn, recurse)
+        position = self.position
+        if not position.is_meta:
+            self.position = sinusoid_table(*position.shape, device=torch.device("cpu")).to(position)
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, in_channels, H, W) of any size; logits (B, num_classes).
 
@@ -289,7 +299,7 @@ class ImageTransformer(nn.Module):
         tokens = self.tokenizer(images)  # (B, N, D)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, 1 + N, D)
-        tokens = tokens + self._position(tokens.shape[1])
+        tokens = tokens + self._position(tokens.shape[1]).to(tokens.device)
         for block in self.blocks:
             tokens = block(tokens)
         if self.class_token is not None:
@@ -301,11 +311,17 @@ class ImageTransformer(nn.Module):
         return {"blocks": self.tokenizer.token_grids(images)["project"]}
 
     def _position(self, count: int) -> Tensor:
-        position: Tensor = self.position  # type: ignore[assignment]
+        position = self.position
         # In a graph for images of any size the number of tokens is a symbol, so the table is made in the graph.
         if isinstance(count, int) and count <= len(position):
             return position[:count]
         return sinusoid_table(count, position.shape[1], device=position.device).to(position.dtype)
+
+
+def _real_device() -> torch.device:
+    """Where tensors are made; the CPU instead of the meta device, which keeps no values."""
+    device = torch.empty(0).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def sinusoid_table(count: int, dim: int, *, device: torch.device | None = None) -> Tensor:

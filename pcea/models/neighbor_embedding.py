@@ -24,7 +24,7 @@ from pcea.nn.batch_norm import update_running_statistics
 from pcea.nn.compiled import kernels, run
 from pcea.nn.linear import Linear, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens, zero_padding
-from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
+from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_batched, is_plain
 from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
 from pcea.ops.grouping import flat_index
 
@@ -148,8 +148,9 @@ class NeighborEmbedding(nn.Module):
         weight_center: Tensor,
     ) -> Tensor:
         scale, shift = batch_norm_affine(self.norm1)
-        neighbor = linear(features, to_neighbor * scale[:, None])
-        center = linear(center_features, weight_center * scale[:, None], shift)
+        dtype = to_neighbor.dtype  # the norms may be more exact
+        neighbor = linear(features, (to_neighbor * scale[:, None]).to(dtype))
+        center = linear(center_features, (weight_center * scale[:, None]).to(dtype), shift.to(dtype))
         weight, bias = fold_batch_norm(self.linear2, self.norm2)
         if torch.is_grad_enabled():
             uses = _Uses.of(index, len(features), num_clouds)
@@ -276,7 +277,7 @@ class _PairReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (pairs,) = ctx.saved_tensors
         uses = ctx.uses
-        loops = None if torch.is_grad_enabled() else _kernels(pairs, grad)
+        loops = None if torch.is_grad_enabled() or is_batched(grad) else _kernels(pairs, grad)
         if loops:
             to_neighbor = grad.new_empty(len(uses.counts), grad.shape[-1], dtype=torch.float32)
             to_center = grad.new_empty(len(grad), grad.shape[-1], dtype=torch.float32)
@@ -287,7 +288,7 @@ class _PairReLU(torch.autograd.Function):
             run(loops.pair_relu_grad, uses.num_clouds, *arrays)
         else:
             grad = torch.ops.aten.threshold_backward(grad, pairs, 0)
-            to_neighbor, to_center = uses.sum(grad.flatten(0, 1)), grad.sum(1)
+            to_neighbor, to_center = uses.sum(grad.reshape(-1, grad.shape[-1])), grad.sum(1)
         return to_neighbor.to(ctx.dtype), to_center.to(ctx.dtype), None, None, None
 
 
@@ -325,7 +326,8 @@ class _NeighborExtreme(torch.autograd.Function):
         values, extreme, mean, winner = ctx.saved_tensors
         count = values.shape[0] * values.shape[1]
         slope = 2 / count * grad_variance
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted
+        # A gradient of this gradient is wanted, or many at once.
+        if torch.is_grad_enabled() or any(map(is_batched, (grad_extreme, grad_mean, grad_variance))):
             is_extreme = (values == extreme.unsqueeze(1)).to(values.dtype)
             affine = grad_mean / count + slope * (values - mean)
             return affine.to(values.dtype) + is_extreme * (grad_extreme / is_extreme.sum(1)).unsqueeze(1), None

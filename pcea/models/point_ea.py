@@ -156,7 +156,7 @@ class Stage(nn.Module):
 
 def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
     """The k points nearest to each centre, or all if they are fewer, (B, M, k)."""
-    return knn(centers.float(), points.float(), k=min(k, points.shape[1]), mask=mask).index
+    return knn(centers, points, k=min(k, points.shape[1]), mask=mask).index
 
 
 class PointEAEncoder(nn.Module):
@@ -233,9 +233,7 @@ class PointEAEncoder(nn.Module):
             chosen: Chosen = None
             if count is not None and count < encoded.centers.shape[1]:
                 # Centres stand in the order of their sampling: the first ones are the farthest points among them.
-                chosen = (
-                    count if is_ordered else farthest_point_sample(encoded.centers.float(), count, mask=encoded.mask)
-                )
+                chosen = count if is_ordered else farthest_point_sample(encoded.centers, count, mask=encoded.mask)
                 is_ordered = True
             # The first stage encodes the cloud as it came, later ones wider surroundings.
             encoded = stage(encoded, chosen, num_neighbors=self.num_neighbors, encodes_points=not stages)
@@ -425,7 +423,7 @@ def _interpolate(query: Tensor, source: EncodedCenters, features: Tensor) -> Ten
     if query.shape[1] == features.shape[1]:  # nothing was left out
         return features
     k = min(3, features.shape[1])
-    return interpolate_features(query.float(), source.centers.float(), features, k=k, mask=source.mask)
+    return interpolate_features(query, source.centers, features, k=k, mask=source.mask)
 
 
 def _max_and_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:

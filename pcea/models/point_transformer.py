@@ -76,7 +76,8 @@ class PointTransformerEncoder(nn.Module):
         out_channels: Channels D of the feature that all outputs are fused into.
 
     Raises:
-        ValueError: If `num_centers` does not decrease or `dim` cannot be halved at every stage.
+        ValueError: If `num_centers` does not decrease, `dim` cannot be halved at every stage, or a stage has fewer
+            centres than the next one needs neighbours.
     """
 
     def __init__(
@@ -103,6 +104,12 @@ class PointTransformerEncoder(nn.Module):
         self.dilations = tuple(dilations or [1] * len(num_centers))
         if len(self.dilations) != len(num_centers) or any(d < 1 for d in self.dilations):
             raise ValueError(f"dilations must be {len(num_centers)} positive numbers, got {list(self.dilations)}.")
+        for count, dilation in zip(num_centers, self.dilations[1:]):
+            if count is not None and count < num_neighbors * dilation:
+                raise ValueError(
+                    f"A stage of {count} centres is too small for the next one, where a neighbour is one of the "
+                    f"{num_neighbors * dilation} nearest: raise num_centers, or lower num_neighbors or dilations."
+                )
         self.in_channels, self.num_centers, self.num_neighbors = in_channels, tuple(num_centers), num_neighbors
         self.stem = nn.ModuleList([LinearNormAct(in_channels, stem_dim), LinearNormAct(stem_dim, stem_dim)])
         widths = [stem_dim * 2**i for i in range(len(num_centers) + 1)]
@@ -135,7 +142,7 @@ class PointTransformerEncoder(nn.Module):
                     nearest = _nearest(points, points, min(furthest, points.shape[1]), mask)
                 x = stage(x, x, nearest[..., :reach:dilation], center_mask=mask)
                 continue
-            index = farthest_point_sample(points.float(), count, mask=mask)
+            index = farthest_point_sample(points, count, mask=mask)
             centers = gather_points(points, index)
             neighbors = _nearest(centers, points, reach, mask)[..., ::dilation]
             if mask is not None:
@@ -241,7 +248,7 @@ def join_features(points: Tensor, features: Tensor | None, *, in_channels: int) 
 
 def _nearest(centers: Tensor, points: Tensor, k: int, mask: Tensor | None) -> Tensor:
     """The k points nearest to each centre, (B, M, k), in fp32 even under autocast."""
-    return knn(centers.float(), points.float(), k=k, mask=mask).index
+    return knn(centers, points, k=k, mask=mask).index
 
 
 class PointTransformerClassifier(nn.Module):

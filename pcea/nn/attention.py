@@ -229,7 +229,7 @@ class MultiHeadExternalAttention(RecordedLayer):
         dropout: Dropout on the weights in training.
 
     Raises:
-        ValueError: If `dim` is not divisible by `num_heads`.
+        ValueError: If a size is not positive or `dim` is not divisible by `num_heads`.
 
     Source:
         Guo et al., 2021, section 3.3.
@@ -239,8 +239,11 @@ class MultiHeadExternalAttention(RecordedLayer):
         self, dim: int, *, num_heads: int = 8, memory_units: int = 64, expansion: int = 4, dropout: float = 0.0
     ):
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim must be divisible by num_heads, got dim={dim}, num_heads={num_heads}.")
+        if min(dim, num_heads, memory_units, expansion) < 1 or dim % num_heads:
+            raise ValueError(
+                "dim, num_heads, memory_units and expansion must be positive and dim divisible by num_heads, got "
+                f"dim={dim}, num_heads={num_heads}, memory_units={memory_units}, expansion={expansion}."
+            )
         self.dim, self.num_heads = dim, num_heads * expansion
         self.expand = Linear(dim, dim * expansion)
         self.key = Linear(dim // num_heads, memory_units)

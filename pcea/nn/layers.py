@@ -75,10 +75,15 @@ class TokenMLP(nn.Module):
     Args:
         dim: Channels C.
         memory_units: Width of the hidden layer, the slots S of external attention.
+
+    Raises:
+        ValueError: If a size is not positive.
     """
 
     def __init__(self, dim: int, *, memory_units: int = 64):
         super().__init__()
+        if dim < 1 or memory_units < 1:
+            raise ValueError(f"dim and memory_units must be positive, got dim={dim}, memory_units={memory_units}.")
         self.linear1 = Linear(dim, memory_units, bias=False)
         self.linear2 = Linear(memory_units, dim, bias=False)
 

@@ -94,9 +94,13 @@ def has_affine_statistics(norm: nn.Module) -> bool:
 
 
 def fold_batch_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Weight (D, C) and bias (D,) of the linear map that equals `layer` followed by `norm` in evaluation."""
+    """Weight (D, C) and bias (D,) of the linear map that equals `layer` followed by `norm` in evaluation.
+
+    Both have the dtype of the layer; a norm may be more exact.
+    """
     scale, shift = batch_norm_affine(norm)
-    return layer.weight * scale[:, None], shift if layer.bias is None else shift + scale * layer.bias
+    bias = shift if layer.bias is None else shift + scale * layer.bias
+    return (layer.weight * scale[:, None]).to(layer.weight.dtype), bias.to(layer.weight.dtype)
 
 
 def batch_norm_affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

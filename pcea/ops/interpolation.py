@@ -29,16 +29,17 @@ def interpolate_features(
         ValueError: If `k` exceeds N or the shapes do not fit.
 
     Source:
-        PointNet++ (Qi et al., 2017), section 3.4. Ours clamps the squared distance.
+        PointNet++ (Qi et al., 2017), section 3.4. Ours clamps the squared distance, at 1e-16 of the k-th neighbour's.
     """
     if features.ndim != 3 or features.shape[:2] != source.shape[:2]:
         raise ValueError(
             f"features must be (B, N, C) beside source {tuple(source.shape)}, got {tuple(features.shape)}."
         )
-    index, squared_distance = knn(query, source, k=k, mask=mask)
-    # The clamp is below the smallest number of fp16.
-    exact = squared_distance.to(torch.promote_types(squared_distance.dtype, torch.float32))
-    weights = 1 / exact.clamp_min(1e-16)
+    exact = torch.promote_types(query.dtype, torch.float32)
+    index, squared_distance = knn(query.to(exact), source.to(exact), k=k, mask=mask)
+    # In units of the farthest, so that the clamp means the same for clouds of any size; it cancels out in the weights.
+    unit = squared_distance.detach()[..., -1:].clamp_min(torch.finfo(exact).tiny)
+    weights = 1 / (squared_distance / unit).clamp_min(1e-16)
     if mask is not None:  # where there are fewer real points, the nearest one stands for those that are missing
         weights = weights.masked_fill(torch.arange(k, device=mask.device) >= mask.sum(1)[:, None, None], 0)
     weights = (weights / weights.sum(-1, keepdim=True)).to(features.dtype)

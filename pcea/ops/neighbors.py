@@ -49,8 +49,8 @@ class BallNeighbors(NamedTuple):
 def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) -> Neighbors:
     """Find the k nearest source points of each query point, exactly.
 
-    Distances are sums of squared differences in the points' own precision, never the expansion
-    |a|^2 + |b|^2 - 2ab, which loses near neighbours in fp32. The M x N matrix is built in blocks; for large sources on
+    Distances are sums of squared differences, in fp32 at least, never the expansion |a|^2 + |b|^2 - 2ab, which loses
+    near neighbours in fp32. The M x N matrix is built in blocks; for large sources on
     a CPU a k-d tree (SciPy) takes its place.
 
     torch.compile and torch.export see one operation, `pcea::knn`; an ONNX graph gets the whole matrix and `TopK`.
@@ -73,12 +73,14 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     n = source.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k must be at most N={n} and at least 1, got k={k}.")
+    dtype, exact = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, source = query.to(exact), source.to(exact)
     with torch.no_grad():
-        found = _find(query, source, k, mask)
-    if needs_gradient(query, source):  # of the K distances alone
-        offsets = query.unsqueeze(2) - gather_points(source, found.index)
-        return found._replace(squared_distance=offsets.square().sum(-1))
-    return found
+        index, squared_distance = _find(query, source, k, mask)
+    # Of the K distances alone; a captured graph may be differentiated later.
+    if needs_gradient(query, source) or (not can_shortcut() and not is_onnx_export()):
+        squared_distance = (query.unsqueeze(2) - gather_points(source, index)).square().sum(-1)
+    return Neighbors(index, squared_distance.to(dtype))
 
 
 def _find(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
@@ -177,9 +179,9 @@ def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k smallest of each row and their places, ties by place; twice as fast as `topk` on a CPU.
 
     NumPy partitions integers with vector instructions. The bits of a float that is not negative order like the float,
-    so they become the high half of a key, its place the low half.
+    so they become the high half of a key, its place the low half. NaN comes last, also with its sign bit set.
     """
-    key = (distance.view(torch.int32).to(torch.int64) << 32).bitwise_or_(torch.arange(distance.shape[-1]))
+    key = (distance.abs_().view(torch.int32).to(torch.int64) << 32).bitwise_or_(torch.arange(distance.shape[-1]))
     keys = key.numpy()
     keys.partition(k - 1, axis=-1)
     nearest = torch.from_numpy(np.sort(keys[..., :k], axis=-1))
@@ -200,7 +202,8 @@ def _knn_tree(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Nei
         sought = query[b].double().nan_to_num(0, 0, 0).numpy()
         distance, nearest = tree.query(sought, k=np.arange(1, found + 1), workers=-1)
         index[b, :, :found] = rows[torch.from_numpy(nearest)]
-        squared_distance[b, :, :found] = torch.from_numpy(distance).square().to(query.dtype)
+        found_here = torch.from_numpy(distance).square().to(query.dtype)
+        squared_distance[b, :, :found] = found_here.masked_fill_(query[b].isnan().any(1, keepdim=True), torch.nan)
         valid[b, :, found:] = False
     return _fill(index, squared_distance, valid)
 
@@ -234,7 +237,8 @@ def ball_query(query: Tensor, source: Tensor, *, radius: float, k: int, mask: Te
     """
     if not radius > 0:
         raise ValueError(f"radius must be positive, got {radius}.")
-    index, squared_distance = knn(query, source, k=k, mask=mask)
+    exact = torch.promote_types(query.dtype, torch.float32)  # in which the radius is no infinity
+    index, squared_distance = knn(query.to(exact), source.to(exact), k=k, mask=mask)
     inside = squared_distance <= radius**2
     if mask is not None:
         inside &= torch.arange(k, device=index.device) < mask.sum(1)[:, None, None]

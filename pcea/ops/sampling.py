@@ -52,6 +52,7 @@ def farthest_point_sample(
     n = points.shape[1]
     if not 1 <= num_points <= n:
         raise ValueError(f"num_points must be at most N={n} and at least 1, got {num_points}.")
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
     points = zero_padding(points, mask)  # NaN would be the farthest
     start = _start(points, mask, generator)
     if is_onnx_export():
@@ -106,7 +107,6 @@ def _sample_in_graph(points: Tensor, num_points: int, mask: Tensor | None, start
     """`_sample_loop` in operations that ONNX has, its rounds as a loop inside the graph."""
     from torch._higher_order_ops.while_loop import while_loop
 
-    points = points.to(torch.promote_types(points.dtype, torch.float32))
     places = torch.arange(points.shape[1], device=points.device)
     nearest = torch.full_like(points[..., 0], torch.inf)
     nearest = nearest if mask is None else nearest.masked_fill(~mask, -2)

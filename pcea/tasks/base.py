@@ -66,6 +66,8 @@ class Task(L.LightningModule):
         num_test_points: Points per cloud that the network was shown in the test; 0 before it, and for images.
         has_normals: Whether the network is given normals.
         background: Whether the network has one class more than the data: none of them.
+        seed: Of all that is random in training: that of `seed_everything`, else torch's before the first batch, which a
+            checkpoint keeps; None before `fit`.
     """
 
     kind: ClassVar[TaskKind]
@@ -97,6 +99,7 @@ class Task(L.LightningModule):
         self.num_points = 0
         self.num_test_points = 0
         self.has_normals = False
+        self.seed: int | None = None
         self._total_steps: int | None = None
         self._trained_classes: tuple[tuple[str, ...], dict[str, Sequence[int]]] = ((), {})
 
@@ -116,6 +119,8 @@ class Task(L.LightningModule):
             ValueError: If the numbers differ, or the data module lacks something that a task may ask for.
         """
         load_numba()  # so that every step is computed alike
+        if stage == "fit":
+            self.seed = self.trainer.strategy.broadcast(global_seed(self.trainer))
         if stage == "fit" and self.encoder_rate == 0:
             # Before DDP counts on the gradients of all that learns.
             self.network.encoder.requires_grad_(False)
@@ -256,7 +261,7 @@ class Task(L.LightningModule):
         description = self.describe_network()
         if description is not None:
             checkpoint["network"] = description.as_plain()
-        checkpoint["seed"] = global_seed()
+        checkpoint["seed"] = self.seed
         checkpoint["total_steps"] = self._total_steps
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["num_points"] = self.num_points
@@ -284,7 +289,7 @@ class Task(L.LightningModule):
         self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
         self.num_points = checkpoint.get("num_points", 0)
-        self._total_steps = checkpoint.get("total_steps")
+        self._total_steps, self.seed = checkpoint.get("total_steps"), checkpoint.get("seed", self.seed)
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:

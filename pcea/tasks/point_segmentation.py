@@ -42,6 +42,10 @@ class PointSegmentationTask(Task):
         votes: Test passes of each scale whose probabilities are averaged: the cloud as it is, then copies scaled by a
             random factor in [0.8, 1.25], each in its own subsets. 1 means no voting.
         encoder_rate: Learning rate of the encoder as a share of that of the rest; see `Task`.
+
+    Attributes:
+        parts: The classes of each category, taken from the data module or the checkpoint. Where the trainer is given
+            dataloaders, set them before; {} means scenes.
     """
 
     kind = "parts"
@@ -88,15 +92,14 @@ class PointSegmentationTask(Task):
     def setup(self, stage: str) -> None:
         """Take classes, categories and the network's number of points from the data."""
         super().setup(stage)
-        parts = {} if self.data is None else self.data.parts
-        num_categories = int(getattr(self.network, "num_categories", 0))
-        if num_categories and len(parts) != num_categories:
+        if self.data is not None:
+            self.parts, self.num_points = self.data.parts, self.data.num_points
+        parts, num_categories = self.parts, int(getattr(self.network, "num_categories", 0))
+        if self.data is not None and num_categories and len(parts) != num_categories:
             raise ValueError(
                 f"The data has {len(parts)} categories, but the network has num_categories={num_categories}. "
                 f"Set model.init_args.network.init_args.num_categories to {len(parts)}."
             )
-        self.parts = parts
-        self.num_points = 0 if self.data is None else self.data.num_points
         num_classes = self._num_classes
         metrics: dict[str, Metric | MetricCollection] = {
             "overall_accuracy": MulticlassAccuracy(num_classes, average="micro")

@@ -137,13 +137,8 @@ class Normalize(Transform):
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:  # noqa: ARG002
         """Move and scale points (B, N, 3)."""
-        if batch.mask is None:
-            return batch._replace(points=Normalization.of(batch.points).apply(batch.points))
-        padding = ~batch.mask.unsqueeze(-1)  # where even NaN may stand
-        count = (~padding).sum(1, keepdim=True)
-        points = batch.points - batch.points.masked_fill(padding, 0).sum(1, keepdim=True) / count
-        radius = points.masked_fill(padding, 0).norm(dim=-1, keepdim=True).amax(1, keepdim=True)
-        return batch._replace(points=points / radius.masked_fill(radius == 0, 1))
+        points = Normalization.of(batch.points, mask=batch.mask).apply(batch.points)
+        return batch._replace(points=points.to(batch.points.dtype))
 
 
 def _check_range(low: float, high: float) -> None:
@@ -197,14 +192,19 @@ class RandomBackground(Transform):
 
 
 def _mix(batch: PointBatch, generator: torch.Generator | None) -> PointBatch:
-    """Each cloud below a random plane through the origin, and the cloud after it above."""
-    points = batch.points
+    """Each cloud below a random plane through the origin, and the cloud before it in the batch above."""
+    points, N = batch.points, batch.points.shape[1]
     direction = F.normalize(points.new_empty(len(points), 1, 3).normal_(generator=generator), dim=-1)
     other = PointBatch(*(None if value is None else value.roll(1, 0) for value in batch))  # type: ignore[arg-type]
     # Half of the points of each, so that their number stays: those that come first on their side.
     below, above = ((b.points * direction * sign).sum(-1) for b, sign in ((batch, 1), (other, -1)))
-    half = points.shape[1] // 2
-    chosen = torch.cat([below.argsort(1)[:, :half], points.shape[1] + above.argsort(1)[:, : points.shape[1] - half]], 1)
+    half, mask = N // 2, None
+    if batch.mask is not None and other.mask is not None:  # half of the real points of each
+        below, above = below.masked_fill(~batch.mask, torch.inf), above.masked_fill(~other.mask, torch.inf)
+        ours, theirs = (real.sum(1, keepdim=True) for real in (batch.mask, other.mask))
+        slots = torch.arange(N, device=points.device)
+        mask = torch.cat([slots[:half] < ours // 2, slots[: N - half] < theirs - theirs // 2], dim=1)
+    chosen = torch.cat([below.argsort(1)[:, :half], N + above.argsort(1)[:, : N - half]], 1)
 
     def pick(ours: Tensor | None, theirs: Tensor | None) -> Tensor | None:
         if ours is None or theirs is None:
@@ -214,7 +214,7 @@ def _mix(batch: PointBatch, generator: torch.Generator | None) -> PointBatch:
 
     mixed = pick(points, other.points)
     assert mixed is not None
-    return batch._replace(points=mixed, normals=pick(batch.normals, other.normals), mask=pick(batch.mask, other.mask))
+    return batch._replace(points=mixed, normals=pick(batch.normals, other.normals), mask=mask)
 
 
 def choose_clouds(is_first: Tensor, first: PointBatch, second: PointBatch) -> PointBatch:

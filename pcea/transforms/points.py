@@ -316,8 +316,8 @@ def select_points(batch: PointBatch, index: Tensor) -> PointBatch:
 
 
 def _check_enough(batch: PointBatch, num_points: int) -> None:
-    if num_points > batch.points.shape[1]:
-        raise ValueError(f"num_points must be at most N={batch.points.shape[1]}, the cloud size, got {num_points}.")
+    if not 1 <= num_points <= batch.points.shape[1]:
+        raise ValueError(f"num_points must be in 1..N={batch.points.shape[1]}, the cloud size, got {num_points}.")
 
 
 def check_share(name: str, value: float) -> float:

@@ -63,6 +63,10 @@ def test_subset():
         ({"normals": torch.zeros(5, 6, 3)}, r"shape of points \(5, 7, 3\), got \(5, 6, 3\)"),
         ({"class_names": ["a", "b"]}, r"labels must be in 0..1, got 0..2"),
         ({"label": torch.tensor([0, 1, -1, 1, 0])}, r"labels must be in 0..2, got -1..1"),
+        ({"label": torch.full((5,), 0.7)}, "labels must be whole numbers, as int64, got torch.float32"),
+        ({"points": torch.zeros(5, 7, 3, dtype=torch.int64)}, "points must be floating-point numbers, got torch.int64"),
+        ({"normals": torch.full((5, 7, 3), torch.nan)}, "35 normals are NaN or infinite"),
+        ({"category": torch.zeros(3, dtype=torch.long)}, r"category must be \(5,\), got \(3,\)"),
     ],
 )
 def test_shapes_and_labels_are_checked(changes, message):

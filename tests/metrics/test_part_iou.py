@@ -104,6 +104,13 @@ def test_padding_makes_no_difference(generator):
         torch.testing.assert_close(padded.compute(), metric.compute(), atol=1e-12, rtol=0)
 
 
+def test_what_stands_at_padding_need_be_no_class():
+    metric = PartIoU({"a": (0, 1)}, 2)
+    mask = torch.tensor([[True, True, False]])
+    metric.update(torch.tensor([[[1.0, 0], [0, 1], [1, 0]]]), torch.tensor([[0, 1, -100]]), torch.tensor([0]), mask)
+    assert metric.compute()["instance_miou"] == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("nothing", [0.0, -torch.inf])
 def test_a_part_of_the_category_is_predicted_even_if_none_is_likely(dtype, nothing):

@@ -146,6 +146,17 @@ def test_positions_are_added_to_class_token_and_tokens(size: tuple[int, int]) ->
     torch.testing.assert_close(first[0], plain + sinusoid_positions(plain.shape[1], 24))
 
 
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_network_without_values_is_complete_once_it_has_weights(assign: bool) -> None:
+    network, images = tiny().eval(), torch.randn(2, 3, 32, 32)
+    with torch.device("meta"):
+        other = tiny().eval()
+    if not assign:
+        other.to_empty(device="cpu")
+    other.load_state_dict(network.state_dict(), assign=assign)
+    assert other(images).equal(network(images))
+
+
 def test_positions_are_no_weights() -> None:
     model = tiny()
     assert "position" in dict(model.named_buffers())

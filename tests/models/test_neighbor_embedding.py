@@ -193,6 +193,29 @@ def test_second_derivatives(training: bool) -> None:
     assert torch.autograd.gradgradcheck(lambda f, c: module(f, c, index), inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_many_gradients_at_once(training: bool) -> None:
+    module = embedding().train(training)
+    features, centers, index = cloud()
+
+    def embed(features: Tensor) -> Tensor:
+        return module(features, centers, index).flatten()[:5]
+
+    one_by_one = torch.autograd.functional.jacobian(embed, features)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(embed, features, vectorize=True), one_by_one)
+
+
+def test_norms_more_exact_than_the_layers() -> None:
+    module, (features, centers, index) = embedding().eval(), cloud()
+    expected = module(features, centers, index)
+    module.bfloat16()
+    for norm in (module.norm1, module.norm2):
+        norm.float()
+    found = module(features.bfloat16(), centers.bfloat16(), index)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
 def test_second_derivatives_after_compiled_loops() -> None:
     module, (features, centers, index) = embedding(), cloud()
 

@@ -429,7 +429,7 @@ def test_category_that_is_not_wanted() -> None:
         eat_semantic_segmenter(P, **SIZES)(torch.randn(B, N, 3), category=CATEGORY)
 
 
-@pytest.mark.parametrize("num_centers", [(16, 8), (None, 8)])
+@pytest.mark.parametrize("num_centers", [(32, 8), (None, 8)])
 def test_encoder_that_drops_points(num_centers: tuple[int | None, ...]) -> None:
     encoder = PointTransformerEncoder(OffsetAttention, dim=16, num_centers=num_centers)
     with pytest.raises(ValueError, match=r"num_centers must be \(\) or only None, got \(.*8\)"):

@@ -274,9 +274,10 @@ def test_wrong_masks(name: str) -> None:
 
 
 def test_more_neighbors_than_points() -> None:
-    model = tiny(num_centers=(4, 2))  # 5 neighbours among 4 centres
-    with pytest.raises(ValueError, match="k must be at most N=4"):
-        model(torch.randn(2, 40, 3))
+    with pytest.raises(ValueError, match=r"A stage of 4 centres is too small for the next one, .* 5 nearest"):
+        tiny(num_centers=(4, 2))
+    with pytest.raises(ValueError, match=r"A stage of 14 centres .* 15 nearest"):
+        tiny(num_centers=(14, 2), dilations=(1, 3))
 
 
 def seen(model: nn.Module, points: Tensor) -> Tensor:

@@ -58,6 +58,13 @@ def test_fold_batch_norm(bias: bool) -> None:
     torch.testing.assert_close(F.linear(rows, *fold_batch_norm(linear, norm)), norm(linear(rows)))
 
 
+def test_a_norm_may_be_more_exact_than_its_layer() -> None:
+    layer, norm, tokens = nn.Linear(4, 6).bfloat16(), trained_norm(6).eval(), torch.randn(5, 4).bfloat16()
+    folded = linear_norm(layer, norm, tokens)
+    assert folded.dtype == torch.bfloat16
+    torch.testing.assert_close(folded.float(), norm(layer(tokens).float()), rtol=0.05, atol=0.05)
+
+
 def test_batch_norm_affine_by_hand() -> None:
     norm = nn.BatchNorm1d(1, eps=0)
     for tensor, value in ((norm.weight, 6), (norm.bias, 1), (norm.running_mean, 5), (norm.running_var, 4)):

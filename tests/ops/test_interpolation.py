@@ -21,6 +21,13 @@ def test_equals_the_loop(k: int) -> None:
     torch.testing.assert_close(out, torch.from_numpy(np.stack(expected)).float())
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e-9, 1e6])
+def test_weights_do_not_depend_on_the_unit(unit: float) -> None:
+    query, source, features = torch.rand(1, 5, 3), torch.rand(1, 9, 3), torch.randn(1, 9, 2)
+    expected = interpolate_features(query, source, features)
+    torch.testing.assert_close(interpolate_features(unit * query, unit * source, features), expected)
+
+
 def test_coinciding_points_keep_their_features() -> None:
     source, features = torch.randn(2, 7, 3), torch.randn(2, 7, 5)
     torch.testing.assert_close(interpolate_features(source, source, features), features)

@@ -48,6 +48,46 @@ def test_distances_are_differentiable() -> None:
         assert knn(*inputs, k=4).squared_distance.grad_fn is None
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_distances_are_differentiable_forward_and_in_a_captured_graph() -> None:
+    query, source, v = torch.randn(1, 4, 3), torch.randn(1, 9, 3), torch.randn(1, 4, 3)
+
+    def total(query: torch.Tensor) -> torch.Tensor:
+        return knn(query, source, k=3).squared_distance.sum()
+
+    expected = torch.func.grad(total)(query)
+    torch.testing.assert_close(torch.func.jvp(total, (query,), (v,))[1], (expected * v).sum())
+    torch.testing.assert_close(torch.func.jacfwd(total)(query), expected)
+
+    class Total(torch.nn.Module):
+        def forward(self, query: torch.Tensor) -> torch.Tensor:
+            return total(query)
+
+    program = torch.export.export(Total(), (query,)).module()
+    torch.testing.assert_close(torch.autograd.grad(program(query.requires_grad_()), query)[0], expected)
+
+
+def test_large_units_in_half_precision() -> None:
+    points = (1000 * torch.rand(1, 64, 3)).half()
+    found = knn(points, points, k=32)
+    assert found.squared_distance.dtype == torch.half
+    exact = knn(points.float(), points.float(), k=32)
+    assert found.index.equal(exact.index)
+    inside = ball_query(points, points, radius=300.0, k=8).mask
+    assert inside.equal(exact.squared_distance[..., :8] <= 300**2)
+    assert not inside.all()
+
+
+@pytest.mark.parametrize("n", [100, 3100])
+def test_nan_is_nobodys_neighbour(n: int) -> None:
+    source = torch.rand(1, n, 3) + 1
+    assert knn(torch.full((1, 1, 3), torch.nan), source, k=3).squared_distance.isnan().all()
+    if n == 100:
+        source[0, 7] = -torch.tensor(torch.nan)  # with its sign bit
+        for dtype in (torch.float32, torch.float64):
+            assert 7 not in knn(torch.zeros(1, 1, 3, dtype=dtype), source.to(dtype), k=3).index
+
+
 def test_knn_mask_equals_removal() -> None:
     query, source, mask = torch.randn(2, 11, 3), torch.randn(2, 97, 3), torch.rand(2, 97) > 0.4
     source[~mask] = query[:, :1].expand_as(source)[~mask]  # padding as near as can be

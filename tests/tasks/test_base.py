@@ -99,6 +99,32 @@ def test_dropout_differs_between_epochs():
     assert len(set(drawn)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_without_seed_everything_the_seed_of_torch_decides(monkeypatch, tmp_path):
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    data = shapes()
+    data.setup("fit")
+    clouds = data.sets["train"]
+
+    def train(seed, epochs=1, **options):
+        module = task()
+        torch.manual_seed(seed)
+        loader = DataLoader(range(len(clouds)), collate_fn=clouds.batch, batch_size=12, shuffle=True)
+        trainer(epochs, folder=tmp_path, limit_val_batches=0).fit(module, loader, **options)
+        return module
+
+    first, again, other = train(1), train(1), train(2)
+    assert (first.seed, other.seed) == (1, 2)
+    weights = [torch.cat([value.flatten() for value in module.parameters()]) for module in (first, again, other)]
+    assert weights[0].equal(weights[1])
+    assert not weights[0].equal(weights[2])
+    kept = sorted(tmp_path.iterdir())[0]
+    assert read_checkpoint(kept)["seed"] == 1
+    module = task()
+    module.on_load_checkpoint(read_checkpoint(kept))
+    assert module.seed == 1
+
+
 def test_the_schedule_covers_the_whole_training():
     rates = []
 

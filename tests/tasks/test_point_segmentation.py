@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pcea.datamodules.parts import PartDataModule
 from pcea.datasets.batches import PointBatch
@@ -194,6 +195,17 @@ def test_clouds_of_different_sizes_train_and_their_checkpoint_keeps_the_parts(tr
     other.on_load_checkpoint(checkpoint)
     assert other.parts == (PARTS if category else {})
     assert other.class_names == data.class_names
+
+
+def test_plain_dataloaders_of_a_network_with_categories(trainer):
+    clouds = answers(MUG, TABLE, category=[0, 1])
+    loader = DataLoader(range(2), collate_fn=clouds.batch, batch_size=2)
+    task = PointSegmentationTask(Given(num_categories=2), SGD)
+    [unknown] = trainer.test(task, loader, verbose=False)
+    assert "test/miou" in unknown
+    task.parts = PARTS
+    [known] = trainer.test(task, loader, verbose=False)
+    assert "test/instance_miou" in known
 
 
 def test_data_and_network_must_agree(trainer):

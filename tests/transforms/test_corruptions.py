@@ -155,6 +155,28 @@ def test_normalize_sees_real_points_only(batch: PointBatch) -> None:
     )
 
 
+def test_normalize_is_as_exact_with_a_mask_and_keeps_the_type() -> None:
+    points, label = torch.randn(2, 1000, 3) * 30 + torch.tensor([4e5, 1e2, 5e6]), torch.zeros(2, dtype=torch.int64)
+    expected = Normalize()(PointBatch(points.double(), label)).points.float()
+    for mask in (None, torch.ones(2, 1000, dtype=torch.bool)):
+        torch.testing.assert_close(Normalize()(PointBatch(points, label, mask=mask)).points, expected)
+    assert Normalize()(PointBatch(torch.zeros(2, 4, 3), label)).points.equal(torch.zeros(2, 4, 3))
+
+
+def test_mixtures_of_padded_clouds_have_half_of_the_real_points_of_each() -> None:
+    mask = torch.arange(256) < torch.tensor([[64], [100], [255]])
+    points = torch.arange(3.0)[:, None, None] + 1 + torch.zeros(3, 256, 3)
+    points[~mask] = torch.nan
+    mixed = RandomBackground(poses=0, orientations=0, mixtures=1)(
+        PointBatch(points, torch.arange(3), mask=mask), generator=torch.Generator().manual_seed(0)
+    )
+    assert mixed.mask is not None
+    assert mixed.mask.sum(1).tolist() == [32 + 128, 50 + 32, 127 + 50]
+    whose = (mixed.points.norm(dim=2) / 3**0.5).round()
+    for i, (own, other) in enumerate([(32, 128), (50, 32), (127, 50)]):
+        assert [int((whose[i, mixed.mask[i]] == j + 1).sum()) for j in (i, (i - 1) % 3)] == [own, other]
+
+
 def test_background_has_its_shares_and_keeps_the_others_as_they_are() -> None:
     points = torch.randn(4000, 8, 3, generator=seeded(0))
     batch = PointBatch(points, torch.arange(4000))
@@ -211,7 +233,7 @@ def test_a_subset_without_padding_is_as_large_as_the_smallest_cloud(batch: Point
 def test_the_first_points(batch: PointBatch) -> None:
     result = FirstPoints(num_points=5)(batch)
     assert result.points.equal(batch.points[:, :5])
-    with pytest.raises(ValueError, match="num_points must be at most N=200"):
+    with pytest.raises(ValueError, match=r"num_points must be in 1..N=200"):
         FirstPoints(num_points=201)(batch)
 
 

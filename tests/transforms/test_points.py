@@ -316,5 +316,5 @@ def test_nonsense_is_refused(make, message):
 
 @pytest.mark.parametrize("transform", [RandomSubset(num_points=24), FarthestSubset(num_points=24)])
 def test_more_points_than_there_are(transform, batch):
-    with pytest.raises(ValueError, match="num_points must be at most N=23, the cloud size, got 24"):
+    with pytest.raises(ValueError, match=r"num_points must be in 1..N=23, the cloud size, got 24"):
         transform(batch)
