@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pcea.commands.input_files import Share
-from pcea.inference.base import Predictor, check_not_read
+from pcea.inference.base import Predictor, check_not_read, digest_of
 from pcea.io.atomic import atomic_folder, remove_leftovers
 from pcea.io.result_table import ResultTable, check_parquet, name_in_table, write_parquet
 
@@ -105,6 +102,8 @@ def open_output(
     ) as opened:
         if predictor.endings:
             _check_kept(predictor, path, opened, files)
+            if not opened.files and not overwrite:
+                _check_nothing_lost(predictor, path, share.of(files))
         yield PredictionOutput(predictor, path, opened)
 
 
@@ -128,34 +127,36 @@ def _check_kept(predictor: Predictor, folder: Path, table: ResultTable, files: S
             raise ValueError(f"{folder / gone[0]} is gone, but {table.path} names it: --overwrite makes all anew.")
 
 
+def _check_nothing_lost(predictor: Predictor, folder: Path, files: Sequence[Path]) -> None:
+    """Refuse to write over files of which no table says that they are results.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    there = [path for file in files for end in predictor.endings if (path := folder / (file.stem + end)).exists()]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ValueError(
+            f"{there[0]}{more} would be written over, and {folder} has no table of results that names it: give another "
+            "--output folder, or --overwrite."
+        )
+
+
 def describe_settings(predictor: Predictor, options: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
     """What results depend on besides the names of files: a digest of the network, and all options of `predict`.
 
     Also the folder to which names are relative, if any is.
     """
-    content = json.dumps(predictor.description.as_plain(), sort_keys=True)
-    settings = {"weights": _digest(content, predictor.network.state_dict())}
+    settings = {"weights": predictor.digest()}
     for name, parameter in inspect.signature(predictor.predict).parameters.items():
         value = options.get(name, parameter.default)
         if name == "like" and value is not None:
-            value = _digest(*(part if isinstance(part, Tensor) else str(part) for part in value))
+            value = digest_of(*(part if isinstance(part, Tensor) else str(part) for part in value))
         if name != "source" and value is not None:
             settings[name] = value
     if not all(file.is_absolute() for file in files):
         settings["folder"] = str(Path.cwd())
     return " ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _digest(*contents: Tensor | str | Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        if isinstance(content, str):
-            digest.update(content.encode())
-            continue
-        for name, tensor in content.items() if isinstance(content, Mapping) else [("", content)]:
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _is_parquet(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pcea.io.description import NetworkDescription
 
@@ -52,6 +54,10 @@ class Predictor:
     def device(self) -> torch.device:
         """The device that the network is on."""
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    def digest(self) -> str:
+        """A short text that is another one for another network, or the same network otherwise used."""
+        return digest_of(json.dumps(self.description.as_plain(), sort_keys=True), self.network.state_dict())
 
     def to(self, device: str | torch.device) -> Predictor:
         """Move the network; returns itself."""
@@ -184,6 +190,19 @@ def check_not_read(output: Path, files: Sequence[Path]) -> None:
     for file in files:
         if file.resolve() == written:
             raise ValueError(f"The result would overwrite {file}, which is to be read. Give another output.")
+
+
+def digest_of(*contents: Tensor | str | Mapping[str, Tensor]) -> str:
+    """A short text that is another one for other contents."""
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, str):
+            digest.update(content.encode())
+            continue
+        for name, tensor in content.items() if isinstance(content, Mapping) else [("", content)]:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ class Examples(NamedTuple):
         mean: Mean of all features before that, (D,).
         std: Their standard deviation, (D,).
         temperature: By which similarities are divided, so that probabilities are true frequencies among the examples.
+        network: `Predictor.digest` of the network that made the features; "" if it is not known.
     """
 
     class_names: tuple[str, ...]
@@ -38,6 +39,7 @@ class Examples(NamedTuple):
     mean: Tensor
     std: Tensor
     temperature: float
+    network: str = ""
 
     def compare(self, feature: Tensor) -> Tensor:
         """Logits (P,) of the folders for a feature (D,): the similarity of the most similar example of each."""
@@ -65,7 +67,7 @@ def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -
         )
     features = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
     label = torch.tensor([number for number, paths in enumerate(files.values()) for _ in paths])
-    return fit_examples(tuple(files), features, label)
+    return fit_examples(tuple(files), features, label)._replace(network=predictor.digest())
 
 
 def fit_examples(class_names: tuple[str, ...], features: Tensor, label: Tensor) -> Examples:

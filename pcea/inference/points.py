@@ -95,7 +95,9 @@ class PointPredictor(ClassPredictor):
     ) -> list[ClassPrediction]:
         """The classes of clouds that have been read. Those of one size in a known pose go through as one batch."""
         if like is not None:
-            return [rank(like.compare(self._feature(cloud)), top, like.class_names) for cloud in contents]
+            if like.network not in ("", self.digest()):
+                raise ValueError("The examples were read with another network: read them with this one.")
+            return [rank(self._compare(cloud, like), top, like.class_names) for cloud in contents]
         sizes = {len(cloud.points) for cloud in contents}
         stands = any(isinstance(cloud, Shape) and cloud.standing for cloud in contents)
         if len(sizes) == 1 and not stands and not self._finds_pose(up):
@@ -133,13 +135,21 @@ class PointPredictor(ClassPredictor):
         """The feature of a shape before the last layer, (D,): its mean over the 24 poses along the axes."""
         return self._feature(self.read(source, seed=seed))
 
+    def _compare(self, cloud: Points, like: Examples) -> Tensor:
+        """Logits of the folders of examples for a cloud, or for what stands on its ground: the most alike."""
+        clouds = [cloud, *(cloud.standing if isinstance(cloud, Shape) else ())]
+        return max((like.compare(self._feature(each)) for each in clouds), key=lambda logits: float(logits.max()))
+
     def _feature(self, cloud: Points) -> Tensor:
         turn = axis_rotations().mT.to(self.device)
         normals = None
         if self.description.has_normals and cloud.normals is not None:
             normals = cloud.normals.to(self.device) @ turn
         points = normalize_points(cloud.points).to(self.device) @ turn
-        return feature_of(self.network, points, normals).mean(0).cpu()
+        feature = feature_of(self.network, points, normals).mean(0)
+        if self._is_sparse(points, normals):
+            feature = (feature + feature_of(self.network, self._denser(points)).mean(0)) / 2
+        return feature.cpu()
 
     def explain(self, source: CloudSource, *, up: str = "auto", num_regions: int = 8, seed: int = 0) -> Explanation:
         """What decides the class of a file: its regions, and what it would be without them; as for `predict`."""
@@ -190,10 +200,14 @@ class PointPredictor(ClassPredictor):
 
     def _logits(self, points: Tensor, normals: Tensor | None) -> Tensor:
         """What the network says of clouds (B, N, 3): of few points, on average with what it says of more between."""
-        logits, usual = self.network(points, normals), self.description.num_points
-        if normals is not None or not 2 <= points.shape[1] <= _SPARSE * usual:
-            return logits
-        return (logits + self.network(make_denser(points, round(_DENSE * usual)))) / 2
+        logits = self.network(points, normals)
+        return (logits + self.network(self._denser(points))) / 2 if self._is_sparse(points, normals) else logits
+
+    def _is_sparse(self, points: Tensor, normals: Tensor | None) -> bool:
+        return normals is None and 2 <= points.shape[1] <= _SPARSE * self.description.num_points
+
+    def _denser(self, points: Tensor) -> Tensor:
+        return make_denser(points, round(_DENSE * self.description.num_points))
 
     def _finds_pose(self, up: str) -> bool:
         return up == "auto" and self.description.background
