@@ -146,10 +146,9 @@ class PointPredictor(ClassPredictor):
         if self.description.has_normals and cloud.normals is not None:
             normals = cloud.normals.to(self.device) @ turn
         points = normalize_points(cloud.points).to(self.device) @ turn
-        feature = feature_of(self.network, points, normals).mean(0)
         if self._is_sparse(points, normals):
-            feature = (feature + feature_of(self.network, self._denser(points)).mean(0)) / 2
-        return feature.cpu()
+            points = self._denser(points)
+        return feature_of(self.network, points, normals).mean(0).cpu()
 
     def explain(self, source: CloudSource, *, up: str = "auto", num_regions: int = 8, seed: int = 0) -> Explanation:
         """What decides the class of a file: its regions, and what it would be without them; as for `predict`."""

@@ -194,6 +194,16 @@ def test_parts_are_printed_and_written(tmp_path, part_weights, cloud, capsys):
     assert capsys.readouterr().out.splitlines() == [first, second]
 
 
+def test_files_of_others_are_not_replaced(tmp_path, part_weights, cloud, capsys):
+    own = tmp_path / "cloud.ply"
+    own.write_text("mine")
+    command = ("predict", cloud[0], "--weights", part_weights, "--category", "tower", "--output", tmp_path)
+    assert_one_line(run(capsys, *command), f"{own.name} would be written over", "or --overwrite")
+    assert own.read_text() == "mine"
+    code, _, errors = run(capsys, *command, "--overwrite")
+    assert (code, own.read_bytes()[:3]) == (0, b"ply"), errors
+
+
 def test_what_is_written_if_a_file_of_points_cannot_be_read(tmp_path, part_weights, cloud, capsys):
     (tmp_path / "bad.npy").write_text("no cloud")
     with pytest.raises(SystemExit, match="1"):

@@ -8,8 +8,10 @@ from examples import POINT_SIZES as SIZES
 from pcea import eat_classifier
 from pcea.datasets.shapes import Shapes
 from pcea.inference.examples import feature_of, read_examples
-from pcea.inference.points import PointPredictor
+from pcea.inference.points import PointPredictor, make_denser
+from pcea.inference.surroundings import Shape
 from pcea.io.description import NetworkDescription
+from pcea.io.points import Points, normalize_points
 from pcea.transforms.points import axis_rotations
 
 
@@ -44,6 +46,35 @@ def test_an_example_is_like_itself_and_the_pose_does_not_matter(network: PointPr
         assert turned.class_names == found.class_names
         assert turned.probabilities == pytest.approx(found.probabilities, abs=1e-3)
     assert network.predict(file, like=folder) == found
+
+
+def test_examples_are_of_one_network(network: PointPredictor, folder: Path) -> None:
+    examples = read_examples(network, folder)
+    torch.manual_seed(1)
+    other = PointPredictor(eat_classifier(6, **SIZES).eval(), network.description)
+    assert other.digest() != network.digest()
+    with pytest.raises(ValueError, match="examples were read with another network"):
+        other.predict(torch.rand(200, 3), like=examples)
+
+
+def test_the_ground_under_a_shape_is_not_compared(network: PointPredictor, folder: Path) -> None:
+    """If that is more like an example; an untrained network may say otherwise."""
+    examples = read_examples(network, folder)
+    whole = Shape(torch.rand(128, 3))
+    whole.standing = (Points(torch.from_numpy(np.load(min(folder.glob("*/*.npy")))[:128])),)
+    clouds = [Points(*whole), *whole.standing]
+    closest = max(clouds, key=lambda cloud: float(examples.compare(network.embed(cloud)).max()))
+    assert closest is whole.standing[0]
+    found, expected = network.predict_contents([whole, closest], like=examples)
+    assert found == expected
+
+
+def test_few_points_are_compared_as_more_between_them(network: PointPredictor) -> None:
+    few = torch.rand(16, 3)
+    turned = normalize_points(few) @ axis_rotations().mT
+    with torch.inference_mode():
+        expected = feature_of(network.network, make_denser(turned, 64)).mean(0)
+    torch.testing.assert_close(network.embed(few), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_feature_is_what_the_last_layer_gets(network: PointPredictor) -> None:
