@@ -177,7 +177,9 @@ class DataModule(L.LightningDataModule):
         trainer, samples = self._attached_trainer, self.batches_of("train")
         size = self.batch_size
         if len(samples) < size * trainer.world_size:
-            if trainer.world_size > 1 or len(samples) < 2:
+            if trainer.world_size == 1 and len(samples) == 1:
+                raise ValueError(f"There is one training sample: add another, or set batch_size={size} to 1.")
+            if trainer.world_size > 1 or not len(samples):
                 raise ValueError(
                     f"batch_size={size} on {trainer.world_size} devices needs at least as many training samples, got "
                     f"{len(samples)}."

@@ -20,7 +20,8 @@ class ClassPrediction(NamedTuple):
         class_names: Their names, most probable first.
         probabilities: Their probabilities, in 0..1.
         score: How well the network knows what it saw: the logarithm of the odds, or of the sum, of all classes.
-        is_known: Whether the score is above that of 95 % of the network's held-out samples; True if that is unknown.
+        is_known: Whether the score is above that of 95 % of the network's held-out samples; True if that is unknown, as
+            where examples are compared, whose score is NaN.
         pose: How a cloud lies, such as "z up", if that was found; else "".
     """
 
@@ -62,7 +63,7 @@ class ClassPredictor(Predictor):
     def rows(self, prediction: ClassPrediction) -> list[tuple[object, ...]]:
         """One row per class, the most probable first."""
         ranked = zip(prediction.class_names, prediction.probabilities)
-        known = "yes" if prediction.is_known else "no"
+        known = "" if math.isnan(prediction.score) else "yes" if prediction.is_known else "no"
         return [(rank, name, f"{p:.4f}", known, prediction.pose) for rank, (name, p) in enumerate(ranked, start=1)]
 
     def num_rows(self, *, top: int = 3, like: Any = None, **_: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor
 
 from pcea.inference.base import Predictor
-from pcea.inference.points import CloudSource, load_cloud, name_of, points_shown
+from pcea.inference.points import CloudSource, check_seed, load_cloud, name_of, points_shown
 from pcea.inference.pose import up_rotation
+from pcea.inference.surroundings import find_strays
 from pcea.io.ply import write_ply
-from pcea.io.points import Points, check_axis, normalize_points
+from pcea.io.points import Points, check_axis, normalize_points, sample_points
 from pcea.models.subsets import classify_in_subsets
 from pcea.visualization.colors import color_parts
 
 if TYPE_CHECKING:
     from pcea.inference.point_subject import PartSubject
+
+# Strays are looked for among so many points, and those that are farthest from the middle of all.
+_LOOKED_AT, _FARTHEST = 1024, 16
 
 
 class PartPrediction(NamedTuple):
@@ -94,13 +99,17 @@ class PartPredictor(Predictor):
             FileNotFoundError: If there is no such file.
             ValueError: If it holds no points, or an argument does not fit the network.
         """
-        self.check(category=category, up=up, num_points=num_points, points_per_pass=points_per_pass)
+        self.check(category=category, up=up, num_points=num_points, points_per_pass=points_per_pass, seed=seed)
         cloud = self._load(source, num_points=num_points, seed=seed)
         return self.predict_contents([cloud], category=category, up=up, points_per_pass=points_per_pass, seed=seed)[0]
 
     def reader(self, *, num_points: int = 10_000, seed: int = 0, **_: Any) -> Callable[[Path], Points]:
         """See `Predictor.reader`."""
-        return partial(load_cloud, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
+        about = self.description
+        options: dict[str, Any] = {"mesh_points": num_points, "seed": seed, "with_normals": about.has_normals}
+        return (
+            partial(read_object, usual=about.num_points, **options) if about.parts else partial(load_cloud, **options)
+        )
 
     def predict_contents(
         self,
@@ -132,9 +141,11 @@ class PartPredictor(Predictor):
         up: str = "y",
         num_points: int = 10_000,
         points_per_pass: int | None = None,
+        seed: int = 0,
         **_: Any,
     ) -> None:
         """Raise a ValueError for invalid options."""
+        check_seed(seed)
         find_category(self.description.parts, category)
         if up != "auto":
             check_axis(up)
@@ -209,6 +220,34 @@ class PartPredictor(Predictor):
         return PartSubject(
             name_of(source), cloud, self, category=category, up=up, points_per_pass=points_per_pass, seed=seed
         )
+
+
+def read_object(source: CloudSource, *, usual: int, seed: int = 0, **options: Any) -> Points:
+    """Load a cloud whose parts are wanted, with a warning if the network cannot see its shape well.
+
+    Args:
+        source: See `load_cloud`.
+        usual: Points that the network was trained on.
+        seed: Decides the sample of a mesh.
+        **options: Those of `load_cloud`.
+    """
+    cloud, name = load_cloud(source, seed=seed, **options), name_of(source)
+    count = len(cloud.points)
+    if count < usual / 8:
+        few = f"{count} point{'s' if count > 1 else ''}"
+        warnings.warn(
+            f"{name}: the network was trained on clouds of {usual} points: of {few} it cannot tell the parts well.",
+            stacklevel=3,
+        )
+    sample = sample_points(cloud, min(count, _LOOKED_AT), seed=seed).points
+    far = (cloud.points - sample.median(0).values).norm(dim=1).topk(min(count, _FARTHEST)).indices
+    if find_strays(torch.cat([sample, cloud.points[far]])) is not None:
+        warnings.warn(
+            f"{name}: some points lie far from all others, so that the network sees the shape small and names wrong "
+            "parts: leave them out of the file.",
+            stacklevel=3,
+        )
+    return cloud
 
 
 def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str | None:

@@ -84,7 +84,7 @@ class PointPredictor(ClassPredictor):
             FileNotFoundError: If there is no such file.
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
-        self.check(up=up, top=top)
+        self.check(up=up, top=top, seed=seed)
         if like is not None and not isinstance(like, Examples):
             like = read_examples(self, like, seed=seed)
         return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
@@ -166,8 +166,9 @@ class PointPredictor(ClassPredictor):
         warnings.warn(f"{name} is drawn without {_GROUNDS[planes]}, no part of what is named.", stacklevel=3)
         return seen.standing[planes - 1], seen.choose(drawn, planes)
 
-    def check(self, *, up: str = "auto", top: int = 3, **_: Any) -> None:
+    def check(self, *, up: str = "auto", top: int = 3, seed: int = 0, **_: Any) -> None:
         """Raise a ValueError for invalid options."""
+        check_seed(seed)
         if up != "auto":
             check_axis(up)
         check_top(top)
@@ -304,6 +305,12 @@ def check_shape(points: Tensor, name: str) -> None:
             f"{name} seems to hold {parts} things far apart, where one object is expected: give each its own file.",
             stacklevel=3,
         )
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ValueError if a seed is negative, which NumPy does not take."""
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}.")
 
 
 def name_of(source: CloudSource) -> str:

@@ -72,12 +72,12 @@ class Shape(Points):
 
 def leave_out_strays(cloud: Points, name: str) -> Shape:
     """A cloud without the few points that lie far from all others, with a warning that names the file."""
-    kept = _main_group(cloud.points.double().numpy())
-    if kept is None:
+    strays = find_strays(cloud.points)
+    if strays is None:
         return Shape(*cloud)
-    share = f"{100 * (~kept).mean():.1f} % of the points"  # of a sample of the file
+    share = f"{100 * strays.double().mean():.1f} % of the points"  # of a sample of the file
     warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
-    shape = Shape(*_choose(cloud, torch.from_numpy(kept)))
+    shape = Shape(*_choose(cloud, ~strays))
     shape.reach = 1.1 * float((shape.points - shape.points.mean(0)).norm(dim=1).max())
     return shape
 
@@ -188,12 +188,13 @@ def _is_wider(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray
     return bool(wide >= _WIDER * narrow)
 
 
-def _main_group(rows: Rows) -> NDArray[np.bool_] | None:
-    """Which points (N,) are left when few points far from all others are left out; None if there are no such."""
+def find_strays(points: Tensor) -> Tensor | None:
+    """Which of a sample of points (N, 3) are few and far from all others, (N,); None if there are none."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
+    rows = points.double().numpy()
     if not _FEWEST <= len(rows) <= _MOST:
         return None
     distance = np.linalg.norm(rows - np.median(rows, axis=0), axis=1)
@@ -206,7 +207,7 @@ def _main_group(rows: Rows) -> NDArray[np.bool_] | None:
     kept = (np.bincount(group) > _STRAYS * len(rows))[group]
     if kept.all() or (~kept).mean() > _STRAYS:
         return None
-    return kept if _radius(rows[kept]) < _SMALLER * _radius(rows) else None
+    return torch.from_numpy(~kept) if _radius(rows[kept]) < _SMALLER * _radius(rows) else None
 
 
 def _radius(rows: Rows) -> float:

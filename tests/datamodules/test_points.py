@@ -237,6 +237,17 @@ def test_too_few_clouds_for_a_batch():
         data.train_dataloader()
 
 
+def test_one_cloud_is_no_batch_of_several():
+    data = NumberedClouds(batch_size=16, num_points=2, val_fraction=0)
+    attach(data)
+    data.setup("fit")
+    data.sets["train"] = data.sets["train"].subset(torch.tensor([3]))
+    with pytest.raises(ValueError, match="one training sample: add another, or set batch_size=16 to 1"):
+        data.train_dataloader()
+    data.batch_size = 1
+    assert [len(batch.points) for batch in data.train_dataloader()] == [1]
+
+
 def test_a_few_clouds_are_one_batch():
     data = NumberedClouds(batch_size=32, num_points=2, val_fraction=0)
     attach(data)

@@ -1,5 +1,7 @@
 """Parts of points, by a network trained here: towers have a foot and a head, bars a left, a middle and a right."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from pcea.datasets.part_files import read_part_file
 from pcea.inference.parts import (
     PartPredictor,
     find_category,
+    read_object,
     write_parts,
 )
 from pcea.inference.points import load_cloud
@@ -77,6 +80,7 @@ def constant(points, features=None, *, category=None):
     return torch.tensor([9.0, 0.0, 9.0, np.log(3), 9.0]).expand(*points.shape[:2], 5)
 
 
+@pytest.mark.filterwarnings("ignore:.*of 7 points it cannot tell")
 def test_confidence_is_the_probability_among_the_parts_of_the_category(monkeypatch):
     monkeypatch.setattr(trained().network, "forward", constant)
     prediction = trained().predict(Points(torch.rand(7, 3)), category="tower")
@@ -204,6 +208,24 @@ def test_what_is_printed(generator):
     assert str(prediction) == (
         f"tower  300 points  foot {foot:.1f} %  head {100 - foot:.1f} %  mean confidence {confidence:.1f} %"
     )
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        trained().predict(cube(100, None), category="tower", seed=-1)
+
+
+def test_what_makes_parts_wrong_is_said() -> None:
+    points = torch.rand(5000, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_object(points, usual=2048)
+        read_object(points[:256], usual=2048)
+    with pytest.warns(UserWarning, match="trained on clouds of 2048 points: of 255 points it cannot tell"):
+        read_object(points[:255], usual=2048)
+    points[4321] = 10  # in no sample of a fifth of the points
+    with pytest.warns(UserWarning, match="some points lie far from all others, so that the network sees"):
+        read_object(points, usual=2048)
 
 
 def test_points_in_one_place_have_no_parts() -> None:
