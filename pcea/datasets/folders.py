@@ -18,8 +18,10 @@ _SPLITS = ("train", "test")
 _STORED = {*_SPLITS, "val"}  # folders of a split
 # What splits are called, in small letters; other spellings are refused.
 _SPLIT_NAMES = {*_STORED, "training", "testing", "valid", "validation"}
-# Files that come with meshes without being one. Any other unknown file is reported as unreadable.
-_COMPANIONS = {"", ".mtl", ".bin", ".png", ".jpg", ".jpeg", ".tga", ".bmp", ".json", ".md"}
+# Files that come with meshes without being one, or that file managers leave there. Any other unknown file is reported
+# as unreadable.
+_PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".tga", ".bmp"}
+_COMPANIONS = {"", ".mtl", ".bin", ".json", ".md", ".pdf", ".db", ".ini", *_PICTURES}
 # What is certainly a shape; text files may be lists or notes.
 _SHAPES = {*ENDINGS} - {".txt", ".csv"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # Of similarities in -1..1, if no folder has two examples from which to tell how far alike alike things are: what fits
 # the training shapes of Labeled PSB, with one example of each of its 19 categories.
 _TEMPERATURE = 0.12
+# From this similarity on, two examples are one, and say nothing about how alike others are.
+_SAME = 0.9999
 
 
 class Examples(NamedTuple):
@@ -67,16 +71,27 @@ def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -
         )
     features = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
     label = torch.tensor([number for number, paths in enumerate(files.values()) for _ in paths])
+    _warn_of_copies(features, [path for paths in files.values() for path in paths])
     return fit_examples(tuple(files), features, label)._replace(network=predictor.digest())
+
+
+def _warn_of_copies(features: Tensor, files: Sequence[Path]) -> None:
+    copies = torch.isclose(features, features[:, None]).all(-1).triu(1).nonzero().tolist()
+    if copies:
+        first, second = (files[number] for number in copies[0])
+        more = f", and {len(copies) - 1} more pairs are" if len(copies) > 1 else ""
+        warnings.warn(f"{first} and {second} are the same example{more}.", stacklevel=3)
 
 
 def fit_examples(class_names: tuple[str, ...], features: Tensor, label: Tensor) -> Examples:
     """Standardize the features (E, D) of examples of the classes `label` (E,), and fit how far alike alike ones are."""
     mean, std = features.mean(0), features.std(0).clamp(min=1e-3)
     features = F.normalize((features - mean) / std, dim=1)
-    # Each example is compared with the others.
-    similarity = (features @ features.T).fill_diagonal_(-1)
-    has_peer = label.bincount()[label] > 1
+    # Each example is compared with the others, but not with copies of itself.
+    similarity = features @ features.T
+    is_same = similarity > _SAME
+    similarity = similarity.masked_fill(is_same, -1)
+    has_peer = ((label == label[:, None]) & ~is_same).any(1)
     temperature = _TEMPERATURE
     if has_peer.any():
         temperature = fit_temperature(_closest(similarity, label, len(class_names))[has_peer], label[has_peer])

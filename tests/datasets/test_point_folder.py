@@ -27,7 +27,7 @@ def root(tmp_path):
         write_cloud(tmp_path / "key" / f"{number}.xyz", 10 + number)
     (tmp_path / "key" / "old").mkdir()
     (tmp_path / "key" / "old" / "4.OFF").write_text(SQUARE)
-    for name in ("key/4.mtl", "key/photo.jpg", "key/.hidden.xyz", "README.md"):
+    for name in ("key/4.mtl", "key/photo.jpg", "key/Thumbs.db", "key/desktop.ini", "key/.hidden.xyz", "README.md"):
         (tmp_path / name).write_text("not a cloud")
     (tmp_path / ".git").mkdir()
     return tmp_path

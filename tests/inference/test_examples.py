@@ -49,6 +49,16 @@ def test_an_example_is_like_itself_and_the_pose_does_not_matter(network: PointPr
     assert [row[3] for row in network.rows(found)] == ["", "", ""]  # nobody asked whether it is known
 
 
+def test_copies_say_nothing_about_how_alike_examples_are(network: PointPredictor, folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*/*.npy"):
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        for name in (file.name, f"copy of {file.name}"):
+            (tmp_path / file.parent.name / name).write_bytes(file.read_bytes())
+    with pytest.warns(UserWarning, match=r"0.npy and .*copy of 0.npy are the same example, and 8 more pairs are"):
+        twice = read_examples(network, tmp_path)
+    assert twice.temperature == pytest.approx(read_examples(network, folder).temperature, rel=0.05)
+
+
 def test_examples_are_of_one_network(network: PointPredictor, folder: Path) -> None:
     examples = read_examples(network, folder)
     torch.manual_seed(1)
