@@ -74,19 +74,19 @@ def predict(
         device: auto (a GPU if there is one), cpu, cuda, cuda:1, ...
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
-        output: Also write the results. Classes go to this CSV file; or to a .parquet file, and a .csv beside it as
-            they come. Others go into this folder: for parts a coloured NAME.ply and a NAME.npz with the label and
-            confidence of every point; for pixels a NAME.png of class numbers and a NAME_overlay.jpg to look at; for
-            objects a NAME_objects.jpg each, and one objects.json in COCO format; and predictions.csv, a table of all
-            files. What an earlier run of the same network and options wrote, from the same working folder, is kept, and
-            its files are skipped.
+        output: Also write the results. Classes go to this CSV file; or to a .parquet file, and a .csv beside it as they
+            come. Others go into this folder: for parts a coloured NAME.ply and a NAME.npz with the label and confidence
+            of every point (label -1: of no part, as the ground); for pixels a NAME.png of class numbers and a
+            NAME_overlay.jpg to look at; for objects a NAME_objects.jpg each, and one objects.json in COCO format; and
+            predictions.csv, a table of all files. What an earlier run of the same network and options wrote, from the
+            same working folder, is kept, and its files are skipped.
         overwrite: Start the output anew.
         strict: Stop at the first file that cannot be read.
         workers: Processes that read files, so that a damaged one cannot end the run, nor one that takes longer than
             10 minutes. By default none for less than 100 files, else one less than there are cores, from 1 to 8.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; where shapes face is
             then taken as it is. auto finds both, by default for classes if the network can (modelnet40_pointea_files
-            can); else y.
+            can); else that of the files it was trained on, mostly y.
         seed: Decides which points are sampled, 0 by default.
         category: What all the files show, such as Chair. Required if the network has several categories.
         num_points: Points sampled on each mesh, 10000 by default. Clouds are labelled whole.
@@ -275,8 +275,8 @@ def tell_of_pose(predictor: Predictor, up: str | None) -> None:
     """Say so if the pose is to be found by a classifier that cannot."""
     if up == "auto" and predictor.description.task == "points" and not predictor.description.background:
         print(
-            "pcea: this network cannot find poses, as it was trained without background: y is up. Give another axis by "
-            "--up if it is not.",
+            "pcea: this network cannot find poses, as it was trained without background: "
+            f"{predictor.description.up} is up. Give another axis by --up if it is not.",
             file=sys.stderr,
         )
 

@@ -91,7 +91,7 @@ def visualize(
         size: Side of each view in pixels, of an image the longer one; by default 800, and 300 in a grid.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; where shapes face is
             then taken as it is. auto finds both, by default for classes if the network can (modelnet40_pointea_files
-            can); else y.
+            can); else that of the files it was trained on, mostly y.
         seed: Decides which points are sampled and shown to the network, 0 by default.
         num_points: Points sampled on each mesh, 40000 by default. Clouds are drawn whole.
         points_per_pass: Points that the network sees, a random subset; attention is interpolated to the others. By

@@ -31,7 +31,7 @@ class PointSubject(Subject):
         source: The name of the file, for titles and messages.
         cloud: Its points, N, in the file's unit and orientation, with normals if the network needs them.
         predictor: The network.
-        up: The file's upward axis, or auto; see `PointPredictor.predict`. The cloud is drawn upright.
+        up: The file's upward axis, or auto; None for what `predict` takes by default. The cloud is drawn upright.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
         seed: Decides the subset.
@@ -46,7 +46,7 @@ class PointSubject(Subject):
         cloud: Points,
         predictor: PointPredictor | PartPredictor,
         *,
-        up: str = "y",
+        up: str | None = None,
         points_per_pass: int | None = None,
         seed: int = 0,
     ):
@@ -90,7 +90,7 @@ class PointSubject(Subject):
         """
         assert isinstance(self.predictor, PointPredictor)
         shown = Points(cloud.points[seen], None if cloud.normals is None else cloud.normals[seen])
-        posed = self.predictor.pose(shown, up=self._up)
+        posed = self.predictor.pose(shown, up=self._up or "auto")
         self._class = self.predictor.rank(posed.logits, _CLASSES, score=posed.score, pose=posed.name)
         return posed.rotation, seen
 
@@ -180,7 +180,7 @@ class PartSubject(PointSubject):
         predictor: PartPredictor,
         *,
         category: str | None = None,
-        up: str = "y",
+        up: str | None = None,
         points_per_pass: int | None = None,
         seed: int = 0,
     ):

@@ -43,7 +43,7 @@ _SPARSE = 1 / 8
 # How many points there are then, as a share of the same number; and how many neighbours of a point they lie between.
 _DENSE, _NEARBY = 1 / 2, 8
 # What is left out of a file with so many planes around its shape.
-_GROUNDS = {1: "the ground under it", 2: "the ground and the wall around it"}
+GROUNDS = {1: "the ground under it", 2: "the ground and the wall around it"}
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -74,7 +74,7 @@ class PointPredictor(ClassPredictor):
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.
             up: Its upward axis: x, y, z, -x, -y or -z; where it faces is taken as it is. auto finds both, if the
-                network was trained with a background; else y is up.
+                network was trained with a background; else the file lies like those of training, mostly y up.
             top: How many classes are returned.
             seed: Decides which points are sampled.
             like: Folders of examples, or what `read_examples` made of them: the classes are these folders instead, and
@@ -118,7 +118,7 @@ class PointPredictor(ClassPredictor):
                 if other.logits.logsumexp(0) > best.logits.logsumexp(0):
                     best, planes = other, count
         if planes:
-            best = best._replace(name=f"{best.name}, without {_GROUNDS[planes]}".lstrip(", "))
+            best = best._replace(name=f"{best.name}, without {GROUNDS[planes]}".lstrip(", "))
         return best, planes
 
     def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Shape]:
@@ -163,7 +163,7 @@ class PointPredictor(ClassPredictor):
         planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
         if not planes:
             return seen, seen.choose(drawn)
-        warnings.warn(f"{name} is drawn without {_GROUNDS[planes]}, no part of what is named.", stacklevel=3)
+        warnings.warn(f"{name} is drawn without {GROUNDS[planes]}, no part of what is named.", stacklevel=3)
         return seen.standing[planes - 1], seen.choose(drawn, planes)
 
     def check(self, *, up: str = "auto", top: int = 3, seed: int = 0, **_: Any) -> None:
@@ -214,7 +214,7 @@ class PointPredictor(ClassPredictor):
 
     def _judge_upright(self, clouds: Sequence[Points], up: str) -> list[PosedLogits]:
         """What the network says of B clouds of N points each, whose upward axis is known."""
-        about, rotation = self.description, up_rotation("y" if up == "auto" else up)
+        about, rotation = self.description, up_rotation(self.description.up if up == "auto" else up)
         turn = rotation.T.to(self.device)
         points = torch.stack([normalize_points(cloud.points) for cloud in clouds]).to(self.device) @ turn  # (B, N, 3)
         normals = None

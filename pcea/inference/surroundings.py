@@ -62,22 +62,33 @@ class Shape(Points):
     standing: tuple[Points, ...] = ()
     reach: float = math.inf
 
-    def choose(self, others: Points, planes: int = 0) -> Points:
-        """Those of other points of the same file that are no strays, and not of the first planes or behind them."""
-        kept = (others.points - self.points.mean(0)).norm(dim=1) <= self.reach
+    def includes(self, points: Tensor, planes: int = 0) -> Tensor:
+        """Which points of the same file are no strays, and not of the first planes or behind them: (N,) for (N, 3)."""
+        included = (points - self.points.mean(0)).norm(dim=1) <= self.reach
         for ground in self.grounds[:planes]:
-            kept &= ~ground.is_under(others.points)
-        return others if kept.all() else _choose(others, kept)
+            included &= ~ground.is_under(points)
+        return included
+
+    def choose(self, others: Points, planes: int = 0) -> Points:
+        """Those of other points of the same file that the shape includes."""
+        included = self.includes(others.points, planes)
+        return others if included.all() else choose_points(others, included)
 
 
 def leave_out_strays(cloud: Points, name: str) -> Shape:
     """A cloud without the few points that lie far from all others, with a warning that names the file."""
     strays = find_strays(cloud.points)
+    if strays is not None:
+        share = f"{100 * strays.double().mean():.1f} % of the points"  # of a sample of the file
+        warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
+    return shape_without(cloud, strays)
+
+
+def shape_without(cloud: Points, strays: Tensor | None) -> Shape:
+    """A cloud without its strays, (N,), if there are any."""
     if strays is None:
         return Shape(*cloud)
-    share = f"{100 * strays.double().mean():.1f} % of the points"  # of a sample of the file
-    warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
-    shape = Shape(*_choose(cloud, ~strays))
+    shape = Shape(*choose_points(cloud, ~strays))
     shape.reach = 1.1 * float((shape.points - shape.points.mean(0)).norm(dim=1).max())
     return shape
 
@@ -103,7 +114,7 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         above = ~ground.is_under(dense.points)
         if above.sum() < _STANDING or not _is_wider(rows, ground.normal, above.numpy()):
             break
-        dense = _choose(dense, above)
+        dense = choose_points(dense, above)
         rest = sample_points(dense, min(num_points, len(dense.points)), seed=seed)
         shape.grounds += (ground,)
         shape.standing += (rest,)
@@ -214,5 +225,6 @@ def _radius(rows: Rows) -> float:
     return float(np.linalg.norm(rows - rows.mean(0), axis=1).max())
 
 
-def _choose(cloud: Points, kept: Tensor) -> Points:
+def choose_points(cloud: Points, kept: Tensor) -> Points:
+    """The points, with their normals, that a mask (N,) or their numbers choose."""
     return Points(cloud.points[kept], None if cloud.normals is None else cloud.normals[kept])

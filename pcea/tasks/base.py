@@ -65,6 +65,7 @@ class Task(L.LightningModule):
         num_points: Points per cloud that the network is trained on; 0 if unknown, and for images.
         num_test_points: Points per cloud that the network was shown in the test; 0 before it, and for images.
         has_normals: Whether the network is given normals.
+        up: Upward axis of the files that it is trained on.
         background: Whether the network has one class more than the data: none of them.
         seed: Of all that is random in training: that of `seed_everything`, else torch's before the first batch, which a
             checkpoint keeps; None before `fit`.
@@ -98,7 +99,7 @@ class Task(L.LightningModule):
         self.class_names: tuple[str, ...] = ()
         self.num_points = 0
         self.num_test_points = 0
-        self.has_normals = False
+        self.has_normals, self.up = False, "y"
         self.seed: int | None = None
         self._total_steps: int | None = None
         self._trained_classes: tuple[tuple[str, ...], dict[str, Sequence[int]]] = ((), {})
@@ -140,6 +141,7 @@ class Task(L.LightningModule):
     def loaded(self, description: NetworkDescription) -> None:
         """Take over what is known of weights that were loaded from a weights file."""
         self.trained_on(description.class_names, description.parts)
+        self.up = description.up
 
     def trained_on(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Say what the weights were trained on, by which the classes of the data are numbered; matched by name.
@@ -210,6 +212,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If they do not.
         """
+        self.up = getattr(self.data, "up", "y")
         if self.encoder_rate == 0:
             # Lightning leaves modules in the mode that they are in.
             self.network.encoder.eval()  # type: ignore[union-attr]
@@ -218,6 +221,16 @@ class Task(L.LightningModule):
             raise ValueError(
                 f"Process {self.global_rank} starts at step {self.global_step}, process 0 at step {first}: all must "
                 "find the same checkpoint. Put the runs on a disk that they share, or copy it to each."
+            )
+
+    def on_test_start(self) -> None:
+        """Warn if the files are turned otherwise than those of training: this is easily forgotten."""
+        up = getattr(self.data, "up", self.up)
+        if up != self.up:
+            warnings.warn(
+                f"The network was trained on files with {self.up} up, and those of this test are read as {up} up: if "
+                f"they lie like those, set data.init_args.up to {self.up}.",
+                stacklevel=2,
             )
 
     def on_validation_epoch_start(self) -> None:
@@ -264,7 +277,7 @@ class Task(L.LightningModule):
         checkpoint["seed"] = self.seed
         checkpoint["total_steps"] = self._total_steps
         checkpoint["class_names"] = list(self.class_names)
-        checkpoint["num_points"] = self.num_points
+        checkpoint["num_points"], checkpoint["up"] = self.num_points, self.up
 
     def describe_network(self) -> NetworkDescription | None:
         """Describe how the network is built and used; None if it was not built from a configuration."""
@@ -278,6 +291,7 @@ class Task(L.LightningModule):
             self.class_names,
             self.num_points,
             self.has_normals,
+            up=self.up,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,7 +302,7 @@ class Task(L.LightningModule):
         """
         self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
-        self.num_points = checkpoint.get("num_points", 0)
+        self.num_points, self.up = checkpoint.get("num_points", 0), checkpoint.get("up", "y")
         self._total_steps, self.seed = checkpoint.get("total_steps"), checkpoint.get("seed", self.seed)
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -215,3 +216,32 @@ def test_the_classes_of_the_data_are_counted(tmp_path):
         assert stored.description.class_names == ("ball", "cube", "rod")
         assert stored.description.arguments["num_classes"] == classes
         assert stored.description.background == (classes == 4)
+
+
+def test_files_lie_as_those_of_training_unless_one_says_otherwise(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("flat", "high"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for k in range(4):
+            np.save(tmp_path / "own" / name / f"{k}.npy", rng.random((300, 3)) * [1, 1, 3 if name == "high" else 0.3])
+    options = [
+        "--config=folder_eat", f"--data.init_args.root={tmp_path / 'own'}", f"--trainer.default_root_dir={tmp_path}",
+        "--data.init_args.num_points=300", "--data.init_args.batch_size=4", "--trainer.accelerator=cpu",
+        "--trainer.precision=32-true", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    main(["fit", *options, "--data.init_args.up=z", "--trainer.max_epochs=1", "--checkpoint.monitor=null"])
+    weights = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    network, cloud = load(weights), np.load(tmp_path / "own" / "high" / "0.npy")
+    assert network.description.up == "z"
+    found = [network.predict(cloud, **up).probabilities for up in ({}, {"up": "z"}, {"up": "y"})]
+    assert found[0] == found[1] != found[2]
+    with pytest.warns(UserWarning, match=r"trained on files with z up, .* read as y up: .* set data.init_args.up to z"):
+        main(["test", *options])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*trained on files")
+        main(["test", *options, "--data.init_args.up=z"])
+    saved = tmp_path / "z.safetensors"
+    export(str(weights), output=saved)
+    assert load(saved).description.up == "z"
+    with pytest.warns(UserWarning, match="trained on files with z up"):
+        main(["test", *options, f"--weights={saved}"])

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from examples import POINT_SIZES
 from torch import Tensor, nn
 
 import pcea
+from pcea.inference.parts import PartPredictor, write_parts
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
 from pcea.inference.surroundings import find_ground, leave_out_strays
 from pcea.io.description import NetworkDescription
@@ -164,6 +166,67 @@ def test_it_is_drawn_without_the_ground_too() -> None:
     assert len(likes(-1).explain(points).points) == 9000
     with pytest.warns(UserWarning, match="The array is drawn without the ground and the wall around it"):
         assert len(likes(1).explain(before_wall()).points) == pytest.approx(5000, abs=100)
+
+
+class LikesParts(Likes):
+    """The same for parts: every point is of the first of two, surely where the shape is liked."""
+
+    def __init__(self, sign: float):
+        super().__init__(sign)
+        self.attention = pcea.ExternalAttention(4)
+
+    def forward(self, points: Tensor, *_: object, **__: object) -> Tensor:
+        self.attention(points @ torch.eye(3, 4))
+        logits = super().forward(points).clamp_min(0.1)
+        return logits[:, None].expand(-1, points.shape[1], -1)
+
+
+def likes_parts(sign: float) -> PartPredictor:
+    names, parts = ("pole/top", "pole/rest"), {"pole": (0, 1)}
+    return PartPredictor(LikesParts(sign), NetworkDescription("parts", "own", {}, names, 1024, parts=parts))
+
+
+def test_the_ground_has_no_part_if_the_network_is_surer_of_the_rest(tmp_path: Path) -> None:
+    points = on_plate(9000)
+    with_part = likes_parts(-1).predict(points)
+    assert with_part.has_part.all()
+    assert not with_part.around
+    found = likes_parts(1).predict(points)
+    assert found.points.equal(points)
+    assert found.has_part.equal(found.part_label == 0)
+    high = points[:, 1] > 0.03
+    assert (found.has_part == high).float().mean() > 0.99
+    assert found.confidence[found.has_part].min() > 0.99
+    assert not found.confidence[~found.has_part].any()
+    left = int((~found.has_part).sum())
+    assert f"9000 points ({left} of no part: the ground under it)  top 100.0 %  rest 0.0 %" in str(found)
+    write_parts(tmp_path, "x", found)
+    assert (
+        b"part_label -1 no part (the ground under it): red 160 green 160 blue 160" in (tmp_path / "x.ply").read_bytes()
+    )
+    colors = trimesh.load(tmp_path / "x.ply").colors[:, :3]
+    assert ((colors == 160).all(1) == ~found.has_part.numpy()).all()
+    with pytest.warns(UserWarning, match="The array is drawn without the ground under it, which has no part"):
+        subject = likes_parts(1).subject(points)
+    assert len(subject.points) == 9000 - left
+
+
+def test_what_is_found_of_parts_does_not_depend_on_how_the_file_lies_or_its_unit() -> None:
+    points, expected = on_plate(9000), likes_parts(1).predict(on_plate(9000)).has_part
+    for up, turned in (("z", points[:, [2, 0, 1]]), ("x", points[:, [1, 2, 0]])):
+        assert likes_parts(1).predict(1000 * turned + 70, up=up).has_part.equal(expected)
+
+
+def test_strays_have_no_part() -> None:
+    pole = box(6000, 0.4, 2.0, 0.4)
+    with pytest.warns(UserWarning, match="The array: 60 points lie far from all others and get no part"):
+        found = likes_parts(1).predict(torch.cat([pole, 20 + 0.1 * torch.rand(60, 3)]))
+    assert found.has_part.tolist() == [True] * 6000 + [False] * 60
+    assert found.around == "far from all others"
+    assert found.confidence[:6000].equal(likes_parts(1).predict(pole).confidence)
+    with pytest.warns(UserWarning, match="60 points lie far"):
+        both = likes_parts(1).predict(torch.cat([on_plate(9000), 20 + 0.1 * torch.rand(60, 3)]))
+    assert both.around == "the ground under it and far from all others"
 
 
 def test_strays_are_not_drawn() -> None:

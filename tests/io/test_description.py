@@ -73,7 +73,7 @@ def test_a_description_that_holds_itself():
         ("arguments", {"x": {"class_path": "a.b", "args": []}}), ("arguments", {"x": {"class_path": 3}}),
         ("arguments", {"x": [{"class_path": "a.b", "init_args": [1]}]}), ("arguments", {"x": object()}),
         ("class_names", "abc"), ("class_names", [1, 2]), ("num_points", -1), ("num_points", 1e3), ("num_points", True),
-        ("has_normals", 1), ("parts", {"chair": [3]}), ("parts", {"chair": []}), ("parts", {"chair": ["a"]}),
+        ("has_normals", 1), ("up", "w"), ("up", ["z"]), ("parts", {"chair": [3]}), ("parts", {"chair": []}), ("parts", {"chair": ["a"]}),
         ("parts", [[0]]), ("mean", [0.5]), ("mean", [1, 2, "3"]), ("std", [0.1, 0, 0.1]), ("std", []),
         ("image_size", [3]), ("image_size", [0, 4]), ("image_size", [4.0, 4]), ("category_ids", [1, 2]),
         ("category_ids", ["1", "2", "3"]), ("source", 3),
