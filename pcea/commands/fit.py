@@ -24,7 +24,7 @@ from pcea.commands.checkpointing import AtomicCheckpointIO, BestCheckpoint, Save
 from pcea.commands.layer_sync import CpuLayerSync
 from pcea.commands.record import NO_SHARES, Record, category_headings, commit, to_percent, write_record
 from pcea.io.atomic import remove_leftovers
-from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint
+from pcea.io.checkpoints import find_network, newest_checkpoint, read_checkpoint, read_network
 from pcea.io.weights import load_weights
 from pcea.models.build import load_state
 from pcea.tasks.base import Task
@@ -87,21 +87,34 @@ class PceaCLI(LightningCLI):
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
     def instantiate_classes(self) -> None:
-        """Count the classes of the data for a network whose configuration leaves them open, then make everything."""
+        """Count the classes for a network whose configuration leaves them open, then make everything.
+
+        They are those of the data; of weights that are measured, those of the weights.
+        """
         config = self.config[self.subcommand]
         network = (config.model.init_args.get("network") or {}).get("init_args") or {}
         is_open = [name for name in ("num_classes", "num_categories") if name in network and network[name] is None]
         if is_open:
-            parser = self._parser(self.subcommand)
-            data = parser.instantiate_classes(Namespace(data=config.data.clone())).data
-            train = data.load("train")
-            counts = {
-                "num_classes": len(train.class_names) + bool(config.model.init_args.get("background")),
-                "num_categories": len(getattr(train, "parts", {})),
-            }
+            counts = self._counts_of_weights() if self.subcommand != "fit" else {}
+            if not {*is_open} <= {*counts}:
+                counts = self._counts_of_data(config)
             for name in is_open:
                 network[name] = counts[name]
         super().instantiate_classes()
+
+    def _counts_of_weights(self) -> dict[str, Any]:
+        if self.weights is None or (self.checkpoint and "network" not in self.checkpoint):
+            return {}
+        return dict(read_network(self.weights).description.arguments)
+
+    def _counts_of_data(self, config: Namespace) -> dict[str, Any]:
+        parser = self._parser(self.subcommand)
+        data = parser.instantiate_classes(Namespace(data=config.data.clone())).data
+        train = data.load("train")
+        return {
+            "num_classes": len(train.class_names) + bool(config.model.init_args.get("background")),
+            "num_categories": len(getattr(train, "parts", {})),
+        }
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log training to TensorBoard and CSV, in one numbered folder per run."""

@@ -19,7 +19,7 @@ from pcea.datasets.memory import InMemory, fits_in_memory
 from pcea.io.atomic import atomic_file, one_process, remove_leftovers, temporary_folder
 from pcea.io.gltf import external_buffers
 from pcea.io.hdf5 import read_h5
-from pcea.io.points import Points, normalize_points
+from pcea.io.points import Points, TooFewPointsError, normalize_points
 from pcea.io.stored import Array, StoredArray, stored_h5
 
 Arrays = dict[str, np.ndarray]
@@ -28,7 +28,9 @@ ARRAYS = ("data", "label", "skipped")
 # What an HDF5 file takes beside its arrays.
 _H5_OVERHEAD = 1 << 16
 # Changes with the layout of caches, so that those of other versions are not read.
-_FORMAT = 3
+_FORMAT = 4
+# Clouds of fewer points teach a network little: nobody is advised to train on them.
+_FEWEST = 64
 # Arrays that have nothing for each cloud.
 _OF_ALL = ("skipped", "classes")
 _COPIED_AT_ONCE = 1 << 24
@@ -119,19 +121,24 @@ def read_files(
     if not files:
         raise ValueError(f"{description}: this split has no files.")
     skipped: list[str] = []
+    counts: list[int] = []
     for file, number in track(list(zip(files, label)), description=description, transient=True):
         try:
             cloud = read(file)
             points = normalize_points(cloud.points)
         except (ValueError, OSError) as error:
             skipped.append(str(error))
+            if isinstance(error, TooFewPointsError):
+                counts.append(error.count)
             continue
         piece = {"data": points.numpy()[None], "label": np.array([number], dtype=np.int64)}
         if cloud.normals is not None:
             piece["normal"] = cloud.normals.numpy()[None]
         yield piece
     if skipped and not (skip_unreadable and len(skipped) < len(files)):
-        raise ValueError(f"{summarize(skipped, len(files))} Repair or remove them, or set skip_unreadable.")
+        fewer = f"set data.init_args.num_points to {min(counts)}, or " if counts and min(counts) >= _FEWEST else ""
+        advice = f"{fewer}repair or remove them, or set skip_unreadable.".capitalize()
+        raise ValueError(f"{summarize(skipped, len(files))} {advice}")
     yield {"skipped": np.array([line.encode() for line in skipped], dtype=bytes)}
 
 

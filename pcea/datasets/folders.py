@@ -88,6 +88,7 @@ def _list_files(root: Path, split: str, *, test_fraction: float, seed: int) -> d
     for name, parts in by_class.items():
         if not any(parts.values()):
             raise ValueError(f"Class {name!r} under {root} has no mesh or cloud files. Add some or remove its folder.")
+    _warn_of_shared_files(by_class)
     return {name: parts[split] for name, parts in by_class.items()}
 
 
@@ -96,6 +97,21 @@ def _warn_of_loose_files(loose: list[Path]) -> None:
         warnings.warn(
             f"{len(loose)} files lie in no class folder and are left out, first {loose[0]}: move each one into the "
             "folder of its class.",
+            stacklevel=2,
+        )
+
+
+def _warn_of_shared_files(by_class: dict[str, dict[str, list[Path]]]) -> None:
+    """Warn of files of the training split that links make test files too: what is measured on them says nothing."""
+    train, test = (
+        {(at.st_dev, at.st_ino): path for parts in by_class.values() for path in parts[split] if (at := path.stat())}
+        for split in _SPLITS
+    )
+    shared = [f"{train[place]} and {test[place]}" for place in train.keys() & test.keys()]
+    if shared:
+        warnings.warn(
+            f"{len(shared)} files are in the training split and in the test split, first {min(shared)}: what is "
+            "measured on them is too good.",
             stacklevel=2,
         )
 

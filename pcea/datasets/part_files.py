@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.cache import Arrays, summarize
-from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, read_numpy
+from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, describe_arrays, read_numpy
 from pcea.io.hdf5 import read_h5
 from pcea.io.ply import read_ply
-from pcea.io.points import as_points, normalize_points
+from pcea.io.points import as_points, empty_points, normalize_points
 from pcea.io.tables import TABLES, read_columns
 
 # Names of a label's column or array, in lower case; the first that is there counts.
@@ -39,6 +39,10 @@ class PartCloud(NamedTuple):
     points: Tensor
     normals: Tensor | None
     label: Tensor
+
+    def choose(self, kept: Tensor) -> PartCloud:
+        """The points that a mask (N,) chooses."""
+        return PartCloud(self.points[kept], None if self.normals is None else self.normals[kept], self.label[kept])
 
 
 def read_part_file(path: Path, *, with_normals: bool = False) -> PartCloud:
@@ -82,7 +86,9 @@ def as_part_cloud(table: np.ndarray, *, path: Path, with_normals: bool = False) 
     if with_normals and table.shape[1] == 4:
         raise ValueError(f"{path} has no normals: it has 4 columns, but x y z nx ny nz label, 7 columns, are needed.")
     cloud = as_points(table[:, :-1], path=path, normals="required" if with_normals else "none")
-    return PartCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
+    labelled = PartCloud(cloud.points, cloud.normals, as_labels(table[:, -1], path=path))
+    is_empty = empty_points(cloud.points, str(path))
+    return labelled if is_empty is None else labelled.choose(~is_empty)
 
 
 def as_labels(numbers: np.ndarray, *, path: Path) -> Tensor:
@@ -219,9 +225,14 @@ def _join(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     rows = as_table(arrays, path=path)
     label = next((arrays[name].reshape(-1) for name in LABEL_NAMES if name in arrays), None)
     if label is None:
-        raise ValueError(f"{path} has no labels: it has none of {', '.join(LABEL_NAMES)}.")
+        names = [name for name in arrays if name not in POINT_NAMES + NORMAL_NAMES]
+        held = describe_arrays(path) or f"It has {', '.join(names)}."
+        raise ValueError(f"{path} has no labels: it has none of {', '.join(LABEL_NAMES)}. {held}")
     if label.dtype.kind not in "fiub":
-        raise ValueError(f"{path}: labels must be numbers, got {label.dtype}.")
+        raise ValueError(
+            f"{path}: labels must be numbers, the places of the parts in parts.yaml from 0, got {label.dtype}, first "
+            f"{label[0]!s:.40}."
+        )
     if rows.ndim != 2 or rows.shape[1] not in (3, 6) or len(label) != len(rows):
         raise ValueError(f"{path}: points must be (N, 3) with N labels, got {rows.shape} and {label.shape}.")
     return np.hstack([rows, label[:, None]])

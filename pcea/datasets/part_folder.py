@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,8 @@ from pcea.datasets.memory import InMemory
 from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, read_part_file, read_part_files
 from pcea.datasets.parts import PartDataset, number_parts
 from pcea.datasets.splits import warn_of_missing_classes
-from pcea.io.points import orient
+from pcea.io.points import Points, orient
+from pcea.io.surroundings import shape_of
 
 
 class PartFolder(PartDataset):
@@ -67,7 +69,7 @@ class PartFolder(PartDataset):
         category = [number for number, name in enumerate(names) for _ in by_category[name]]
 
         def read(path: Path) -> PartCloud:
-            cloud = read_part_file(path, with_normals=with_normals)
+            cloud = _leave_out_strays(read_part_file(path, with_normals=with_normals), path)
             normals = None if cloud.normals is None else orient(cloud.normals, up)
             return cloud._replace(points=orient(cloud.points, up), normals=normals)
 
@@ -92,6 +94,15 @@ class PartFolder(PartDataset):
         if split == "train":
             found = torch.from_numpy(arrays["classes"])
             warn_of_missing_classes(found, class_names, what="point", where=root)
+
+
+def _leave_out_strays(cloud: PartCloud, path: Path) -> PartCloud:
+    included = shape_of(Points(cloud.points), seed=0).includes(cloud.points)
+    if included.all():
+        return cloud
+    count = f"{int((~included).sum())} of {len(included)} points"
+    warnings.warn(f"{path}: {count} lie far from all others and are left out.", stacklevel=2)
+    return cloud.choose(included)
 
 
 def read_part_names(path: Path, categories: Sequence[str]) -> dict[str, list[str]]:

@@ -6,12 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from pcea.datasets.cache import ARRAYS, cache_path, cached, read_files, to_tensors, warn_of_skipped
 from pcea.datasets.folders import list_split
 from pcea.datasets.memory import InMemory
 from pcea.datasets.points import PointDataset
 from pcea.datasets.splits import warn_of_missing_classes
-from pcea.io.points import load_points
+from pcea.io.points import Points, load_points
+from pcea.io.surroundings import choose_points, leave_out_strays
 
 
 class PointFolder(PointDataset):
@@ -30,7 +33,8 @@ class PointFolder(PointDataset):
         up: The files' upward axis: x, y, z, -x, -y or -z.
         test_fraction: Share of each class held out if the folder has no splits of its own; at least one file.
         seed: Decides the split and the samples.
-        skip_unreadable: Skip unreadable files, with a warning that counts and names them, instead of raising.
+        skip_unreadable: Skip unreadable files, and those of fewer points, with a warning that counts and names them,
+            instead of raising.
         cache: Keep the parsed files in `root/.pcea`. Files that change are parsed again.
         in_memory: True holds the clouds in memory, False reads each batch from the cache, which needs `cache`; `auto`
             holds them if they take at most a third of the free memory, shared among the processes on the machine.
@@ -60,7 +64,14 @@ class PointFolder(PointDataset):
         files = [file for name in names for file in files_by_class[name]]
         label = [number for number, name in enumerate(names) for _ in files_by_class[name]]
         normals: Literal["none", "required"] = "required" if with_normals else "none"
-        read = partial(load_points, num_points=num_points, seed=seed, up=up, normals=normals)
+        load = partial(load_points, num_points=num_points, seed=seed, up=up, normals=normals)
+
+        def read(file: Path) -> Points:
+            shape = leave_out_strays(load(file), str(file))
+            # Others stand in for the few that are left out: all clouds have as many points.
+            again = torch.arange(num_points) % len(shape.points)
+            return Points(*shape) if len(shape.points) == num_points else choose_points(shape, again)
+
         path = cache_path(root, split, files, names, num_points, with_normals, up, seed, skip_unreadable)
         arrays = cached(
             path if cache else None,

@@ -16,17 +16,17 @@ from torch import Tensor
 from pcea.inference.base import Predictor
 from pcea.inference.points import GROUNDS, CloudSource, check_seed, load_cloud, name_of, points_shown
 from pcea.inference.pose import up_rotation
-from pcea.inference.surroundings import Shape, choose_points, find_standing, find_strays, shape_without
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, check_axis, normalize_points, sample_points
+from pcea.io.surroundings import Shape, choose_points, find_standing, shape_of
 from pcea.models.subsets import classify_in_subsets
 from pcea.visualization.colors import color_parts
 
 if TYPE_CHECKING:
     from pcea.inference.point_subject import PartSubject
 
-# Strays and ground are looked for among so many points; strays also among those farthest from the middle of all.
-_LOOKED_AT, _FARTHEST = 1024, 16
+# Points of the shape without its ground.
+_LOOKED_AT = 1024
 # A plane is no part of the shape if the network is so much surer of the rest without it than with it. Of 228 training
 # shapes of Labeled PSB 17 have such a plane, and the network is surer by at most 0.006; with ground under them 75 of
 # 76 have, and it is surer by 0.04 or more of all but 3.
@@ -319,13 +319,10 @@ def read_object(source: CloudSource, *, usual: int, seed: int = 0, **options: An
             f"{name}: the network was trained on clouds of {usual} points: of {few} it cannot tell the parts well.",
             stacklevel=3,
         )
-    sample = sample_points(cloud, min(count, _LOOKED_AT), seed=seed)
-    far = (cloud.points - sample.points.median(0).values).norm(dim=1).topk(min(count, _FARTHEST)).indices
-    strays = find_strays(torch.cat([sample.points, cloud.points[far]]))
-    shape = shape_without(sample, None if strays is None else strays[: len(sample.points)])
-    if strays is not None:
-        left = int((~shape.includes(cloud.points)).sum())
-        warnings.warn(f"{name}: {left} points lie far from all others and get no part.", stacklevel=3)
+    shape = shape_of(cloud, seed=seed)
+    if left := int((~shape.includes(cloud.points)).sum()):
+        what = "1 point lies" if left == 1 else f"{left} points lie"
+        warnings.warn(f"{name}: {what} far from all others: no part.", stacklevel=3)
     find_standing(shape, lambda most: sample_points(cloud, min(most, count), seed=seed), _LOOKED_AT, seed=seed)
     return PartFile(cloud, shape)
 

@@ -15,16 +15,17 @@ from torch import Tensor
 from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top, rank
 from pcea.inference.examples import Examples, feature_of, read_examples
 from pcea.inference.pose import PosedLogits, find_pose, log_odds, up_rotation
-from pcea.inference.surroundings import Shape, find_standing, leave_out_strays
 from pcea.io.points import (
     Points,
     as_points,
     check_axis,
     estimate_normals,
+    leave_out_empty,
     load_points,
     normalize_points,
     sample_points,
 )
+from pcea.io.surroundings import Shape, find_standing, leave_out_strays
 from pcea.ops.grouping import gather_points
 from pcea.ops.neighbors import knn
 from pcea.transforms.points import axis_rotations
@@ -355,20 +356,10 @@ def load_cloud(
                 source = source.float()
             table = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
             source = as_points(table, path=Path(name), normals=normals)
+        source = leave_out_empty(source, name)
         if num_points is not None and min_points is not None:
             num_points = max(min_points, min(num_points, len(source.points)))
         cloud = sample_points(source, num_points, seed=seed, path=Path(name))
-    is_empty = (cloud.points == 0).all(1)
-    if 0.01 < is_empty.double().mean() < 1:
-        warnings.warn(
-            f"{name}: {int(is_empty.sum())} of {len(is_empty)} points are 0, 0, 0, as where a depth camera saw "
-            "nothing, and are left out.",
-            stacklevel=2,
-        )
-        normals_left = None if cloud.normals is None else cloud.normals[~is_empty]
-        cloud = Points(cloud.points[~is_empty], normals_left)
-    if (cloud.points == cloud.points[0]).all():
-        raise ValueError(f"{name}: all {len(cloud.points)} points are in one place, so there is no shape.")
     if with_normals and cloud.normals is None:
         warnings.warn(
             f"{name} has no normals, which the network needs: they are estimated by Open3D, which costs accuracy.",

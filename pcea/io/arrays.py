@@ -83,7 +83,9 @@ def as_table(arrays: Mapping[str, np.ndarray], *, path: Path) -> np.ndarray:
         next((arrays[name] for name in names if name in arrays), None) for names in (POINT_NAMES, NORMAL_NAMES)
     )
     if points is None:
-        raise ValueError(f"{path} has no points: none of the arrays {', '.join(POINT_NAMES)} is there.")
+        raise ValueError(
+            f"{path} has no points: none of the arrays {', '.join(POINT_NAMES)} is there. {describe_arrays(path)}"
+        )
     if points.dtype.names:
         points = _stack_fields(points, path)
     if normals is not None and normals.shape != points.shape:
@@ -98,6 +100,26 @@ def as_table(arrays: Mapping[str, np.ndarray], *, path: Path) -> np.ndarray:
             f"{path}: points and normals must be numbers, (N, 3), got {rows[0].dtype} of shape {rows[0].shape}."
         )
     return np.hstack(rows)
+
+
+def describe_arrays(path: Path) -> str:
+    """Say which arrays, or columns, a file holds, for messages; "" for other files than .npz, .h5 and .hdf5."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(info.filename.removesuffix(".npy") for info in archive.infolist())
+        elif suffix in (".h5", ".hdf5"):
+            import h5py
+
+            with h5py.File(path, "r") as file:
+                names = sorted(file)
+        else:
+            return ""
+    except Exception:  # damaged: the message is of something else
+        return ""
+    shown = ", ".join(map(repr, names[:10])) + (" ..." if len(names) > 10 else "")
+    return f"It holds {shown}: rename them." if names else "It holds nothing."
 
 
 def drop_missing(rows: np.ndarray, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -81,6 +82,16 @@ class Normalization(NamedTuple):
         return points * self.scale + self.offset + self.origin
 
 
+class TooFewPointsError(ValueError):
+    """A file holds fewer points than are asked for.
+
+    Attributes:
+        count: How many it holds.
+    """
+
+    count = 0
+
+
 class Points(NamedTuple):
     """One cloud.
 
@@ -116,7 +127,8 @@ def load_points(
     come first; columns 4 to 6 of .xyzrgb, and those of .pts unless it has six, are intensity and colours. .npy files
     have rows x y z or x y z nx ny nz, or fields of these names; .npz and .h5 files hold arrays `points` or `data`, and
     perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other files, where nobody
-    writes them on purpose, they are an error.
+    writes them on purpose, they are an error. So are points 0, 0, 0 left out, if they are more than
+    one and more than 1 %.
 
     Args:
         path: The file.
@@ -146,9 +158,10 @@ def load_points(
         table = _sample_mesh(content, mesh_points if num_points is None else num_points, seed, path)
         cloud = as_points(table, path=path, normals=wanted)
     else:
+        cloud = leave_out_empty(as_points(content, path=path, normals=wanted), str(path))
         if num_points is not None and min_points is not None:
-            num_points = max(min_points, min(num_points, len(content)))
-        cloud = sample_points(as_points(content, path=path, normals=wanted), num_points, seed=seed, path=path)
+            num_points = max(min_points, min(num_points, len(cloud.points)))
+        cloud = sample_points(cloud, num_points, seed=seed, path=path)
     if normals == "estimate" and cloud.normals is None:
         cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))
@@ -207,6 +220,41 @@ def _find_normals(table: np.ndarray, path: Path, normals: _InTable) -> Tensor | 
     raise ValueError(f"{path}: columns 4 to 6 are not unit normals (colours?). Read it without them.")
 
 
+def leave_out_empty(cloud: Points, name: str) -> Points:
+    """A cloud without points that stand for nothing; arguments and errors as for `empty_points`."""
+    is_empty = empty_points(cloud.points, name)
+    if is_empty is None:
+        return cloud
+    return Points(cloud.points[~is_empty], None if cloud.normals is None else cloud.normals[~is_empty])
+
+
+def empty_points(points: Tensor, name: str) -> Tensor | None:
+    """Which points are 0, 0, 0 as where a depth camera saw nothing; None if there are no more than by chance.
+
+    Args:
+        points: One cloud, (N, 3).
+        name: The file, for messages; there is a warning that counts them.
+
+    Returns:
+        A mask, (N,), or None.
+
+    Raises:
+        ValueError: If all others are in one place.
+    """
+    is_empty = (points == 0).all(1)
+    rest = points
+    if max(1, 0.01 * len(points)) < int(is_empty.sum()) < len(points):  # one may be there by chance
+        rest = points[~is_empty]
+        warnings.warn(
+            f"{name}: {int(is_empty.sum())} of {len(is_empty)} points are 0, 0, 0, as where a depth camera saw "
+            "nothing, and are left out.",
+            stacklevel=3,
+        )
+    if (rest == rest[0]).all():
+        raise ValueError(f"{name}: all {len(rest)} points are in one place, so there is no shape.")
+    return None if rest is points else is_empty
+
+
 def sample_points(cloud: Points, num_points: int | None, *, seed: int = 0, path: Path | None = None) -> Points:
     """Keep a random subset of a cloud, without replacement.
 
@@ -222,7 +270,11 @@ def sample_points(cloud: Points, num_points: int | None, *, seed: int = 0, path:
     if num_points is None:
         return cloud
     if num_points > len(cloud.points):
-        raise ValueError(f"{path or 'The cloud'} holds {len(cloud.points)} points, fewer than num_points={num_points}.")
+        error = TooFewPointsError(
+            f"{path or 'The cloud'} holds {len(cloud.points)} points, fewer than num_points={num_points}."
+        )
+        error.count = len(cloud.points)
+        raise error
     keep = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(seed))[:num_points]
     return Points(cloud.points[keep], None if cloud.normals is None else cloud.normals[keep])
 

@@ -133,7 +133,11 @@ class Task(L.LightningModule):
             more = " and a background" if self.background else ""
             raise ValueError(
                 f"The data has {len(names)} classes{more}, but the network has num_classes={num_classes}. "
-                f"Set model.init_args.network.init_args.num_classes to {expected}."
+                + (
+                    f"Set model.init_args.network.init_args.num_classes to {expected}."
+                    if stage == "fit"
+                    else "Measure it on data with all of its classes and no others."
+                )
             )
         self.class_names, self.has_normals = tuple(names), self.data.with_normals
         self._match_classes()

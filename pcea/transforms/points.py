@@ -207,7 +207,7 @@ class RandomSubset(Transform):
     """Keep a random subset of each cloud's real points, in random order; clouds with fewer stay padded.
 
     Args:
-        num_points: Points kept.
+        num_points: Points kept; None for all of them, in random order.
         fewest: Some batches keep fewer points, down to this many: their number is uniform on a logarithmic scale. None
             for `num_points` always.
         probability: Share of the batches that do.
@@ -215,20 +215,22 @@ class RandomSubset(Transform):
             which trains faster.
     """
 
-    def __init__(self, *, num_points: int, fewest: int | None = None, probability: float = 0.5, padded: bool = True):
-        if fewest is not None and not 1 <= fewest <= num_points:
+    def __init__(
+        self, *, num_points: int | None, fewest: int | None = None, probability: float = 0.5, padded: bool = True
+    ):
+        if fewest is not None and not 1 <= fewest <= (num_points or 0):
             raise ValueError(f"fewest must be in 1..num_points={num_points}, got {fewest}.")
         self.num_points, self.fewest, self.padded = num_points, fewest, padded
         self.probability = check_share("probability", probability)
 
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Choose from points (B, N, 3) with everything that belongs to them."""
-        _check_enough(batch, self.num_points)
-        count = self.num_points
+        count = batch.points.shape[1] if self.num_points is None else self.num_points
+        _check_enough(batch, count)
         if self.fewest is not None:
             chance, where = torch.rand(2, generator=generator, device=batch.points.device).tolist()
             if chance < self.probability:
-                count = round(self.fewest * (self.num_points / self.fewest) ** where)
+                count = round(self.fewest * (count / self.fewest) ** where)
         key = uniform(batch.points, batch.points.shape[:2], 0, 1, generator)
         if batch.mask is not None:
             key = key + (~batch.mask)  # padding comes last

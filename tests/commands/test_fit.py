@@ -1,6 +1,7 @@
 """Checkpoints: found, read without executing anything, rebuilt; and what two processes make of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -218,7 +219,7 @@ def test_the_classes_of_the_data_are_counted(tmp_path):
         assert stored.description.background == (classes == 4)
 
 
-def test_files_lie_as_those_of_training_unless_one_says_otherwise(tmp_path):
+def test_files_lie_as_those_of_training_unless_one_says_otherwise(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("flat", "high"):
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -245,3 +246,15 @@ def test_files_lie_as_those_of_training_unless_one_says_otherwise(tmp_path):
     assert load(saved).description.up == "z"
     with pytest.warns(UserWarning, match="trained on files with z up"):
         main(["test", *options, f"--weights={saved}"])
+    # Of a folder of test files alone the classes are those of the weights.
+    (tmp_path / "own").rename(tmp_path / "test")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "test").rename(tmp_path / "alone" / "test")
+    options[1] = f"--data.init_args.root={tmp_path / 'alone'}"
+    main(["test", *options, "--data.init_args.up=z"])
+    shutil.rmtree(tmp_path / "alone" / "test" / "flat")
+    with pytest.raises(SystemExit):
+        main(["test", *options, "--data.init_args.up=z"])
+    assert (
+        "The data has 1 classes, but the network has num_classes=2. Measure it on data with" in capsys.readouterr().err
+    )

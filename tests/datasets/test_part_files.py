@@ -146,7 +146,8 @@ def test_bad_files(tmp_path, name, text, message):
     ("arrays", "message"),
     [
         ({"label": np.zeros(7)}, "has no points: none of the arrays points, pos, xyz, data is there"),
-        ({"points": np.zeros((7, 3))}, "has no labels: it has none of label, part_label, "),
+        ({"points": np.zeros((7, 3))}, "has no labels: it has none of label, part_label, .* It holds 'points': rename"),
+        ({"vertices": np.zeros((7, 3)), "n": 0}, "has no points: none of .* It holds 'n', 'vertices': rename them"),
         ({"points": np.zeros((7, 2)), "label": np.zeros(7)}, r"points must be \(N, 3\) .* got \(7, 2\) and \(7,\)"),
         ({"points": np.zeros((7, 3)), "label": np.zeros(5)}, r"with N labels, got \(7, 3\) and \(5,\)"),
         (
@@ -301,7 +302,7 @@ def test_a_header_without_a_label(tmp_path):
 
 def test_labels_that_are_words(tmp_path):
     np.savez(tmp_path / "a.npz", points=table(False)[:, :3], label=np.array(["leg"] * 7))
-    with pytest.raises(ValueError, match=r"a.npz: labels must be numbers, got <U3"):
+    with pytest.raises(ValueError, match=r"a.npz: labels must be numbers, .*, got <U3, first leg"):
         read_part_file(tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", table(False)[None])
     assert read_part_file(tmp_path / "a.npy").label.tolist() == LABELS

@@ -1,4 +1,5 @@
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -208,3 +209,24 @@ def test_an_empty_split(tmp_path):
     assert len(PartFolder(tmp_path, "train")) == 1
     with pytest.raises(ValueError, match=r"The test split of .* is empty. Add files or change test_fraction=0.2"):
         PartFolder(tmp_path, "test")
+
+
+def test_what_is_no_part_of_the_shape_is_left_out_with_its_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        label = np.arange(300)[:, None] % 2
+        rows = np.hstack([5 + rng.random((300, 3)), label])
+        (tmp_path / "mug").mkdir(exist_ok=True)
+        np.save(tmp_path / "mug" / f"{i}.npy", rows)
+    (tmp_path / "parts.yaml").write_text("[body, handle]")
+    stray, nothing = np.array([[500.0, 0, 0, 1]] * 3), np.zeros((40, 4))
+    np.save(tmp_path / "mug" / "1.npy", np.concatenate([stray, rows, nothing]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clouds = [PartFolder(tmp_path, split, cache=False) for split in ("train", "test")]
+    messages = " ".join(str(each.message) for each in caught)
+    assert "1.npy: 40 of 343 points are 0, 0, 0" in messages
+    assert "1.npy: 3 of 303 points lie far from all others and are left out" in messages
+    for each in clouds:
+        assert (each.sizes == 300).all()
+        assert each.label.view(-1, 300).equal((torch.arange(300) % 2).expand(len(each.sizes), -1))

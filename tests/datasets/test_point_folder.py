@@ -1,4 +1,5 @@
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -208,3 +209,54 @@ def test_val_is_the_test_split_where_there_is_no_other(tmp_path, layout):
             for i in range(count):
                 np.save(folder / f"{i}.npy", np.random.default_rng(i).random((20, 3)))
     assert [len(PointFolder(tmp_path, split, num_points=16, cache=False)) for split in ("train", "test")] == [6, 4]
+
+
+def test_clouds_of_too_few_points_are_named_with_what_to_do(tmp_path):
+    for name, counts in {"a": (100, 80, 90), "b": (100, 100, 100)}.items():
+        for count in counts:
+            write_cloud(tmp_path / name / f"{len(list(tmp_path.rglob('*.xyz')))}.xyz", count, count)
+    with pytest.raises(ValueError, match=r"1.xyz holds 80 .* Set data.init_args.num_points to 80, or repair or remove"):
+        PointFolder(tmp_path, "train", num_points=100, test_fraction=0.01, seed=3, cache=False)
+    with pytest.warns(UserWarning, match="They are skipped"):
+        clouds = PointFolder(
+            tmp_path, "train", num_points=100, test_fraction=0.01, seed=3, cache=False, skip_unreadable=True
+        )
+    assert clouds.points.shape[1:] == (100, 3)
+
+
+def test_clouds_are_cleaned_as_those_that_are_predicted(tmp_path):
+    """Points of a depth camera that saw nothing, and a few far from all others; and what is no shape is refused."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            np.save(tmp_path / name / f"{i}.npy", 5 + rng.random((300, 3)))
+    np.save(tmp_path / "a" / "0.npy", np.concatenate([5 + rng.random((300, 3)), np.zeros((50, 3))]))
+    np.save(tmp_path / "b" / "0.npy", np.concatenate([5 + rng.random((297, 3)), 100 + rng.random((3, 3))]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clouds = [PointFolder(tmp_path, split, num_points=300, cache=False) for split in ("train", "test")]
+    messages = " ".join(str(each.message) for each in caught)
+    assert "a/0.npy: 50 of 350 points are 0, 0, 0" in messages
+    assert "b/0.npy: 1.0 % of the points lie far from all others and are left out" in messages
+    points = torch.cat([each.points for each in clouds])
+    assert points.shape == (8, 300, 3)
+    assert (points.norm(dim=-1).median(dim=1).values > 0.3).all()  # else most are in one place
+    for i in range(4):
+        np.save(tmp_path / "a" / f"{i}.npy", np.full((300, 3), 7.0))
+    (tmp_path / "b" / "0.npy").unlink()
+    with pytest.raises(ValueError, match="all 300 points are in one place, so there is no shape"):
+        PointFolder(tmp_path, "train", num_points=300, cache=False)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_file_in_both_splits_is_noticed(tmp_path, link):
+    for split in ("train", "test"):
+        for name in "ab":
+            for i in range(2):
+                write_cloud(tmp_path / split / name / f"{i}.xyz", hash((split, name, i)) % 1000)
+    PointFolder(tmp_path, "train", num_points=5)
+    (tmp_path / "test" / "b" / "1.xyz").unlink()
+    link(tmp_path / "train" / "b" / "0.xyz", tmp_path / "test" / "b" / "1.xyz")
+    with pytest.warns(UserWarning, match=r"1 files are in the training split and in the test split, first .*b/0.xyz"):
+        PointFolder(tmp_path, "test", num_points=5)

@@ -380,7 +380,7 @@ ROW = "0.1 0.2 0.3 0 0 1 6.000000\n"
         (ROW + ROW.replace("6.0", "6.5"), r"c20.txt: 1 of 2 labels are not whole numbers, first 6.5"),
         (ROW + ROW.replace("6.000000", "nan"), r"c20.txt: 1 of 2 labels are not whole numbers, first nan"),
         (ROW + ROW.replace("0.3", "nan"), r"c20.txt: 1 of 2 points have NaN or infinite coordinates"),
-        (ROW + ROW.replace("6.0", "8.0"), r"c20.txt: label 8 is not a part of category Cap, whose labels are 6, 7"),
+        (ROW + "0 0 0 0 0 1 8\n", r"c20.txt: label 8 is not a part of category Cap, whose labels are 6, 7"),
     ],
 )
 def test_bad_text(tmp_path, text, message):

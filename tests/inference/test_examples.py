@@ -9,9 +9,9 @@ from pcea import eat_classifier
 from pcea.datasets.shapes import Shapes
 from pcea.inference.examples import feature_of, read_examples
 from pcea.inference.points import PointPredictor, make_denser
-from pcea.inference.surroundings import Shape
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points
+from pcea.io.surroundings import Shape
 from pcea.transforms.points import axis_rotations
 
 

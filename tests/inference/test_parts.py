@@ -224,7 +224,7 @@ def test_what_makes_parts_wrong_is_said() -> None:
     with pytest.warns(UserWarning, match="trained on clouds of 2048 points: of 255 points it cannot tell"):
         read_object(points[:255], usual=2048)
     points[4321] = 10  # in no sample of a fifth of the points
-    with pytest.warns(UserWarning, match="1 points lie far from all others and get no part"):
+    with pytest.warns(UserWarning, match="The array: 1 point lies far from all others: no part"):
         read_object(points, usual=2048)
 
 

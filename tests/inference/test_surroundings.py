@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import pcea
 from pcea.inference.parts import PartPredictor, write_parts
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
-from pcea.inference.surroundings import find_ground, leave_out_strays
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
+from pcea.io.surroundings import find_ground, leave_out_strays
 
 UP = torch.tensor([0.0, 1.0, 0.0])
 
@@ -219,7 +219,7 @@ def test_what_is_found_of_parts_does_not_depend_on_how_the_file_lies_or_its_unit
 
 def test_strays_have_no_part() -> None:
     pole = box(6000, 0.4, 2.0, 0.4)
-    with pytest.warns(UserWarning, match="The array: 60 points lie far from all others and get no part"):
+    with pytest.warns(UserWarning, match="The array: 60 points lie far from all others: no part"):
         found = likes_parts(1).predict(torch.cat([pole, 20 + 0.1 * torch.rand(60, 3)]))
     assert found.has_part.tolist() == [True] * 6000 + [False] * 60
     assert found.around == "far from all others"

@@ -220,6 +220,9 @@ def test_a_subset_of_a_random_size(batch: PointBatch) -> None:
     assert sum(size < 32 for size in smaller) / len(smaller) == pytest.approx(0.5, abs=0.12)  # the logarithmic middle
     with pytest.raises(ValueError, match=r"fewest must be in 1\.\.num_points=100, got 200"):
         RandomSubset(num_points=100, fewest=200)
+    everything = RandomSubset(num_points=None)(batch, generator=seeded(0)).points
+    assert not everything.equal(batch.points)
+    assert everything.sort(dim=1).values.equal(batch.points.sort(dim=1).values)
 
 
 def test_a_subset_without_padding_is_as_large_as_the_smallest_cloud(batch: PointBatch) -> None:

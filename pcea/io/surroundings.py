@@ -20,6 +20,8 @@ Rows = NDArray[np.float64]
 # others than half the distance within which nearly all points lie. A sample of fewer points says nothing, and all pairs
 # of more take too much memory.
 _STRAYS, _SMALLER, _APART, _FEWEST, _MOST = 0.05, 0.8, 0.5, 96, 4096
+# Of a whole file they are looked for among so many points, and those that are farthest from the middle of all.
+_LOOKED_AT, _FARTHEST = 1024, 16
 # Ground has at least this share of the points and is wider than what stands on it; lengths are in radii of the cloud:
 # half its thickness, and how deep something else may reach below it at so small a share of the points.
 _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
@@ -82,6 +84,14 @@ def leave_out_strays(cloud: Points, name: str) -> Shape:
         share = f"{100 * strays.double().mean():.1f} % of the points"  # of a sample of the file
         warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
     return shape_without(cloud, strays)
+
+
+def shape_of(cloud: Points, *, seed: int) -> Shape:
+    """A sample of the shape in a whole cloud, without strays; these are looked for among the outermost points too."""
+    sample = sample_points(cloud, min(len(cloud.points), _LOOKED_AT), seed=seed)
+    far = (cloud.points - sample.points.median(0).values).norm(dim=1).topk(min(len(cloud.points), _FARTHEST)).indices
+    strays = find_strays(torch.cat([sample.points, cloud.points[far]]))
+    return shape_without(sample, None if strays is None else strays[: len(sample.points)])
 
 
 def shape_without(cloud: Points, strays: Tensor | None) -> Shape:
