@@ -127,7 +127,8 @@ class Predictor:
         Args:
             *sources: Each as for `predict`.
             mode: What to show first: `colors`, `slots`, `slot`, `query`, `critical`, `prediction` or `parts`, if the
-                network has it; see pcea/visualization/README.md. None for the first of `subject(source).modes`.
+                network has it; see pcea/visualization/README.md. None for the slot or query that is given, else the
+                first of `subject(source).modes`.
             layer: Attention layer to show first, counted from 0; None for the last.
             slot: For mode "slot"; None for the one that is strongest at most tokens.
             query: For mode "query", the index of a point; None for the point farthest from the middle.
@@ -174,7 +175,8 @@ class Predictor:
             options["size"] = size
         subject = self.subject(source, **options)
         layer = len(subject.layers) - 1 if layer is None else layer
-        view = subject.view(mode or subject.modes[0], layer=layer, slot=slot, query=query)
+        mode = mode or subject.first_mode(slot, query)
+        view = subject.view(mode, layer=layer, slot=slot, query=query)
         azimuth = AZIMUTH if azimuth is None else azimuth
         elevation = ELEVATION if elevation is None else elevation
         return next(draw_sheet([view], size=size, angles=[azimuth], elevation=elevation))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pcea.datasets.cache import summarize
 from pcea.datasets.folders import list_files
 from pcea.metrics.temperature import fit_temperature
 
@@ -63,16 +64,34 @@ def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -
         FileNotFoundError: If there is no such folder.
         ValueError: If it has fewer than two folders with files, or a file cannot be read.
     """
-    files = {name: paths for name, paths in list_files(Path(root)).items() if paths}
+    found = list_files(Path(root))
+    files = {name: paths for name, paths in found.items() if paths}
+    if empty := [name for name in found if name not in files]:
+        warnings.warn(
+            f"{root}: nothing is like {', '.join(map(repr, empty))}, as there is no mesh or cloud file in the folder.",
+            stacklevel=2,
+        )
     if len(files) < 2:
         raise ValueError(
             f"{root} must hold at least two folders of examples, named after what they are, got {len(files)}: expected "
             f"{root}/<class>/<file>."
         )
-    features = torch.stack([predictor.embed(file, **options) for paths in files.values() for file in paths])
+    features = torch.stack(_embed([file for paths in files.values() for file in paths], predictor, **options))
     label = torch.tensor([number for number, paths in enumerate(files.values()) for _ in paths])
     _warn_of_copies(features, [path for paths in files.values() for path in paths])
     return fit_examples(tuple(files), features, label)._replace(network=predictor.digest())
+
+
+def _embed(files: Sequence[Path], predictor: PointPredictor, **options: Any) -> list[Tensor]:
+    features, unreadable = [], []
+    for file in files:
+        try:
+            features.append(predictor.embed(file, **options))
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+    if unreadable:
+        raise ValueError(f"{summarize(unreadable, len(files))} Repair or remove them: examples are few.")
+    return features
 
 
 def _warn_of_copies(features: Tensor, files: Sequence[Path]) -> None:

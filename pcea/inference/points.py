@@ -86,6 +86,8 @@ class PointPredictor(ClassPredictor):
             ValueError: If it holds no usable shape, or an argument is out of range.
         """
         self.check(up=up, top=top, seed=seed)
+        if like is not None and up != "auto":
+            raise ValueError(f"up={up!r} is not for `like`, which compares shapes in all poses: leave it out.")
         if like is not None and not isinstance(like, Examples):
             like = read_examples(self, like, seed=seed)
         return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
@@ -351,7 +353,9 @@ def load_cloud(
             source, num_points, mesh_points=mesh_points, min_points=min_points, seed=seed, normals=normals
         )
     else:
-        if not isinstance(source, Points):
+        if isinstance(source, Points):
+            source = _check_points(source, name)
+        else:
             if isinstance(source, Tensor) and source.dtype == torch.bfloat16:  # NumPy has no such type
                 source = source.float()
             table = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
@@ -367,6 +371,24 @@ def load_cloud(
         )
         cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return cloud
+
+
+def _check_points(cloud: Points, name: str) -> Points:
+    """A cloud in memory in the types of `Points`, its normals of unit length.
+
+    Raises:
+        ValueError: If there are no usable points, or normals of another number or that are not finite.
+    """
+    points, normals = (None if part is None else torch.as_tensor(part).detach().cpu().double() for part in cloud)
+    assert points is not None
+    exact = as_points(points.numpy(), path=Path(name)).points
+    if normals is None:
+        return Points(exact)
+    if normals.shape != points.shape:
+        raise ValueError(f"{name}: normals must be {tuple(points.shape)} like points, got {tuple(normals.shape)}.")
+    if not normals.isfinite().all():
+        raise ValueError(f"{name}: normals must be finite numbers.")
+    return Points(exact, torch.nn.functional.normalize(normals, dim=1).float())
 
 
 def points_shown(trained_for: int, points_per_pass: int | None) -> int | None:

@@ -44,7 +44,7 @@ class Page:
 
     Args:
         subjects: What is shown; for several networks, which are compared, a sequence for each by the network's name.
-        mode: The first mode; None for the first that there is.
+        mode: The first mode; None for that of the slot or query that is given, else the first that there is.
         layer: The first layer; None for the last.
         slot: The first slot; None for the one that is strongest at most tokens.
         query: The first query point of the first subject; None for the farthest point.
@@ -69,7 +69,8 @@ class Page:
             raise ValueError("There is nothing to show: give at least one subject.")
         first = next(iter(networks.values()))[0]
         layer = len(first.layers) - 1 if layer is None else layer
-        first.view(mode or first.modes[0], layer=layer, slot=slot, query=query)  # refuses what does not exist
+        mode = mode or first.first_mode(slot, query)
+        first.view(mode, layer=layer, slot=slot, query=query)  # refuses what does not exist
         arrays = _Arrays()
         writers = []
         for several in networks.values():
@@ -80,7 +81,7 @@ class Page:
             for name, several in zip(networks, writers)
         ]
         start = {
-            "network": 0, "file": 0, "mode": mode or first.modes[0], "layer": layer, "slot": slot,
+            "network": 0, "file": 0, "mode": mode, "layer": layer, "slot": slot,
             "head": -1 if first.head is None else first.head,
             "query": None if query is None else writers[0][0].place_of(query),
         }  # fmt: skip

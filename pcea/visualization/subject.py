@@ -11,7 +11,16 @@ from torch import Tensor
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.color_basis import color_tokens, fit_color_basis
 from pcea.visualization.point_weights import TokenWeights, check_cloud, interpolate, select_tokens, weights_at
-from pcea.visualization.views import View, rank_slots, share_scale, view_colors, view_query, view_slot, view_slots
+from pcea.visualization.views import (
+    View,
+    check_query,
+    rank_slots,
+    share_scale,
+    view_colors,
+    view_query,
+    view_slot,
+    view_slots,
+)
 
 ATTENTION_MODES = ("colors", "slots", "slot", "query")
 
@@ -129,6 +138,10 @@ class Subject:
             )
         return basis
 
+    def first_mode(self, slot: int | None = None, query: int | None = None) -> str:
+        """The mode in which a slot or a query that was asked for is shown, or else the first one."""
+        return self.modes[0] if slot is query is None else first_mode(slot, query)
+
     def farthest_point(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
         return int((self.points - self.points.mean(0)).norm(dim=1).argmax())
@@ -154,6 +167,8 @@ class Subject:
         Raises:
             ValueError: If there is no such mode, layer, slot or point.
         """
+        if query is not None:
+            check_query(query, len(self.points))
         if mode not in self.modes:
             raise ValueError(f"This network has the modes {', '.join(self.modes)}, not {mode!r}.")
         if mode in ATTENTION_MODES:

@@ -177,6 +177,16 @@ def view_slot(points: Tensor, weights: Tensor, slot: int, *, high: float | None 
     return view_values(points, weights[:, slot], label=f"weight of slot {slot}", high=high, title=title)
 
 
+def check_query(query: int, num_points: int) -> None:
+    """Refuse a query that is the number of no point.
+
+    Raises:
+        ValueError: If it is not in 0..num_points - 1.
+    """
+    if not 0 <= query < num_points:
+        raise ValueError(f"query must be the number of a point, 0..{num_points - 1}, got {query}.")
+
+
 def view_query(
     points: Tensor,
     attention: AttentionMap,
@@ -204,8 +214,7 @@ def view_query(
     Raises:
         ValueError: If there is no such point.
     """
-    if not 0 <= query < len(points):
-        raise ValueError(f"query must be the number of a point, 0..{len(points) - 1}, got {query}.")
+    check_query(query, len(points))
     if attention.slots_are_tokens:
         values = weights_of_query(points, attention, query, cloud=cloud, head=head)
         view = view_values(points, values, label="weight of the query", title=title)

@@ -6,6 +6,8 @@ import torch
 from examples import trained_on_parts
 
 from pcea.inference.base import check_output_folder
+from pcea.inference.points import load_cloud
+from pcea.io.points import Points
 from pcea.visualization.renderer import check_rendering
 
 
@@ -50,3 +52,28 @@ def test_a_picture():
         ValueError, match="has the modes colors, slots, slot, query, critical, prediction, parts, not 'x'"
     ):
         trained_on_parts().draw(points, mode="x", category="bar")
+
+
+def test_a_query_that_is_no_point_is_refused() -> None:
+    predictor, points = trained_on_parts(), torch.rand(100, 3)
+    for mode in (None, "query", "parts"):
+        for query in (-1, 100):
+            with pytest.raises(ValueError, match=rf"query must be the number of a point, 0\.\.99, got {query}"):
+                predictor.visualize(points, mode=mode, query=query, category="bar")
+    subject = predictor.subject(points, category="bar")
+    assert [subject.first_mode(query=0), subject.first_mode(0), subject.first_mode()] == ["query", "slot", "colors"]
+
+
+def test_clouds_in_memory_are_checked() -> None:
+    points, normals = torch.rand(100, 3), torch.nn.functional.normalize(torch.rand(100, 3), dim=1)
+    expected = load_cloud(Points(points, normals))
+    found = load_cloud(Points(points.double(), 2 * normals.double()))
+    assert found.points.equal(expected.points)
+    assert found.normals is not None
+    torch.testing.assert_close(found.normals, normals)
+    with pytest.raises(ValueError, match=r"normals must be \(100, 3\) like points, got \(99, 3\)"):
+        load_cloud(Points(points, normals[:99]))
+    with pytest.raises(ValueError, match="normals must be finite"):
+        load_cloud(Points(points, normals / 0))
+    with pytest.raises(ValueError, match="1 of 100 points have NaN"):
+        load_cloud(Points(points.index_fill(0, torch.tensor([3]), torch.nan)))

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,21 @@ def test_too_few_folders(network: PointPredictor, tmp_path: Path) -> None:
     np.save(tmp_path / "chair" / "1.npy", np.random.default_rng(0).random((200, 3)))
     np.save(tmp_path / "loose.npy", np.random.default_rng(0).random((200, 3)))
     with pytest.raises(ValueError, match=r"must hold at least two folders of examples, .*, got 1: expected .*<class>"):
+        read_examples(network, tmp_path)
+
+
+def test_what_examples_cannot_be_used_is_said(network: PointPredictor, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "nothing").mkdir()
+    with pytest.warns(UserWarning, match="nothing is like 'nothing', as there is no mesh or cloud file in the folder"):
+        examples = read_examples(network, tmp_path)
+    with pytest.raises(ValueError, match="up='z' is not for `like`, which compares shapes in all poses"):
+        network.predict(np.eye(3), like=examples, up="z")
+    (tmp_path / "nothing" / "a.stl").write_text("no mesh")
+    (tmp_path / "nothing" / "b.npy").write_text("no array")
+    with pytest.raises(
+        ValueError, match=r"^2 of 11 files cannot be read: .*a.stl.*; .*b.npy is not.* Repair or remove"
+    ):
         read_examples(network, tmp_path)
 
 
