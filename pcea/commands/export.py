@@ -39,7 +39,7 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
             runs its code.
         examples: Training files of all classes, upright, or their folders. By them the colours of `pcea visualize` are
             chosen once, and mean the same in every picture. For part networks with categories, each file is in a folder
-            named by its category.
+            named by its category, or in folders within it.
     """
     if output.suffix not in (".safetensors", ".onnx", ".pt2"):
         raise ValueError(f"--output must end in .safetensors, .onnx or .pt2, got {output}.")
@@ -69,7 +69,8 @@ def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list
     for file in files:
         options: dict[str, Any] = {} if predictor.sees_images else {"up": "y"}
         if predictor.description.parts:
-            options["category"] = file.parent.name
+            folders = [folder.name for folder in file.parents]
+            options["category"] = next((name for name in folders if name in predictor.description.parts), folders[0])
         subject = predictor.subject(file, **options)
         for layer, (name, attention) in enumerate(subject.layers.items()):
             if not attention.slots_are_tokens:
