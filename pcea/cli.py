@@ -70,11 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader closed the output, as in `pcea predict ... | head`: exit like a program killed by SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (ValueError, OSError, ImportError, ArgumentError, MemoryError) as error:
-        if os.environ.get("PCEA_TRACEBACK"):
-            raise
-        print(_message(_one_line(error)), file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemError as error:
@@ -85,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not isinstance(cause, KeyboardInterrupt):
             raise
         sys.exit(130)
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        if os.environ.get("PCEA_TRACEBACK"):
+            raise
+        print(_message(_one_line(error)), file=sys.stderr)
+        sys.exit(2)
     except SystemExit as stop:
         # Lightning ends with 1 when it is interrupted and with 0 when it is told to stop: `fit && test` would go on.
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -96,6 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _message(text: str) -> str:
     return f"pcea: error: {text}"
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error is probably the user's: Lightning has types of its own for wrong options."""
+    if isinstance(error, ValueError | OSError | ImportError | ArgumentError | MemoryError):
+        return True
+    return type(error).__name__ == "MisconfigurationException" or "conditioned on metric" in str(error)
 
 
 def _one_line(error: Exception) -> str:

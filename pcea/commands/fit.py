@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class PceaCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
+            # Configurations that `fit` writes have it.
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help=SUPPRESS)
             parser.add_argument(
                 "--weights",
                 type=str | None,
@@ -73,7 +76,8 @@ class PceaCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "runs")
         self.weights: Path | None
         if self.config.subcommand != "fit":
-            self.weights = find_network(config.weights) if config.weights else newest_checkpoint(root)
+            given = config.weights or config.ckpt_path
+            self.weights = find_network(given) if given else newest_checkpoint(root)
             rank_zero_only(print)(f"Weights: {self.weights}")
         else:
             for folder in root.glob("version_*/checkpoints"):
@@ -83,6 +87,11 @@ class PceaCLI(LightningCLI):
                 has_runs = any(root.glob("version_*/checkpoints/last.ckpt"))
                 config.ckpt_path = str(newest_checkpoint(root)) if has_runs else None
             self.weights = None if config.ckpt_path is None else Path(config.ckpt_path)
+            if self.weights is not None and self.weights.suffix == ".safetensors":
+                raise ValueError(
+                    f"--ckpt_path {self.weights}: a weights file cannot be resumed, only a checkpoint. To start from "
+                    "its weights, give it as --model.init_args.network.init_args.weights."
+                )
         is_checkpoint = self.weights is not None and self.weights.suffix != ".safetensors"
         self.checkpoint = read_checkpoint(self.weights) if self.weights and is_checkpoint else {}
 
@@ -118,14 +127,19 @@ class PceaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Log training to TensorBoard and CSV, in one numbered folder per run."""
-        config = self.config[self.subcommand].trainer
         if self.subcommand != "fit":
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
-        if config.logger is None and not config.fast_dev_run:
-            root = Path(config.default_root_dir or "runs")
-            tensorboard = TensorBoardLogger(root, name="")
-            kwargs["logger"] = [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
         return super().instantiate_trainer(**kwargs)
+
+    def _add_loggers(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Log into the run's folder first: checkpoints lie there too, whatever other loggers there are."""
+        root, given = Path(config.get("default_root_dir") or "runs"), config.get("logger")
+        if given in (None, True):
+            tensorboard = TensorBoardLogger(root, name="")
+            own: list[Any] = [tensorboard, CSVLogger(root, name="", version=tensorboard.version)]
+            return {**config, "logger": own}
+        others = [] if given is False else list(given) if isinstance(given, list | tuple) else [given]
+        return {**config, "logger": [CSVLogger(root, name=""), *others]}
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         if self.subcommand != "fit":
@@ -138,6 +152,10 @@ class PceaCLI(LightningCLI):
             callbacks = [*best, self.last]
             if config.get("enable_checkpointing") is False:
                 callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        if config.get("accumulate_grad_batches") == 0:
+            raise ValueError("trainer.accumulate_grad_batches must be at least 1, got 0.")
+        if self.subcommand == "fit" and not config.get("fast_dev_run"):
+            config = self._add_loggers(config)
         if config.get("enable_progress_bar") is not False:
             # One line per epoch stays. In a file, where lines cannot be overwritten, only that line is written.
             refresh_rate = 1 if sys.stderr.isatty() else 1_000_000
@@ -147,7 +165,9 @@ class PceaCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         # The timer's state in the checkpoint tells the record how long training took.
-        trainer = super()._instantiate_trainer(config, [*callbacks, Timer()])
+        # Lightning adds none of its own for max_time then. In the middle of an epoch, the rest would be lost.
+        timer = Timer(config.get("max_time"), interval="epoch")
+        trainer = super()._instantiate_trainer({**config, "max_time": None}, [*callbacks, timer])
         if config.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
             trainer.strategy._layer_sync = CpuLayerSync()  # type: ignore[attr-defined]
         return trainer
@@ -155,6 +175,8 @@ class PceaCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs.pop("weights", None)
+        if subcommand != "fit":
+            kwargs.pop("ckpt_path", None)
         # Nothing in a checkpoint is executed.
         kwargs["weights_only"] = True
         if subcommand == "fit":
@@ -173,6 +195,8 @@ class PceaCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where the checkpoints are and how to test."""
         folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
+        if self.trainer.is_global_zero and not self.trainer.global_step:
+            warnings.warn("Nothing was trained: there was no step to take.", stacklevel=1)
         if not self.trainer.is_global_zero or not self.last.best_model_path:
             return
         options = [*without_option(sys.argv[2:], "--ckpt_path"), "--weights", self.last.best_model_path]

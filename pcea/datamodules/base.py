@@ -191,6 +191,8 @@ class DataModule(L.LightningDataModule):
         sampler = self._train_sampler(
             samples, trainer.world_size, trainer.global_rank, seed=global_seed(trainer), drop_last=True
         )
+        # Lightning says the epoch only when worker processes have begun to read its first batches.
+        sampler.set_epoch(getattr(trainer.lightning_module, "first_epoch", 0))
         return self._loader(samples, size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -268,11 +270,12 @@ def batch_seed(trainer: L.Trainer) -> int:
 
 
 def global_seed(trainer: L.Trainer | None = None) -> int:
-    """The seed that `seed_everything` was called with; else the one of the task that is trained, or of torch."""
-    if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-        return int(seed)
-    seed_of_task = getattr(getattr(trainer, "lightning_module", None), "seed", None)
-    return torch.initial_seed() % 2**32 if seed_of_task is None else seed_of_task
+    """The seed of the task that is trained, which a resumed run keeps; else that of `seed_everything`, or torch's."""
+    seed_of_task: int | None = getattr(getattr(trainer, "lightning_module", None), "seed", None)
+    if seed_of_task is not None:
+        return seed_of_task
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return torch.initial_seed() % 2**32 if seed is None else int(seed)
 
 
 class _Batches(Dataset):

@@ -95,10 +95,16 @@ def newest_checkpoint(root: Path) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    # By number: a copy of a folder may have other times.
+    found = sorted(root.glob("version_*/checkpoints/last.ckpt"), key=_version)
     if not found:
         raise FileNotFoundError(f"No checkpoint under {root}. Train first with `pcea fit`, or name a checkpoint.")
     return found[-1]
+
+
+def _version(checkpoint: Path) -> tuple[int, float]:
+    number = checkpoint.parts[-3].removeprefix("version_")
+    return int(number) if number.isdecimal() else -1, checkpoint.stat().st_mtime
 
 
 def read_network(name_or_path: str | Path) -> StoredNetwork:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
 from pcea.datasets.batches import ImageBatch
-from pcea.io.description import NetworkDescription, TaskKind
+from pcea.io.description import NetworkDescription, TaskKind, without_weights
 from pcea.models.build import actual_arguments, difference
 from pcea.nn.compiled import load_numba
 
@@ -67,6 +71,7 @@ class Task(L.LightningModule):
         has_normals: Whether the network is given normals.
         up: Upward axis of the files that it is trained on.
         background: Whether the network has one class more than the data: none of them.
+        first_epoch: The epoch at which a resumed run goes on.
         seed: Of all that is random in training: that of `seed_everything`, else torch's before the first batch, which a
             checkpoint keeps; None before `fit`.
     """
@@ -101,8 +106,10 @@ class Task(L.LightningModule):
         self.num_test_points = 0
         self.has_normals, self.up = False, "y"
         self.seed: int | None = None
+        self.first_epoch = 0
         self._total_steps: int | None = None
         self._trained_classes: tuple[tuple[str, ...], dict[str, Sequence[int]]] = ((), {})
+        self._trained_with: dict[str, Any] = {}
 
     @property
     def data(self) -> TaskData | None:
@@ -121,7 +128,7 @@ class Task(L.LightningModule):
         """
         load_numba()  # so that every step is computed alike
         if stage == "fit":
-            self.seed = self.trainer.strategy.broadcast(global_seed(self.trainer))
+            self.seed, self.first_epoch = self.trainer.strategy.broadcast(global_seed()), 0
         if stage == "fit" and self.encoder_rate == 0:
             # Before DDP counts on the gradients of all that learns.
             self.network.encoder.requires_grad_(False)
@@ -145,7 +152,7 @@ class Task(L.LightningModule):
     def loaded(self, description: NetworkDescription) -> None:
         """Take over what is known of weights that were loaded from a weights file."""
         self.trained_on(description.class_names, description.parts)
-        self.up = description.up
+        self._compare_arguments(description.as_plain())
 
     def trained_on(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Say what the weights were trained on, by which the classes of the data are numbered; matched by name.
@@ -228,12 +235,39 @@ class Task(L.LightningModule):
             )
 
     def on_test_start(self) -> None:
-        """Warn if the files are turned otherwise than those of training: this is easily forgotten."""
-        up = getattr(self.data, "up", self.up)
-        if up != self.up:
+        """Warn if the data is read otherwise than in training: this is easily forgotten."""
+        for name in ("up", "mean", "std"):
+            theirs, ours = self._trained_with.get(name), getattr(self.data, name, None)
+            if theirs and ours and list(theirs) != list(ours):
+                warnings.warn(
+                    f"The network was trained with data.init_args.{name} {theirs}, and is measured with {ours}: if the "
+                    "files are alike, give it that.",
+                    stacklevel=2,
+                )
+
+    def _compare_arguments(self, trained: Mapping[str, Any]) -> None:
+        """Keep what weights were trained with, and warn if they are put into a network with other arguments.
+
+        Args:
+            trained: The description of their network.
+        """
+        self._trained_with = dict(trained)
+        ours = self.describe_network()
+        if ours is None or ours.builder != trained.get("builder"):
+            return
+        module, _, name = ours.builder.rpartition(".")
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        theirs, own = (
+            _comparable({**defaults, **each}) for each in (trained["arguments"], ours.as_plain()["arguments"])
+        )
+        # Dropout has no effect on results, and may be changed in between.
+        differing = [name for name in own if own[name] != theirs.get(name) and not name.startswith("drop")]
+        if differing:
+            listed = "; ".join(f"{name} {theirs.get(name)} instead of {own[name]}" for name in differing)
             warnings.warn(
-                f"The network was trained on files with {self.up} up, and those of this test are read as {up} up: if "
-                f"they lie like those, set data.init_args.up to {self.up}.",
+                f"The weights were trained with {listed}: set model.init_args.network.init_args alike, or results are "
+                "not those of the trained network.",
                 stacklevel=2,
             )
 
@@ -278,6 +312,8 @@ class Task(L.LightningModule):
         description = self.describe_network()
         if description is not None:
             checkpoint["network"] = description.as_plain()
+        if "_instantiator" in self.hparams:
+            checkpoint["learning"] = self._learning()
         checkpoint["seed"] = self.seed
         checkpoint["total_steps"] = self._total_steps
         checkpoint["class_names"] = list(self.class_names)
@@ -307,11 +343,48 @@ class Task(L.LightningModule):
         self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
         self.num_points, self.up = checkpoint.get("num_points", 0), checkpoint.get("up", "y")
-        self._total_steps, self.seed = checkpoint.get("total_steps"), checkpoint.get("seed", self.seed)
+        self._total_steps = checkpoint.get("total_steps")
+        self._compare_arguments(checkpoint.get("network", {}))
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._check_resumed(checkpoint)
+        self.seed = checkpoint.get("seed", self.seed)
         ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if ours != theirs:
             raise ValueError(f"The checkpoint is of another architecture: {difference(ours, theirs)}.")
+
+    def _check_resumed(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on at the checkpoint's epoch with its seed, and refuse another optimizer or schedule.
+
+        Lightning would restore theirs over what was asked for.
+        """
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
+        self.first_epoch = progress.get("current", {}).get("processed", 0)
+        asked, seed = os.environ.get("PL_GLOBAL_SEED"), checkpoint.get("seed")
+        if seed is not None and asked is not None and int(asked) != seed:
+            warnings.warn(f"The resumed run goes on with its seed {seed}, not with {asked}.", stacklevel=2)
+        theirs = checkpoint.get("learning")
+        if theirs is None or "_instantiator" not in self.hparams:
+            return
+        for name, ours in self._learning().items():
+            if ours != theirs.get(name):
+                raise ValueError(
+                    f"The checkpoint was trained with another {name}: {theirs.get(name)}, not {ours}. Resume with the "
+                    "same; or start a new run from its weights, by model.init_args.network.init_args.weights."
+                )
+
+    def _learning(self) -> dict[str, str]:
+        """Optimizers, schedules and rates as they are configured, as text by name."""
+        return {
+            name: json.dumps(value, default=lambda other: vars(other) if hasattr(other, "__dict__") else str(other))
+            for name, value in self.hparams.items()
+            if name.endswith(("optimizer", "scheduler", "_rate"))
+        }
+
+
+def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in the types that JSON has, without weights to start from."""
+    return json.loads(json.dumps(without_weights(arguments), default=str))
 
 
 class ImageTask(Task):

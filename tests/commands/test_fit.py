@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from examples import TINY
+from examples import TINY, assert_one_line, run
 
 from pcea.cli import main
 from pcea.commands.export import export
@@ -35,9 +35,93 @@ def test_the_newest_run_is_found(tmp_path):
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
         os.utime(checkpoint, (time, time))
-    assert newest_checkpoint(tmp_path).parts[-3] == "version_10"
+    assert newest_checkpoint(tmp_path).parts[-3] == "version_11"  # whatever the times, which a copy may change
     with pytest.raises(FileNotFoundError, match=r"No checkpoint under .*nowhere.*pcea fit"):
         newest_checkpoint(tmp_path / "nowhere")
+
+
+def resume(capsys, fitted, *options):
+    """Go on with the run of one epoch to a third one, which is refused unless the schedule is another."""
+    return run(capsys, "fit", "--config", fitted / "tiny.yaml", "--ckpt_path=last", *options)
+
+
+def test_a_resumed_run_goes_on_as_it_began(fitted, capsys):
+    """Lightning would restore the old optimizer, and the new seed would train on."""
+    for option, name in (
+        ("--model.init_args.optimizer.init_args.lr=0.5", "optimizer"),
+        ("--model.init_args.scheduler.init_args.max_lr=0.5", "scheduler"),
+        ("--model.init_args.encoder_rate=0.5", "encoder_rate"),
+    ):
+        assert_one_line(resume(capsys, fitted, option), f"trained with another {name}", "not ", "Resume with the same")
+    with pytest.warns(UserWarning, match="goes on with its seed 0, not with 7"):
+        code, _, errors = resume(capsys, fitted, "--seed_everything=7")
+    assert code == 0, errors
+    assert read_checkpoint(newest_checkpoint(fitted / "runs"))["seed"] == 0
+
+
+def test_another_network_than_that_of_the_weights_is_noticed(fitted, capsys, tmp_path):
+    other = "--model.init_args.network.init_args.num_neighbors=3"
+    shutil.copy(newest_checkpoint(fitted / "runs"), tmp_path)
+    export(tmp_path / "last.ckpt", output=tmp_path / "tiny.safetensors")
+    for name in ("last.ckpt", "tiny.safetensors"):
+        command = ["test", "--config", fitted / "tiny.yaml", f"--weights={tmp_path / name}"]
+        command.append(f"--trainer.default_root_dir={tmp_path}")
+        with pytest.warns(UserWarning, match="weights were trained with num_neighbors 4 instead of 3: set model.init"):
+            assert run(capsys, *command, other)[0] == 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*were trained with")
+            assert run(capsys, *command, "--model.init_args.network.init_args.dropout=0.1")[0] == 0
+    with pytest.warns(UserWarning, match="num_neighbors 4 instead of 3"):
+        resume(capsys, fitted, other)
+
+
+def test_a_run_is_tested_by_its_own_configuration(fitted, capsys):
+    folder = newest_checkpoint(fitted / "runs").parents[1]
+    code, output, errors = run(capsys, "test", "--config", folder / "config.yaml")
+    assert code == 0, errors
+    assert f"Weights: {folder}" in output
+    (folder / "checkpoints" / "last.test.json").unlink()
+
+
+@pytest.mark.parametrize("logger", ["false", "lightning.pytorch.loggers.CSVLogger"])
+def test_checkpoints_are_found_whatever_the_logger(tmp_path, capsys, logger):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.replace("ROOT", str(tmp_path / "runs")))
+    options = [f"--trainer.logger={logger}", "--model.init_args.scheduler=null", "--ckpt_path=last"]
+    if logger != "false":
+        options.append(f"--trainer.logger.init_args.save_dir={tmp_path / 'other'}")
+    for version in (0, 1):
+        code, _, errors = run(capsys, "fit", "--config", config, f"--trainer.max_epochs={version + 1}", *options)
+        assert code == 0, errors
+        assert newest_checkpoint(tmp_path / "runs").parts[-3] == f"version_{version}"
+        folder = tmp_path / "runs" / f"version_{version}"
+        assert (folder / "config.yaml").is_file()
+        assert (folder / "metrics.csv").read_text().splitlines()[1].startswith(f"{version},")  # one epoch each
+    assert (tmp_path / "other").is_dir() == (logger != "false")
+
+
+def test_training_ends_in_time(tmp_path, capsys):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.replace("ROOT", str(tmp_path / "runs")).replace("max_epochs: 2", "max_epochs: 9999"))
+    command = ["fit", "--config", config, "--data.init_args.num_train=12"]
+    assert run(capsys, *command, "--trainer.max_time=00:00:00:01")[0] == 0
+    assert 0 < read_checkpoint(newest_checkpoint(tmp_path / "runs"))["epoch"] < 9000
+    assert run(capsys, *command, "--trainer.max_time=soon")[0] == 2
+
+
+def test_wrong_options_end_in_one_line(fitted, capsys):
+    config = ["fit", "--config", fitted / "tiny.yaml"]
+    for option, words in {
+        "--trainer.devices=0": "devices",
+        "--trainer.limit_train_batches=2.5": "limit_train_batches",
+        "--trainer.max_epochs=-5": "max_epochs",
+        "--trainer.accumulate_grad_batches=0": "accumulate_grad_batches must be at least 1",
+        "--checkpoint.monitor=val/nothing": "val/nothing",
+        "--ckpt_path=tiny.safetensors": "a weights file cannot be resumed, only a checkpoint",
+    }.items():
+        assert_one_line(run(capsys, *config, option), words)
+    with pytest.warns(UserWarning, match="Nothing was trained"):
+        assert run(capsys, *config, "--trainer.max_epochs=0")[0] == 0
 
 
 def test_a_checkpoint_rebuilds_its_network(fitted):
@@ -236,15 +320,15 @@ def test_files_lie_as_those_of_training_unless_one_says_otherwise(tmp_path, caps
     assert network.description.up == "z"
     found = [network.predict(cloud, **up).probabilities for up in ({}, {"up": "z"}, {"up": "y"})]
     assert found[0] == found[1] != found[2]
-    with pytest.warns(UserWarning, match=r"trained on files with z up, .* read as y up: .* set data.init_args.up to z"):
+    with pytest.warns(UserWarning, match="trained with data.init_args.up z, and is measured with y: if the files are"):
         main(["test", *options])
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*trained on files")
+        warnings.filterwarnings("error", ".*trained with")
         main(["test", *options, "--data.init_args.up=z"])
     saved = tmp_path / "z.safetensors"
     export(str(weights), output=saved)
     assert load(saved).description.up == "z"
-    with pytest.warns(UserWarning, match="trained on files with z up"):
+    with pytest.warns(UserWarning, match="trained with data.init_args.up z"):
         main(["test", *options, f"--weights={saved}"])
     # Of a folder of test files alone the classes are those of the weights.
     (tmp_path / "own").rename(tmp_path / "test")
