@@ -34,7 +34,8 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
             points, or height and width; it needs neither pcea nor torch. .pt2: the same for torch.export.load, before
             which `import pcea.ops.neighbors, pcea.ops.sampling` must run; inputs are named:
             `program.module()(points=points)`, or `images=`. Class names and preprocessing are in the metadata of both;
-            so is min_points, the fewest points of a cloud. A graph refuses clouds of fewer.
+            so is min_points, the fewest points of a cloud. A graph refuses clouds of fewer. Detectors and generators
+            can only become .safetensors.
         trust: A package besides pcea that the weights may import their network from; repeat for several. Importing it
             runs its code.
         examples: Training files of all classes, upright, or their folders. By them the colours of `pcea visualize` are
@@ -85,6 +86,9 @@ def _write_graph(path: Path, suffix: str, network: nn.Module, description: Netwo
     """Write the graph; returns the fewest points per cloud that it takes, 0 for images."""
     from pcea.models.capture import export_onnx, export_program, fewest_points
 
+    if description.task in ("objects", "generation"):
+        kind = "detector" if description.task == "objects" else "generator"
+        raise ValueError(f"A {kind} can only be exported as .safetensors, got {path.name}: it is no graph of tensors.")
     fewest = fewest_points(network) or 0
     metadata = _metadata(description, min_points=fewest)
     try:

@@ -192,7 +192,7 @@ class DataModule(L.LightningDataModule):
             samples, trainer.world_size, trainer.global_rank, seed=global_seed(trainer), drop_last=True
         )
         # Lightning says the epoch only when worker processes have begun to read its first batches.
-        sampler.set_epoch(getattr(trainer.lightning_module, "first_epoch", 0))
+        sampler.set_epoch(getattr(getattr(trainer, "lightning_module", None), "first_epoch", 0))
         return self._loader(samples, size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

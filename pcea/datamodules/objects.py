@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from pcea.datasets.mask_folder import has_mask_splits
 from pcea.datasets.object_folder import read_object_folder
 from pcea.datasets.objects import ObjectDataset, TransformedObjects
 from pcea.datasets.splits import Split, check_test_fraction, divide, warn_of_missing_classes
-from pcea.datasets.voc_objects import VocObjects
+from pcea.datasets.voc_objects import VocObjects, listed_names
 
 
 class ObjectDataModule(TransformedDataModule):
@@ -48,6 +49,14 @@ class ObjectDataModule(TransformedDataModule):
     def has_masks(self) -> bool:
         """Whether objects have masks, known after `setup`."""
         return bool(self.sets) and self._any_set.has_masks
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that a stage needs, once; with a warning if pictures are in two of them."""
+        super().setup(stage)
+        files = {name: {*getattr(images, "files", ())} for name, images in self.sets.items()}
+        for name in files.keys() - {"train"}:
+            if both := files[name] & files.get("train", set()):
+                _warn_of_overlap(min(both), len(both), name)
 
     def batches_of(self, name: str) -> TransformedObjects:
         """One of the sets with its transforms."""
@@ -102,6 +111,12 @@ class CocoDataModule(ObjectDataModule):
     def load(self, split: Split) -> CocoObjects:
         """Read the JSON file of one split."""
         annotations, folder = self.paths[split]
+        if split == "train" and self.paths["train"] == self.paths["test"]:
+            warnings.warn(
+                f"train_annotations and test_annotations are both {annotations}: what is measured on pictures that "
+                "were trained on is too good.",
+                stacklevel=2,
+            )
         assert annotations is not None
         assert folder is not None
         images = CocoObjects(
@@ -169,6 +184,10 @@ class VocObjectDataModule(ObjectDataModule):
         """Read the XML files of one split."""
         images = self._read(self.train_split if split == "train" else self.test_split)
         if split == "train":
+            tested = listed_names(self.root, self.test_split)
+            both = [path for path in images.files if path.stem in tested]
+            if both:
+                _warn_of_overlap(both[0], len(both), self.test_split)
             warn_of_missing_classes(images.label, images.class_names, what="object", where=self.root)
         return images
 
@@ -210,3 +229,11 @@ class ObjectFolderDataModule(ObjectDataModule):
         """List the files of the stored validation split, if it is not the test split."""
         is_split = has_mask_splits(self.root)
         return read_object_folder(self.root, "val", class_name=self.class_name) if is_split else None
+
+
+def _warn_of_overlap(first: Path, count: int, split: str) -> None:
+    warnings.warn(
+        f"{count} pictures of the training split are in {split} too, the first is {first}: what is measured on them is "
+        "too good.",
+        stacklevel=3,
+    )

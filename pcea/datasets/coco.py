@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.images import read_image
-from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without_area, clip_boxes
+from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without_area, clip_boxes, keep_objects
 
 
 class CocoObjects(ObjectDataset):
@@ -59,6 +60,7 @@ class CocoObjects(ObjectDataset):
                 raise ValueError(f"{path} has no image with an object, and keep_empty is false.")
         self.folder, self.images, self.objects = Path(folder), [*images.values()], [found[number] for number in images]
         self.image_names = [image.name for image in self.images]
+        self.files = [self.folder / name for name in self.image_names]
         _check_pictures(path, self.folder, self.image_names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -80,7 +82,20 @@ class CocoObjects(ObjectDataset):
         if self.has_masks:
             masks = [self._mask(text, name, H, W) for text, name in zip(objects.segmentations, objects.names)]
             target["masks"] = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, H, W, dtype=torch.uint8)
+            target = self._keep_seen(target, objects.names)
         return image, target
+
+    def _keep_seen(self, target: Target, names: Sequence[str]) -> Target:
+        """The objects whose mask has a pixel: others could never be found."""
+        seen = target["masks"].flatten(1).any(1).bool()
+        if not seen.all():
+            first = names[int((~seen).int().argmax())]
+            warnings.warn(
+                f"{self.path}: the mask of {first} has no pixel, so it is left out ({int((~seen).sum())} of this "
+                "image's objects).",
+                stacklevel=3,
+            )
+        return keep_objects(target, seen)
 
     @property
     def label(self) -> Tensor:
@@ -152,6 +167,7 @@ def _categories(rows: list[Any], path: Path) -> tuple[tuple[int, ...], tuple[str
 
 def _images(rows: list[Any], path: Path) -> dict[int, _Image]:
     images: dict[int, _Image] = {}
+    ids: dict[str, int] = {}
     for row in rows:
         try:
             image = _Image(_whole(row["id"]), _text(row["file_name"]), _whole(row["height"]), _whole(row["width"]))
@@ -161,6 +177,9 @@ def _images(rows: list[Any], path: Path) -> dict[int, _Image]:
             raise ValueError(f"{path}: the height and width of an image must be positive, got {_short(row)}.")
         if image.id in images:
             raise ValueError(f"{path} has two images with id {image.id}.")
+        if image.name in ids:
+            raise ValueError(f"{path} lists {image.name} twice, with the ids {ids[image.name]} and {image.id}.")
+        ids[image.name] = image.id
         images[image.id] = image
     return images
 
@@ -178,6 +197,8 @@ def _objects(
     labels = {number: label for label, number in enumerate(category_ids, start=1)}
     by_image: dict[int, list[_Row]] = defaultdict(list)
     damaged: list[str] = []
+    twice: list[str] = []
+    seen: set[tuple[Any, ...]] = set()
     for place, row in enumerate(rows):
         name = f"annotation {row['id']}" if isinstance(row, dict) and "id" in row else f"annotation at place {place}"
         try:
@@ -186,8 +207,19 @@ def _objects(
             if not skip_unreadable:
                 raise ValueError(f"{path}: {name} {error}.") from error
             damaged.append(f"{name}, which {error}")
-        else:
-            by_image[found.image_id].append(found)
+            continue
+        content = (found.image_id, *found.box, found.label, found.is_crowd, hash(repr(row.get("segmentation"))))
+        if content in seen:
+            twice.append(name)
+            continue
+        seen.add(content)
+        by_image[found.image_id].append(found)
+    if twice:
+        warnings.warn(
+            f"{path}: {len(twice)} of {len(rows)} annotations stand there twice and are left out once; the first is "
+            f"{twice[0]}.",
+            stacklevel=2,
+        )
     if damaged:
         warnings.warn(
             f"{path}: {len(damaged)} of {len(rows)} annotations are damaged and left out; the first is {damaged[0]}.",
@@ -221,6 +253,8 @@ def _read_annotation(row: Any, name: str, images: dict[int, _Image], labels: dic
     """
     try:
         image_id, category = _whole(row["image_id"]), _whole(row["category_id"])
+        if not isinstance(row["bbox"], list):
+            raise TypeError
         x, y, width, height = map(float, row["bbox"])
         area = width * height if row.get("area") is None else float(row["area"])
         is_crowd = _flag(row.get("iscrowd"))
@@ -304,7 +338,9 @@ def _check_segmentation(segmentation: Any, image: _Image) -> None:
         ):
             return
         rule = f"run lengths of {H} x {W} pixels"
-        if isinstance(runs, list) and all(type(run) is int for run in runs):
+        if segmentation.get("size") != [H, W]:
+            rule += f", with the size [{H}, {W}]"
+        elif isinstance(runs, list) and all(type(run) is int for run in runs):
             rule += f", which have {H * W} together, not {sum(runs)}, and are not negative"
     else:
         rule = "polygons or run lengths; set masks to false to read only boxes"

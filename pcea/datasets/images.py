@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -232,7 +233,8 @@ class TransformedImages(TransformedDataset):
 def read_image(path: str | Path) -> Tensor:
     """Read a picture file as colours.
 
-    Grey values become equal colours, 16-bit values are scaled by 255/65535, palettes and CMYK are converted, what is
+    Grey values become equal colours, 16-bit values are scaled by 255/65535 (with a warning at the first image of 12
+    bits or fewer, which is dark then), palettes and CMYK are converted, what is
     transparent is laid over white, and a camera's note which side is up is followed.
 
     Returns:
@@ -249,6 +251,10 @@ def read_image(path: str | Path) -> Tensor:
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{path}: grey values must be 8 or 16 bits, got {values.min()}..{values.max()}.")
+        if picture.mode == "I" and values.max() <= 255:  # 8 bits in numbers of 32
+            values *= 257
+        elif 0 < values.max() < 4096:
+            _warn_of_few_bits(path, int(values.max()))
         grey = torch.from_numpy((values * 255 + 32767) // 65535).to(torch.uint8)
         return grey.expand(3, *grey.shape).contiguous()
     if picture.mode == "F":
@@ -259,6 +265,20 @@ def read_image(path: str | Path) -> Tensor:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+_warned_of_few_bits = False
+
+
+def _warn_of_few_bits(path: str | Path, highest: int) -> None:
+    global _warned_of_few_bits
+    if not _warned_of_few_bits:
+        _warned_of_few_bits = True
+        warnings.warn(
+            f"{path} has 16 bits, but no value above {highest}: it is seen as nearly black, as 65535 is white. If all "
+            "images are so, as those of cameras of 10 or 12 bits, scale them to 0..65535 or to 8 bits.",
+            stacklevel=3,
+        )
 
 
 def read_header(path: str | Path) -> tuple[str, int, int]:

@@ -65,7 +65,7 @@ def check_classes(files: MaskFiles, root: str | Path) -> None:
         root: Its folder, for the message.
 
     Raises:
-        ValueError: If only one class occurs, and other pixels are ignored: the network would learn nothing.
+        ValueError: If one class at most occurs, and other pixels are ignored: the network would learn nothing.
     """
     missing, values, num_masks = files.missing_classes()
     if not missing:
@@ -75,7 +75,7 @@ def check_classes(files: MaskFiles, root: str | Path) -> None:
     shown = ", ".join(map(str, values[:20])) + (" ..." if len(values) > 20 else "")
     lacking = f"{', '.join(map(repr, missing))} {'has' if len(missing) == 1 else 'have'} no pixel"
     text = f"{lacking} in the {looked_at} training masks under {root}, whose values are {shown}"
-    if ignored and len(missing) == len(files.class_names) - 1:
+    if ignored and len(missing) >= len(files.class_names) - 1:
         raise ValueError(
             f"{text}. The value {ignored[0]} is ignored (ignore_value). If it stands for a class, give the value of "
             f"each class: class_values: {values}."

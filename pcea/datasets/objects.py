@@ -87,7 +87,7 @@ class TransformedObjects(TransformedDataset):
     def _transform(self, sample: tuple[Tensor, Target]) -> tuple[Tensor, Target]:
         image, target = sample
         if not self.with_crowds:
-            target = _keep(target, target["iscrowd"] == 0)
+            target = keep_objects(target, target["iscrowd"] == 0)
         return self._transform_objects(image, target) if self.transforms else (image, target)
 
     def _transform_objects(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -117,7 +117,7 @@ class TransformedObjects(TransformedDataset):
         if "masks" in target:
             left["masks"] = objects["masks"].as_subclass(Tensor)
             has_area &= left["masks"].flatten(1).any(1).bool()
-        return image, _keep(left, has_area)
+        return image, keep_objects(left, has_area)
 
     def _collate(self, samples: list[tuple[Tensor, Target]]) -> ObjectBatch:
         images, targets = zip(*samples)
@@ -206,7 +206,7 @@ def boxes_without_area(path: str | Path, count: int, total: int, first: str) -> 
     return f"{path}: {count} of {total} boxes have no area inside their image and are left out; the first is {first}."
 
 
-def _keep(target: Target, kept: Tensor) -> Target:
+def keep_objects(target: Target, kept: Tensor) -> Target:
     """Keep the objects that are True in `kept`, (K,); often all are, and masks are large to copy."""
     if kept.all():
         return target

@@ -133,6 +133,12 @@ def _find_annotations(root: Path, split: VocSplit) -> dict[str, Path]:
     return find_files(root / "Annotations", read_list(path), (".xml",), listed_in=str(path))
 
 
+def listed_names(root: str | Path, split: VocSplit) -> set[str]:
+    """The names that the list of a split holds; none if there is no such list."""
+    path = _list(Path(root), split)
+    return {*read_list(path)} if path.is_file() else set()
+
+
 def _list(root: Path, split: VocSplit) -> Path:
     return root / "ImageSets" / "Main" / f"{split}.txt"
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,18 @@ def test_any_files_in_the_format_of_coco(tmp_path):
     assert data.sets["val"].image_names[0] == "10.png"
     with pytest.raises(ValueError, match="val_images and val_annotations go together, got a and None"):
         CocoDataModule(str(tmp_path), val_images="a")
+
+
+@LACKS_A_CLASS
+@pytest.mark.filterwarnings("ignore:2 pictures of the training split are in test")
+def test_pictures_in_two_splits_are_noticed(coco, voc):
+    data = CocoDataModule(str(coco), train_images="val2017", train_annotations="annotations/instances_val2017.json")
+    with pytest.warns(UserWarning, match="train_annotations and test_annotations are both"):
+        data.setup("fit")
+    lists = Path(voc) / "ImageSets" / "Main"
+    (lists / "test.txt").write_text((lists / "train.txt").read_text())
+    with pytest.warns(UserWarning, match="pictures of the training split are in test too, the first is .*JPEGImages"):
+        VocObjectDataModule(str(voc)).setup("fit")
 
 
 @LACKS_A_CLASS

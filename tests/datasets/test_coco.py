@@ -115,13 +115,13 @@ def test_boxes_without_area_are_left_out_with_their_masks(tmp_path):
 
 
 def test_boxes_as_fractions_are_refused(tmp_path):
-    write(tmp_path, [annotation(i, bbox=[0.2, 0.1, 0.5, 0.9]) for i in range(2)])
+    write(tmp_path, [annotation(i, bbox=[0.2, 0.1, 0.5, 0.9 - i / 9]) for i in range(2)])
     with pytest.raises(ValueError, match=r"within the first pixel .* in pixels, not in fractions"):
         read(tmp_path)
 
 
 def test_boxes_as_corners_are_noticed(tmp_path):
-    write(tmp_path, [annotation(i, bbox=[W / 2, H / 2, W, H]) for i in range(4)])
+    write(tmp_path, [annotation(i, bbox=[W / 2, H / 2, W, H + i]) for i in range(4)])
     with pytest.warns(UserWarning, match=r"4 of 4 boxes reach beyond their images .* not the corners x1, y1, x2, y2"):
         read(tmp_path)
 
@@ -193,7 +193,7 @@ def test_a_wrong_file(tmp_path, listed, changes, message):
         ([[1, 2, 3, 4]], r"it must be polygons, \[\[x1, y1"),
         ([[1, 2, 3, 4, 5, 6, 7]], "it must be polygons"),
         ([[1, 2, 3, 4, 5, "6"]], "it must be polygons"),
-        ({"size": [W, H], "counts": [H * W]}, f"it must be run lengths of {H} x {W} pixels"),
+        ({"size": [W, H], "counts": [H * W]}, f"it must be run lengths of {H} x {W} pixels, with the size .{H}, {W}."),
         ({"size": [H, W], "counts": [H * W - 1]}, "it must be run lengths"),
         ({"size": [H, W]}, "it must be run lengths"),
         (
@@ -253,7 +253,7 @@ def test_what_tools_write_differently(tmp_path):
     listed = [
         annotation("a7", image="10", category=3.0, area=None, iscrowd="0"),
         annotation(8, image=10, category="3", area="2.5", iscrowd="1"),
-        annotation(9, iscrowd=None, category=3),
+        annotation(9, iscrowd=None, category=3, bbox=(2, 1, 3, 4)),
     ]
     target = read(write(tmp_path, listed, images=[image], categories=categories))[0][1]
     assert target["area"].tolist() == [12, 2.5, 12]
@@ -288,3 +288,31 @@ def test_a_picture_of_another_size(tmp_path):
     write(tmp_path, size=(H, W + 1))
     with pytest.raises(ValueError, match=r"10\.png has 7x12 pixels, but .*a\.json says 7x11"):
         read(tmp_path)[0]
+
+
+def test_what_stands_twice_counts_once(tmp_path):
+    once = [annotation(1, segmentation=SQUARE), annotation(2, bbox=(1, 1, 3, 3), segmentation=SQUARE)]
+    write(tmp_path, [*once, annotation(3, segmentation=SQUARE), annotation(1, category=3, segmentation=SQUARE)])
+    with pytest.warns(UserWarning, match="1 of 4 annotations stand there twice and are left out once.*annotation 3"):
+        found = read(tmp_path, masks=True)
+    assert found[0][1]["labels"].tolist() == [2, 2, 1]
+    pictures = [{"id": n, "file_name": "10.png", "height": H, "width": W} for n in (10, 4)]
+    with pytest.raises(ValueError, match=r"lists 10.png twice, with the ids 10 and 4"):
+        read(write(tmp_path, images=pictures))
+
+
+@pytest.mark.parametrize("nothing", [{"size": [H, W], "counts": [H * W]}, [[2, 1, 2, 1, 2, 1]]])
+def test_a_mask_without_a_pixel_is_no_object(tmp_path, nothing):
+    write(tmp_path, [annotation(8, segmentation=nothing), annotation(9, segmentation=SQUARE)])
+    found = read(tmp_path, masks=True)
+    with pytest.warns(UserWarning, match=r"the mask of annotation 8 has no pixel, so it is left out \(1 of this"):
+        target = found[0][1]
+    assert target["masks"].equal(square()[None])
+    assert {len(target[name]) for name in ("boxes", "labels", "area", "iscrowd")} == {1}
+    assert len(read(tmp_path)[0][1]["boxes"]) == 2  # the boxes are there
+
+
+@pytest.mark.parametrize("bbox", ["1234", {"1": 0, "2": 0, "3": 0, "4": 0}])
+def test_a_bbox_is_a_list(tmp_path, bbox):
+    with pytest.raises(ValueError, match=r"annotation 1 needs image_id, category_id and bbox"):
+        read(write(tmp_path, [{"id": 1, "image_id": 10, "category_id": 7, "bbox": bbox}]))

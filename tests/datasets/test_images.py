@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pcea.datasets import images
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import ImageFiles, ImageTensors, TransformedImages, read_header, read_image
 from pcea.datasets.masks import read_mask
@@ -47,6 +48,28 @@ def test_16_bits_are_scaled_not_clipped(tmp_path, suffix):
     grey = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     # 128 / 257 = 0.498, 129 / 257 = 0.502, 32768 / 257 = 127.5
     assert [pixel[0] for pixel in colours(save(tmp_path / f"x.{suffix}", grey))[0]] == [0, 0, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_images_of_12_bits_are_dark_which_is_said_once(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(images, "_warned_of_few_bits", False)
+    path = save(tmp_path / f"x.{suffix}", np.array([[0, 4095]], dtype=np.uint16))
+    with pytest.warns(
+        UserWarning, match=rf"x.{suffix} has 16 bits, but no value above 4095: it is seen as nearly black"
+    ):
+        read_image(path)
+    assert colours(path)[0][1] == [16] * 3  # without another warning
+    save(path, np.array([[0, 4096]], dtype=np.uint16))
+    monkeypatch.setattr(images, "_warned_of_few_bits", False)
+    read_image(path)
+
+
+def test_8_bits_in_numbers_of_32_are_8_bits(tmp_path):
+    assert [pixel[0] for pixel in colours(save(tmp_path / "x.tif", np.array([[0, 7, 255]], dtype=np.int32)))[0]] == [
+        0,
+        7,
+        255,
+    ]
 
 
 def test_32_bits_that_hold_16_are_scaled_too(tmp_path):

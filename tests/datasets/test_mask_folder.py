@@ -124,6 +124,9 @@ def test_masks_of_0_and_255_are_refused_with_what_to_do(tmp_path):
     ):
         check_classes(read_mask_folder(tmp_path, "train"), tmp_path)
     check_classes(read_mask_folder(tmp_path, "train", class_values=[0, 255]), tmp_path)
+    write(tmp_path, "a", "b", mask=(255, 255, 255))
+    with pytest.raises(ValueError, match=r"'ground', 'thing' have no pixel .*The value 255 is ignored"):
+        check_classes(read_mask_folder(tmp_path, "train"), tmp_path)
 
 
 def test_a_class_that_no_mask_has_is_named(tmp_path):
