@@ -222,6 +222,8 @@ class ObjectFolderDataModule(ObjectDataModule):
         """List the files of one split."""
         files = read_object_folder(self.root, split, class_name=self.class_name)
         assert files is not None, "only val may be absent"
+        if split == "train":
+            files.warn_if_empty()
         is_split = has_mask_splits(self.root)
         return files if is_split else divide(files, split, test_fraction=self.test_fraction)
 

@@ -18,6 +18,8 @@ from pcea.datasets.splits import Split
 
 # Bytes of all masks of an image: 4 GiB hold 1000 objects on 2000 x 2000 pixels.
 _LARGEST = 1 << 32
+# Label maps that are looked at to see whether there are any objects.
+_LOOKED_AT = 20
 
 
 class ObjectFiles(ObjectDataset):
@@ -50,6 +52,16 @@ class ObjectFiles(ObjectDataset):
         if not self._has_warned:
             self._has_warned = _warn_of_binary(values, len(target["labels"]), self.labels[index])
         return image, target | {"image_id": torch.tensor(index)}
+
+    def warn_if_empty(self) -> None:
+        """Warn if none of some label maps has an object: a network cannot learn any then."""
+        some = self.labels[:: max(1, len(self.labels) // _LOOKED_AT)]
+        if not any(map(_has_objects, some)):
+            warnings.warn(
+                f"None of {len(some)} label maps that were looked at has an object, first {some[0]}: all values are 0, "
+                "the background.",
+                stacklevel=2,
+            )
 
     @property
     def strata(self) -> Tensor:
@@ -95,6 +107,13 @@ def _warn_of_binary(values: np.ndarray, num_objects: int, path: Path) -> bool:
             stacklevel=3,
         )
     return pieces > 1
+
+
+def _has_objects(path: Path) -> bool:
+    try:
+        return bool(read_values(path).any())
+    except ValueError:  # it is named when it is read for training
+        return True
 
 
 def _objects(values: np.ndarray, path: Path) -> Target:

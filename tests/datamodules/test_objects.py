@@ -312,3 +312,12 @@ def test_difficult_objects_are_not_trained_on(voc, seed_everything):
     for target in batch.targets:
         assert target["boxes"].tolist() == [[[1, 1, 4, 3]], []][int(target["image_id"]) % 2]
     assert [batch.targets[0]["iscrowd"].tolist() for batch in data.test_dataloader()] == [[1], [0]]
+
+
+def test_label_maps_without_any_object_are_noticed(nuclei):
+    data = ObjectFolderDataModule(nuclei)
+    data.setup("fit")
+    for path in Path(nuclei, "labels").rglob("*.png"):
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    with pytest.warns(UserWarning, match="None of .* label maps that were looked at has an object, first .*png"):
+        ObjectFolderDataModule(nuclei).setup("fit")
