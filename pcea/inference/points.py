@@ -25,7 +25,7 @@ from pcea.io.points import (
     normalize_points,
     sample_points,
 )
-from pcea.io.surroundings import Shape, find_standing, leave_out_strays
+from pcea.io.surroundings import Shape, choose_points, find_standing, leave_out_strays, shape_of
 from pcea.ops.grouping import gather_points
 from pcea.ops.neighbors import knn
 from pcea.transforms.points import axis_rotations
@@ -167,9 +167,16 @@ class PointPredictor(ClassPredictor):
 
     def _named_of(self, seen: Shape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
         """What the class is of, and the points of it that are drawn: no strays, and no ground if it is without."""
+        drawn = seen.choose(drawn)
+        near = shape_of(drawn, seed=0).includes(drawn.points)
+        if not near.all():  # so few that what the network sees has none of them
+            count = int((~near).sum())
+            what = "1 point" if count == 1 else f"{count} points"
+            warnings.warn(f"{name} is drawn without {what} far from all others.", stacklevel=3)
+            drawn = choose_points(drawn, near)
         planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
         if not planes:
-            return seen, seen.choose(drawn)
+            return seen, drawn
         warnings.warn(f"{name} is drawn without {GROUNDS[planes]}, no part of what is named.", stacklevel=3)
         return seen.standing[planes - 1], seen.choose(drawn, planes)
 

@@ -118,7 +118,9 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         if ground is None:
             break
         if dense is None:
+            # Of strays so few that the sample has none, some are among many points.
             dense = shape.choose(load(_DENSE))
+            dense = shape_of(dense, seed=seed).choose(dense)
         rows = dense.points.double().numpy()
         ground = _measure(rows, ground)
         above = ~ground.is_under(dense.points)

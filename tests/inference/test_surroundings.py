@@ -237,3 +237,14 @@ def test_strays_are_not_drawn() -> None:
             assert len(predictor.explain(points).points) == 6000
     with pytest.warns(UserWarning, match="lie far from all others"):
         assert len(predictor.subject(points).points) == 6000
+
+
+def test_a_few_strays_hide_no_ground_and_are_not_drawn() -> None:
+    """So few that samples have none of them."""
+    far = torch.cat([on_plate(9000), torch.full((2, 3), 100.0) + torch.rand(2, 3)])
+    assert [likes(1).predict(far, seed=seed).pose[-25:] for seed in range(3)] == [
+        "without the ground under it"[-25:]
+    ] * 3
+    pole = torch.cat([box(9000, 0.4, 2.0, 0.4), far[-2:]])
+    with pytest.warns(UserWarning, match="The array is drawn without 2 points far from all others"):
+        assert len(likes(1).explain(pole).points) == 9000
