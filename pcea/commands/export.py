@@ -47,6 +47,9 @@ def export(weights: str, *, output: Path, trust: list[str] | None = None, exampl
     if not output.parent.is_dir():
         raise FileNotFoundError(f"No folder {output.parent} to write {output.name} into.")
     stored = read_network(weights)
+    if stored.description.task in ("objects", "generation") and output.suffix != ".safetensors":
+        kind = "detector" if stored.description.task == "objects" else "generator"
+        raise ValueError(f"A {kind} can only be exported as .safetensors, got {output}: it is no graph of tensors.")
     network = build_network(stored, str(weights), packages=trust or ())  # refuses what could not be loaded
     source = {"commit": commit(), **stored.description.source}
     description = stored.description._replace(source=source)
@@ -86,9 +89,6 @@ def _write_graph(path: Path, suffix: str, network: nn.Module, description: Netwo
     """Write the graph; returns the fewest points per cloud that it takes, 0 for images."""
     from pcea.models.capture import export_onnx, export_program, fewest_points
 
-    if description.task in ("objects", "generation"):
-        kind = "detector" if description.task == "objects" else "generator"
-        raise ValueError(f"A {kind} can only be exported as .safetensors, got {path.name}: it is no graph of tensors.")
     fewest = fewest_points(network) or 0
     metadata = _metadata(description, min_points=fewest)
     try:

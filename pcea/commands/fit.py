@@ -166,7 +166,7 @@ class PceaCLI(LightningCLI):
             config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         # The timer's state in the checkpoint tells the record how long training took.
         # Lightning adds none of its own for max_time then. In the middle of an epoch, the rest would be lost.
-        timer = Timer(config.get("max_time"), interval="epoch")
+        timer = _RunTimer(config.get("max_time"), interval="epoch")
         trainer = super()._instantiate_trainer({**config, "max_time": None}, [*callbacks, timer])
         if config.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
             trainer.strategy._layer_sync = CpuLayerSync()  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ class PceaCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where the checkpoints are and how to test."""
         folder = self.trainer.log_dir  # a broadcast: all processes must ask for it
-        if self.trainer.is_global_zero and not self.trainer.global_step:
+        if self.trainer.is_global_zero and self.trainer.global_step == self.checkpoint.get("global_step", 0):
             warnings.warn("Nothing was trained: there was no step to take.", stacklevel=1)
         if not self.trainer.is_global_zero or not self.last.best_model_path:
             return
@@ -252,6 +252,21 @@ class PceaCLI(LightningCLI):
                 for name, (shapes, miou) in getattr(self.model, "by_category", {}).items()
             },
         )
+
+
+class _RunTimer(Timer):
+    """Lightning's timer, which keeps the time of all runs; but `max_time` is that of each, also of a resumed one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the time, and add it to the limit."""
+        super().load_state_dict(state_dict)
+        if self._duration is not None:
+            self._duration += self._offset
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's, which older checkpoints have and records are made from."""
+        return "Timer"
 
 
 def run(command: str, options: Sequence[str]) -> None:

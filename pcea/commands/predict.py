@@ -276,7 +276,7 @@ def tell_of_pose(predictor: Predictor, up: str | None) -> None:
     if up == "auto" and predictor.description.task == "points" and not predictor.description.background:
         print(
             "pcea: this network cannot find poses, as it was trained without background: "
-            f"{predictor.description.up} is up. Give another axis by --up if it is not.",
+            f"{predictor.description.up or 'y'} is up. Give another axis by --up if it is not.",
             file=sys.stderr,
         )
 

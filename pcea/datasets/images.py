@@ -251,10 +251,10 @@ def read_image(path: str | Path) -> Tensor:
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{path}: grey values must be 8 or 16 bits, got {values.min()}..{values.max()}.")
+        if 0 < values.max() < 4096:
+            _warn_of_few_bits(path, picture.mode, int(values.max()))
         if picture.mode == "I" and values.max() <= 255:  # 8 bits in numbers of 32
             values *= 257
-        elif 0 < values.max() < 4096:
-            _warn_of_few_bits(path, int(values.max()))
         grey = torch.from_numpy((values * 255 + 32767) // 65535).to(torch.uint8)
         return grey.expand(3, *grey.shape).contiguous()
     if picture.mode == "F":
@@ -270,15 +270,17 @@ def read_image(path: str | Path) -> Tensor:
 _warned_of_few_bits = False
 
 
-def _warn_of_few_bits(path: str | Path, highest: int) -> None:
+def _warn_of_few_bits(path: str | Path, mode: str, highest: int) -> None:
     global _warned_of_few_bits
-    if not _warned_of_few_bits:
-        _warned_of_few_bits = True
-        warnings.warn(
-            f"{path} has 16 bits, but no value above {highest}: it is seen as nearly black, as 65535 is white. If all "
-            "images are so, as those of cameras of 10 or 12 bits, scale them to 0..65535 or to 8 bits.",
-            stacklevel=3,
-        )
+    if _warned_of_few_bits:
+        return
+    _warned_of_few_bits = True
+    if mode == "I" and highest <= 255:
+        text = f"{path} has 32 bits, but no value above {highest}: it is taken for an image of 8 bits."
+    else:
+        text = f"{path} has 16 bits, but no value above {highest}: it is seen as nearly black, as 65535 is white."
+    advice = "If all images are so, as those of cameras of 10 or 12 bits, scale them to 0..65535 or to 8 bits."
+    warnings.warn(f"{text} {advice}", stacklevel=3)
 
 
 def read_header(path: str | Path) -> tuple[str, int, int]:

@@ -255,7 +255,7 @@ class PartPredictor(Predictor):
     def rotation(self, cloud: Points, *, up: str | None) -> Tensor:
         """What makes a cloud upright, or the shape in it, (3, 3): points @ rotation.T. `up` is that of `predict`."""
         if up != "auto":
-            return up_rotation(up or self.description.up)
+            return up_rotation(up or self.description.up or "y")
         from pcea.inference.networks import DEFAULT_WEIGHTS, load
 
         finder = load(DEFAULT_WEIGHTS, device=str(self.device))

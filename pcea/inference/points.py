@@ -228,7 +228,7 @@ class PointPredictor(ClassPredictor):
 
     def _judge_upright(self, clouds: Sequence[Points], up: str) -> list[PosedLogits]:
         """What the network says of B clouds of N points each, whose upward axis is known."""
-        about, rotation = self.description, up_rotation(self.description.up if up == "auto" else up)
+        about, rotation = self.description, up_rotation((self.description.up or "y") if up == "auto" else up)
         turn = rotation.T.to(self.device)
         points = torch.stack([normalize_points(cloud.points) for cloud in clouds]).to(self.device) @ turn  # (B, N, 3)
         normals = None

@@ -43,7 +43,7 @@ class NetworkDescription(NamedTuple):
             unknown.
         color_bases: What the colours of attention mean, by layer name: three rows of a number for each slot, by which
             every file is coloured alike; see `pcea.visualization.color_basis`. Empty if unknown.
-        up: Upward axis of the files that it was trained on; it saw them turned so that y is up.
+        up: Upward axis of the files that it was trained on; it saw them turned so that y is up. None if unknown.
     """
 
     task: str
@@ -62,7 +62,7 @@ class NetworkDescription(NamedTuple):
     temperature: float = 1.0
     known_above: float | None = None
     color_bases: Mapping[str, Sequence[Sequence[float]]] = {}
-    up: str = "y"
+    up: str | None = None
 
     def as_plain(self) -> dict[str, Any]:
         """The fields as dictionaries, lists, text and numbers, for JSON or a checkpoint."""
@@ -240,7 +240,10 @@ _SCHEMA: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "three lists of numbers, of one length, for each layer",
         lambda v: isinstance(v, Mapping) and all(isinstance(k, str) and _is_basis(b) for k, b in v.items()),
     ),
-    "up": ("x, y, z, -x, -y or -z", lambda v: isinstance(v, str) and re.fullmatch("-?[xyz]", v) is not None),
+    "up": (
+        "x, y, z, -x, -y or -z",
+        lambda v: v is None or (isinstance(v, str) and re.fullmatch("-?[xyz]", v) is not None),
+    ),
     "source": ("plain values", lambda v: isinstance(v, Mapping) and _is_plain(v)),
 }
 

@@ -69,6 +69,9 @@ class Shape(Points):
         included = (points - self.points.mean(0)).norm(dim=1) <= self.reach
         for ground in self.grounds[:planes]:
             included &= ~ground.is_under(points)
+        if planes:  # the highest points of rough ground lie far from all of the shape
+            rest = self.standing[planes - 1].points
+            included &= (points - rest.mean(0)).norm(dim=1) <= _reach(rest)
         return included
 
     def choose(self, others: Points, planes: int = 0) -> Points:
@@ -99,8 +102,13 @@ def shape_without(cloud: Points, strays: Tensor | None) -> Shape:
     if strays is None:
         return Shape(*cloud)
     shape = Shape(*choose_points(cloud, ~strays))
-    shape.reach = 1.1 * float((shape.points - shape.points.mean(0)).norm(dim=1).max())
+    shape.reach = _reach(shape.points)
     return shape
+
+
+def _reach(points: Tensor) -> float:
+    """How far from the middle of a sample other points of its shape may lie."""
+    return 1.1 * float((points - points.mean(0)).norm(dim=1).max())
 
 
 def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int) -> None:
@@ -119,7 +127,9 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
             break
         if dense is None:
             # Of strays so few that the sample has none, some are among many points.
-            dense = shape.choose(load(_DENSE))
+            with warnings.catch_warnings():  # what is wrong with the file was said when the sample was read
+                warnings.simplefilter("ignore")
+                dense = shape.choose(load(_DENSE))
             dense = shape_of(dense, seed=seed).choose(dense)
         rows = dense.points.double().numpy()
         ground = _measure(rows, ground)
@@ -127,6 +137,8 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         if above.sum() < _STANDING or not _is_wider(rows, ground.normal, above.numpy()):
             break
         dense = choose_points(dense, above)
+        # Of rough ground some points are left, which are strays then.
+        dense = shape_of(dense, seed=seed).choose(dense)
         rest = sample_points(dense, min(num_points, len(dense.points)), seed=seed)
         shape.grounds += (ground,)
         shape.standing += (rest,)

@@ -69,7 +69,7 @@ class Task(L.LightningModule):
         num_points: Points per cloud that the network is trained on; 0 if unknown, and for images.
         num_test_points: Points per cloud that the network was shown in the test; 0 before it, and for images.
         has_normals: Whether the network is given normals.
-        up: Upward axis of the files that it is trained on.
+        up: Upward axis of the files that it is trained on; None if the data does not say.
         background: Whether the network has one class more than the data: none of them.
         first_epoch: The epoch at which a resumed run goes on.
         seed: Of all that is random in training: that of `seed_everything`, else torch's before the first batch, which a
@@ -104,7 +104,8 @@ class Task(L.LightningModule):
         self.class_names: tuple[str, ...] = ()
         self.num_points = 0
         self.num_test_points = 0
-        self.has_normals, self.up = False, "y"
+        self.has_normals = False
+        self.up: str | None = None
         self.seed: int | None = None
         self.first_epoch = 0
         self._total_steps: int | None = None
@@ -223,7 +224,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If they do not.
         """
-        self.up = getattr(self.data, "up", "y")
+        self.up = getattr(self.data, "up", None)
         if self.encoder_rate == 0:
             # Lightning leaves modules in the mode that they are in.
             self.network.encoder.eval()  # type: ignore[union-attr]
@@ -342,7 +343,7 @@ class Task(L.LightningModule):
         """
         self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
-        self.num_points, self.up = checkpoint.get("num_points", 0), checkpoint.get("up", "y")
+        self.num_points, self.up = checkpoint.get("num_points", 0), checkpoint.get("up")
         self._total_steps = checkpoint.get("total_steps")
         self._compare_arguments(checkpoint.get("network", {}))
         if self._trainer is not None and self._trainer.state.fn == "fit":
@@ -367,10 +368,13 @@ class Task(L.LightningModule):
         if theirs is None or "_instantiator" not in self.hparams:
             return
         for name, ours in self._learning().items():
-            if ours != theirs.get(name):
+            old, new = _leaves(json.loads(theirs.get(name, "null"))), _leaves(json.loads(ours))
+            if old != new:
+                differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+                listed = ", ".join(f"{key} {old.get(key)}, not {new.get(key)}".strip() for key in differing)
                 raise ValueError(
-                    f"The checkpoint was trained with another {name}: {theirs.get(name)}, not {ours}. Resume with the "
-                    "same; or start a new run from its weights, by model.init_args.network.init_args.weights."
+                    f"The checkpoint was trained with another {name}: {listed}. Resume with the same; or start a new "
+                    "run from its weights, by model.init_args.network.init_args.weights."
                 )
 
     def _learning(self) -> dict[str, str]:
@@ -380,6 +384,17 @@ class Task(L.LightningModule):
             for name, value in self.hparams.items()
             if name.endswith(("optimizer", "scheduler", "_rate"))
         }
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by their names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        leaf: inner
+        for key, each in value.items()
+        for leaf, inner in _leaves(each, key if key != "init_args" else name).items()
+    }
 
 
 def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def resume(capsys, fitted, *options):
     return run(capsys, "fit", "--config", fitted / "tiny.yaml", "--ckpt_path=last", *options)
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was trained")
 def test_a_resumed_run_goes_on_as_it_began(fitted, capsys):
     """Lightning would restore the old optimizer, and the new seed would train on."""
     for option, name in (
@@ -52,13 +53,15 @@ def test_a_resumed_run_goes_on_as_it_began(fitted, capsys):
         ("--model.init_args.scheduler.init_args.max_lr=0.5", "scheduler"),
         ("--model.init_args.encoder_rate=0.5", "encoder_rate"),
     ):
-        assert_one_line(resume(capsys, fitted, option), f"trained with another {name}", "not ", "Resume with the same")
+        result = resume(capsys, fitted, option)
+        assert_one_line(result, f"trained with another {name}: ", "not 0.5", "Resume with the same")
     with pytest.warns(UserWarning, match="goes on with its seed 0, not with 7"):
         code, _, errors = resume(capsys, fitted, "--seed_everything=7")
     assert code == 0, errors
     assert read_checkpoint(newest_checkpoint(fitted / "runs"))["seed"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was trained")
 def test_another_network_than_that_of_the_weights_is_noticed(fitted, capsys, tmp_path):
     other = "--model.init_args.network.init_args.num_neighbors=3"
     shutil.copy(newest_checkpoint(fitted / "runs"), tmp_path)
@@ -105,7 +108,14 @@ def test_training_ends_in_time(tmp_path, capsys):
     config.write_text(TINY.replace("ROOT", str(tmp_path / "runs")).replace("max_epochs: 2", "max_epochs: 9999"))
     command = ["fit", "--config", config, "--data.init_args.num_train=12"]
     assert run(capsys, *command, "--trainer.max_time=00:00:00:01")[0] == 0
-    assert 0 < read_checkpoint(newest_checkpoint(tmp_path / "runs"))["epoch"] < 9000
+    first = read_checkpoint(newest_checkpoint(tmp_path / "runs"))
+    assert 0 < first["epoch"] < 9000
+    # A resumed run has as much time again.
+    assert run(capsys, *command, "--trainer.max_time=00:00:00:01", "--ckpt_path=last")[0] == 0
+    second = read_checkpoint(newest_checkpoint(tmp_path / "runs"))
+    assert second["epoch"] > first["epoch"]
+    with pytest.warns(UserWarning, match="Nothing was trained"):
+        run(capsys, *command, "--trainer.max_time=00:00:00:00", "--ckpt_path=last")
     assert run(capsys, *command, "--trainer.max_time=soon")[0] == 2
 
 

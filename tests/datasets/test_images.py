@@ -64,7 +64,10 @@ def test_images_of_12_bits_are_dark_which_is_said_once(tmp_path, suffix, monkeyp
     read_image(path)
 
 
-def test_8_bits_in_numbers_of_32_are_8_bits(tmp_path):
+def test_8_bits_in_numbers_of_32_are_8_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_warned_of_few_bits", False)
+    with pytest.warns(UserWarning, match="y.tif has 32 bits, but no value above 9: it is taken for an image of 8 bits"):
+        read_image(save(tmp_path / "y.tif", np.array([[0, 9]], dtype=np.int32)))
     assert [pixel[0] for pixel in colours(save(tmp_path / "x.tif", np.array([[0, 7, 255]], dtype=np.int32)))[0]] == [
         0,
         7,

@@ -248,3 +248,17 @@ def test_a_few_strays_hide_no_ground_and_are_not_drawn() -> None:
     pole = torch.cat([box(9000, 0.4, 2.0, 0.4), far[-2:]])
     with pytest.warns(UserWarning, match="The array is drawn without 2 points far from all others"):
         assert len(likes(1).explain(pole).points) == 9000
+
+
+@pytest.mark.parametrize("count", [9000, 60000])
+def test_what_sticks_out_of_rough_ground_has_no_part_either(count: int) -> None:
+    """A few points as wide as the ground would make the shape small for the network."""
+    points = on_plate(count)
+    rough = points[:, 1] <= 0
+    points[rough, 1] += 0.012 * torch.randn(int(rough.sum()), generator=torch.Generator().manual_seed(0))
+    found = likes_parts(1).predict(points)
+    outside = points[:, [0, 2]].abs().amax(1) > 0.6
+    assert outside.sum() > count / 5
+    assert not found.has_part[outside].any()
+    assert found.confidence[found.has_part].min() > 0.99
+    assert found.has_part[(points[:, 1] > 0.2) & ~outside].all()
