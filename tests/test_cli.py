@@ -211,6 +211,7 @@ def test_resume_goes_on_at_the_next_epoch(capsys, config, tmp_path):
     assert_one_line(result, "schedule has 8 steps", "12", "same trainer.max_epochs")
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was trained")
 def test_a_resumed_run_takes_the_best_checkpoint_along(capsys, config, tmp_path):
     run(capsys, "fit", "--config", config)
     first, second = (tmp_path / "runs" / f"version_{v}" / "checkpoints" for v in (0, 1))
