@@ -126,13 +126,16 @@ class PceaCLI(LightningCLI):
         }
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Log training to TensorBoard and CSV, in one numbered folder per run."""
+        """Log and keep checkpoints in training only."""
         if self.subcommand != "fit":
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False, **kwargs)
+            kwargs |= {"logger": False, "enable_checkpointing": False}
         return super().instantiate_trainer(**kwargs)
 
     def _add_loggers(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Log into the run's folder first: checkpoints lie there too, whatever other loggers there are."""
+        """Log to TensorBoard and CSV in one numbered folder per run; with loggers of the user's, to CSV before them.
+
+        Checkpoints lie in the folder of the first logger.
+        """
         root, given = Path(config.get("default_root_dir") or "runs"), config.get("logger")
         if given in (None, True):
             tensorboard = TensorBoardLogger(root, name="")
