@@ -143,10 +143,11 @@ def test_kills_and_a_full_disk_on_another_filesystem(config, other_disk):
         last = other_disk / "runs" / f"version_{attempt}" / "checkpoints" / "last.ckpt"
         assert read_checkpoint(last)["epoch"] >= 0
     process, _ = start(config, wait_for=other_disk / "runs" / "version_3" / "checkpoints" / "last.ckpt")
-    with (other_disk / "filler").open("wb") as filler, suppress(OSError):
-        while True:
-            filler.write(bytes(1 << 16))
-            filler.flush()
+    with (other_disk / "filler").open("wb", buffering=0) as filler:  # what a buffer holds would fail when it is closed
+        while process.poll() is None:  # the room that a replaced checkpoint leaves is filled as well
+            with suppress(OSError):
+                filler.write(bytes(1 << 16))
+            time.sleep(0.001)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert errors.splitlines()[-1].startswith("pcea: error: [Errno 28] No space left on device")
