@@ -3,7 +3,8 @@
     python scripts/benchmark_examples.py
 
 The categories of Labeled PSB are the folders: examples are drawn from its training shapes, ten times for each number,
-and its test shapes named. Only a network's shipped weights are used; nothing is trained.
+and its test shapes named. Then ten random categories alone are the folders, and the other nine should be `unsure`. Only
+a network's shipped weights are used; nothing is trained.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 import pcea
 from pcea.datasets import LabeledPSB
@@ -35,20 +37,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train, test = (LabeledPSB(args.root, split) for split in ("train", "test"))
     (features, label), (queries, truth) = embed_all(predictor, train), embed_all(predictor, test)
     names = tuple(test.parts)
-    print("| examples a folder | accuracy | calibration error |\n| --- | --- | --- |")
+    print("| examples a folder | accuracy | calibration error | AUROC, unknown | unsure of known | unsure of unknown |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for number in args.examples:
-        accuracies, errors = [], []
-        for seed in range(DRAWS if number < int(label.bincount().min()) else 1):
+        accuracies, errors, unknown = [], [], []
+        for seed in range(DRAWS):
             drawn = draw(label, number, seed)
             examples = fit_examples(names, features[drawn], label[drawn])
             probabilities = torch.stack([examples.compare(query) for query in queries]).softmax(1)
             accuracies.append(100 * float((probabilities.argmax(1) == truth).float().mean()))
             errors.append(100 * float(multiclass_calibration_error(probabilities, truth, num_classes=len(names))))
-        spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
-        print(f"| {number} | {statistics.mean(accuracies):.1f}{spread} | {statistics.mean(errors):.1f} |", flush=True)
+            unknown.append(tell_unknown(features[drawn], label[drawn], queries, truth, seed))
+        cells = [
+            f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}",
+            f"{statistics.mean(errors):.1f}",
+        ]
+        cells += [f"{100 * statistics.mean(values):.1f}" for values in zip(*unknown)]
+        print(f"| {number} | {' | '.join(cells)} |", flush=True)
 
 
-def embed_all(predictor: PointPredictor, data: LabeledPSB) -> tuple[torch.Tensor, torch.Tensor]:
+def tell_unknown(features: Tensor, label: Tensor, queries: Tensor, truth: Tensor, seed: int) -> tuple[float, ...]:
+    """With examples of ten random categories: the AUROC of the others, and which share of both is called unsure."""
+    folders = torch.randperm(int(label.max()) + 1, generator=torch.Generator().manual_seed(seed))[:10].sort().values
+    used = torch.isin(label, folders)
+    names = tuple(map(str, folders.tolist()))
+    examples = fit_examples(names, features[used], torch.searchsorted(folders, label[used]))
+    scores, is_known = torch.tensor([examples.score(query) for query in queries]), torch.isin(truth, folders)
+    is_unsure = scores < (-torch.inf if examples.known_above is None else examples.known_above)
+    shares = [float(is_unsure[which].float().mean()) for which in (is_known, ~is_known)]
+    return float(binary_auroc(scores, is_known.long())), *shares
+
+
+def embed_all(predictor: PointPredictor, data: LabeledPSB) -> tuple[Tensor, Tensor]:
     """Features (L, D) and categories (L,) of the shapes, by as many of their points as the network is to see."""
     features, label = [], []
     for i in range(len(data)):
@@ -59,7 +79,7 @@ def embed_all(predictor: PointPredictor, data: LabeledPSB) -> tuple[torch.Tensor
     return torch.stack(features), torch.tensor(label)
 
 
-def draw(label: torch.Tensor, number: int, seed: int) -> torch.Tensor:
+def draw(label: Tensor, number: int, seed: int) -> Tensor:
     """Indices of `number` random shapes of each category."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(label), generator=generator)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _TEMPERATURE = 0.12
 # From this similarity on, two examples are one, and say nothing about how alike others are.
 _SAME = 0.9999
+# The share of the examples that would be known if the others alone were there.
+_KNOWN = 0.95
 
 
 class Examples(NamedTuple):
@@ -30,11 +32,13 @@ class Examples(NamedTuple):
 
     Attributes:
         class_names: Names of the folders.
-        features: Standardized and of length 1, one of each example, (E, D).
+        features: Standardized, one of each example, (E, D).
         label: Number of each example's folder, (E,).
         mean: Mean of all features before that, (D,).
         std: Their standard deviation, (D,).
         temperature: By which similarities are divided, so that probabilities are true frequencies among the examples.
+        known_above: The `score` below which a shape is like none of them: 95 % of the examples that are not alone in
+            their folder lie above it, by the others. None if each is alone.
         network: `Predictor.digest` of the network that made the features; "" if it is not known.
     """
 
@@ -44,12 +48,17 @@ class Examples(NamedTuple):
     mean: Tensor
     std: Tensor
     temperature: float
+    known_above: float | None = None
     network: str = ""
 
     def compare(self, feature: Tensor) -> Tensor:
         """Logits (P,) of the folders for a feature (D,): the similarity of the most similar example of each."""
-        similarity = self.features @ F.normalize((feature - self.mean) / self.std, dim=0)
+        similarity = F.normalize(self.features, dim=1) @ F.normalize((feature - self.mean) / self.std, dim=0)
         return _closest(similarity[None], self.label, len(self.class_names))[0] / self.temperature
+
+    def score(self, feature: Tensor) -> float:
+        """How near a feature (D,) is to any example: minus the distance to the nearest."""
+        return -float((self.features - (feature - self.mean) / self.std).norm(dim=1).min())
 
 
 def read_examples(predictor: PointPredictor, root: str | Path, **options: Any) -> Examples:
@@ -105,16 +114,19 @@ def _warn_of_copies(features: Tensor, files: Sequence[Path]) -> None:
 def fit_examples(class_names: tuple[str, ...], features: Tensor, label: Tensor) -> Examples:
     """Standardize the features (E, D) of examples of the classes `label` (E,), and fit how far alike alike ones are."""
     mean, std = features.mean(0), features.std(0).clamp(min=1e-3)
-    features = F.normalize((features - mean) / std, dim=1)
+    features = (features - mean) / std
     # Each example is compared with the others, but not with copies of itself.
-    similarity = features @ features.T
+    similarity = F.normalize(features, dim=1) @ F.normalize(features, dim=1).T
     is_same = similarity > _SAME
-    similarity = similarity.masked_fill(is_same, -1)
-    has_peer = ((label == label[:, None]) & ~is_same).any(1)
-    temperature = _TEMPERATURE
-    if has_peer.any():
-        temperature = fit_temperature(_closest(similarity, label, len(class_names))[has_peer], label[has_peer])
-    return Examples(class_names, features, label, mean, std, temperature)
+    is_peer = (label == label[:, None]) & ~is_same
+    has_peer = is_peer.any(1)
+    if not has_peer.any():
+        return Examples(class_names, features, label, mean, std, _TEMPERATURE)
+    closest = _closest(similarity.masked_fill(is_same, -1), label, len(class_names))
+    temperature = fit_temperature(closest[has_peer], label[has_peer])
+    to_peer = torch.cdist(features, features).masked_fill(~is_peer, torch.inf).amin(1)[has_peer]
+    farthest = float(to_peer.quantile(_KNOWN, interpolation="higher"))
+    return Examples(class_names, features, label, mean, std, temperature, known_above=-farthest)
 
 
 def _closest(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:

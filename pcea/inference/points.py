@@ -103,7 +103,7 @@ class PointPredictor(ClassPredictor):
         if like is not None:
             if like.network not in ("", self.digest()):
                 raise ValueError("The examples were read with another network: read them with this one.")
-            return [rank(self._compare(cloud, like), top, like.class_names) for cloud in contents]
+            return [self._compare(cloud, like, top) for cloud in contents]
         sizes = {len(cloud.points) for cloud in contents}
         stands = any(isinstance(cloud, Shape) and cloud.standing for cloud in contents)
         if len(sizes) == 1 and not stands and not self._finds_pose(up):
@@ -142,10 +142,15 @@ class PointPredictor(ClassPredictor):
         """The feature of a shape before the last layer, (D,): its mean over the 24 poses along the axes."""
         return self._feature(self.read(source, seed=seed))
 
-    def _compare(self, cloud: Points, like: Examples) -> Tensor:
-        """Logits of the folders of examples for a cloud, or for what stands on its ground: the most alike."""
-        clouds = [cloud, *(cloud.standing if isinstance(cloud, Shape) else ())]
-        return max((like.compare(self._feature(each)) for each in clouds), key=lambda logits: float(logits.max()))
+    def _compare(self, cloud: Points, like: Examples, top: int) -> ClassPrediction:
+        """The folders of examples that a cloud, or what stands on its ground, is like: the most alike."""
+        features = [self._feature(each) for each in (cloud, *(cloud.standing if isinstance(cloud, Shape) else ()))]
+        best = max(features, key=lambda feature: float(like.compare(feature).max()))
+        prediction = rank(like.compare(best), top, like.class_names)
+        if like.known_above is None:
+            return prediction
+        score = like.score(best)
+        return prediction._replace(score=score, is_known=score >= like.known_above)
 
     def _feature(self, cloud: Points) -> Tensor:
         turn = axis_rotations().mT.to(self.device)

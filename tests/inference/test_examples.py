@@ -8,7 +8,7 @@ from examples import POINT_SIZES as SIZES
 
 from pcea import eat_classifier
 from pcea.datasets.shapes import Shapes
-from pcea.inference.examples import feature_of, read_examples
+from pcea.inference.examples import feature_of, fit_examples, read_examples
 from pcea.inference.points import PointPredictor, make_denser
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points
@@ -47,7 +47,7 @@ def test_an_example_is_like_itself_and_the_pose_does_not_matter(network: PointPr
         assert turned.class_names == found.class_names
         assert turned.probabilities == pytest.approx(found.probabilities, abs=1e-3)
     assert network.predict(file, like=folder)[:2] == found[:2]
-    assert [row[3] for row in network.rows(found)] == ["", "", ""]  # nobody asked whether it is known
+    assert [row[3] for row in network.rows(found)] == ["yes", "yes", "yes"]
 
 
 def test_copies_say_nothing_about_how_alike_examples_are(network: PointPredictor, folder: Path, tmp_path: Path) -> None:
@@ -58,6 +58,36 @@ def test_copies_say_nothing_about_how_alike_examples_are(network: PointPredictor
     with pytest.warns(UserWarning, match=r"0.npy and .*copy of 0.npy are the same example, and 8 more pairs are"):
         twice = read_examples(network, tmp_path)
     assert twice.temperature == pytest.approx(read_examples(network, folder).temperature, rel=0.05)
+
+
+def test_what_is_like_no_example_is_not_known() -> None:
+    generator = torch.Generator().manual_seed(0)
+    center = 10 * torch.randn(3, 16, generator=generator)
+    label = torch.arange(3).repeat_interleave(40)
+    examples = fit_examples(tuple("abc"), center[label] + torch.randn(120, 16, generator=generator), label)
+    assert examples.known_above is not None
+
+    def known_share(features: torch.Tensor) -> float:
+        return sum(examples.score(feature) >= examples.known_above for feature in features) / len(features)
+
+    assert known_share(examples.features * examples.std + examples.mean) == 1  # each is the nearest to itself
+    assert 0.9 < known_share(center[label] + torch.randn(120, 16, generator=generator))
+    assert known_share(center[label] + 1.4 * torch.randn(120, 16, generator=generator)) < 0.9
+    assert known_share(10 * torch.randn(40, 16, generator=generator)) == 0
+    assert known_share(center[label] + 30 * torch.randn(120, 16, generator=generator)) == 0
+    alone = fit_examples(tuple("abc"), center, torch.arange(3))
+    assert alone.known_above is None
+
+
+def test_of_files_unlike_all_examples_it_is_unsure(network: PointPredictor, folder: Path) -> None:
+    examples = read_examples(network, folder)
+    slab = torch.rand(128, 3) * torch.tensor([1, 1, 1e-2])
+    score = network.predict(slab, like=examples).score
+    assert score == pytest.approx(examples.score(network.embed(slab)), abs=1e-4)
+    found = network.predict(slab, like=examples._replace(known_above=score + 0.01))
+    assert not found.is_known
+    assert str(found).startswith("unsure: nothing it knows (closest: ")
+    assert network.rows(found)[0][3] == "no"
 
 
 def test_examples_are_of_one_network(network: PointPredictor, folder: Path) -> None:
