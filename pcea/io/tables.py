@@ -192,7 +192,10 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
             header, is_only_comment, count = bare, False, None
     if is_only_comment or _name_columns(header, len(_words(header)), None, labels):
         return None
-    raise ValueError(f"{header[:40]!r} is not a row of numbers")
+    cells = [cell.strip() for cell in _split(header, delimiter)]
+    words = [cell for cell in cells if not _is_number(cell)]
+    what = f", as {words[0][:40]!r} is none" if 0 < len(words) < len(cells) else ""
+    raise ValueError(f"{header[:80]!r} is not a row of numbers{what}")
 
 
 def _find_delimiter(line: str) -> tuple[str | None, str | None]:

@@ -164,7 +164,8 @@ def test_no_rows(tmp_path, content):
     ("content", "message"),
     [
         (b"hello\nworld of points\n", "'world of points' is not a row of numbers"),
-        (b"1 2 3 chair\n", "'1 2 3 chair' is not a row of numbers"),
+        (b"1 2 3 chair\n", "'1 2 3 chair' is not a row of numbers, as 'chair' is none"),
+        (b"1,2,3,back leg\n", "'1,2,3,back leg' is not a row of numbers, as 'back leg' is none"),
         (b"1 2 3\n1 2\n", "the number of columns changed from 3 to 2 at row 2"),
         (b"1.234,50;2.345,60;0,10\n", "'1.234,50;2.345,60;0,10' is not a row of numbers"),
         (b"6,370, 2,698, 0,410\n1,5, -2,5, 1,25\n", "'6,370, 2,698, 0,410' seems to have decimal commas"),
