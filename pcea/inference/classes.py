@@ -19,8 +19,8 @@ class ClassPrediction(NamedTuple):
     Attributes:
         class_names: Their names, most probable first.
         probabilities: Their probabilities, in 0..1.
-        score: How well the network knows what it saw: the logarithm of the odds, or of the sum, of all classes; minus the
-            distance to the nearest where it is compared with examples.
+        score: How well the network knows what it saw: the logarithm of the odds, or of the sum, of all classes; where
+            it is compared with examples, minus the distance to the nearest.
         is_known: Whether the score is above that of 95 % of the network's held-out samples, or of the examples; True if
             that is unknown, as where each example is alone in its folder: the score is NaN then.
         pose: How a cloud lies, such as "z up", if that was found; else "".

@@ -25,6 +25,8 @@ _LOOKED_AT, _FARTHEST = 1024, 16
 # Ground has at least this share of the points and is wider than what stands on it; lengths are in radii of the cloud:
 # half its thickness, and how deep something else may reach below it at so small a share of the points.
 _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
+# Where nearly all points are of one plane, what stands on it may be low, and is looked for above a thinner one.
+_FLAT, _THINNER = 0.9, 0.004
 # Points of a file by which ground is measured once it is found; planes that are tried, and followed.
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
 # Fewest points that are a shape of their own; planes that may be around one.
@@ -38,11 +40,13 @@ class Ground(NamedTuple):
         point: On the plane, (3,).
         normal: Towards the shape, of unit length, (3,).
         thickness: Points nearer to the plane belong to it.
+        width: Area of its outline, in those of the outline of what stands on it.
     """
 
     point: Rows
     normal: Rows
     thickness: float
+    width: float
 
     def is_under(self, points: Tensor) -> Tensor:
         """Which points are of the ground, or below it: (N,) for (N, 3)."""
@@ -134,7 +138,8 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         rows = dense.points.double().numpy()
         ground = _measure(rows, ground)
         above = ~ground.is_under(dense.points)
-        if above.sum() < _STANDING or not _is_wider(rows, ground.normal, above.numpy()):
+        ground = ground._replace(width=_width(rows, ground.normal, above.numpy()))
+        if above.sum() < _STANDING or ground.width < _WIDER:
             break
         dense = choose_points(dense, above)
         # Of rough ground some points are left, which are strays then.
@@ -161,31 +166,43 @@ def find_ground(points: Tensor) -> Ground | None:
     normals = np.linalg.svd(near - middle[:, None], full_matrices=False)[2][:, 2]
     normals = np.concatenate([normals, np.eye(3), np.eye(3)])
     offsets = np.concatenate([(middle * normals[: len(middle)]).sum(1), rows.min(0), rows.max(0)])
-    inside = np.abs(rows @ normals.T - offsets) <= _THIN
+    distance = np.abs(rows @ normals.T - offsets)
+    found = _largest(rows, distance, _THIN)
+    if found is None and (distance <= _THINNER).mean(0).max() >= _FLAT:
+        found = _largest(rows, distance, _THINNER)
+    if found is None:
+        return None
+    return found._replace(point=found.point * radius + center, thickness=found.thickness * float(radius))
+
+
+def _largest(rows: Rows, distance: Rows, thin: float) -> Ground | None:
+    """The plane with the most points (N, 3), of those at the distances (N, P) from them, that may be ground."""
+    inside = distance <= thin
     best, most = None, 0
     for number in inside.sum(0).argsort()[::-1][:_FOLLOWED]:
-        found = _follow(rows, inside[:, number])
+        found = _follow(rows, inside[:, number], thin)
         if found is None:
             continue
-        middle_point, normal, height = found
-        count, above = int((np.abs(height) <= _THIN).sum()), height > 2 * _THIN
+        middle, normal, height = found
+        count, above = int((np.abs(height) <= thin).sum()), height > 2 * thin
         if count < max(most + 1, _GROUND * len(rows)) or (height < -_DEEP).mean() > _BELOW or above.sum() < 2:
             continue
-        if above.sum() < 16 or _is_wider(rows, normal, above, height <= _THIN):
-            best, most = Ground(middle_point * radius + center, normal, _THIN * float(radius)), count
+        width = math.inf if above.sum() < 16 else _width(rows, normal, above, height <= thin)
+        if width >= _WIDER:
+            best, most = Ground(middle, normal, thin, width), count
     return best
 
 
-def _follow(rows: Rows, inside: NDArray[np.bool_]) -> tuple[Rows, Rows, Rows] | None:
+def _follow(rows: Rows, inside: NDArray[np.bool_], thin: float) -> tuple[Rows, Rows, Rows] | None:
     """Fit a plane to the points inside, and again to those then near it: its middle, normal, and all heights above."""
     for _ in range(3):
         if inside.sum() < max(8, _GROUND * len(rows) / 2):
             return None
         middle, normal = _fit(rows[inside])
         height = (rows - middle) @ normal
-        if (height > _THIN).sum() < (height < -_THIN).sum():
+        if (height > thin).sum() < (height < -thin).sum():
             height, normal = -height, -normal
-        inside = np.abs(height) <= _THIN
+        inside = np.abs(height) <= thin
     return middle, normal, height
 
 
@@ -200,27 +217,28 @@ def _measure(rows: Rows, ground: Ground) -> Ground:
     for _ in range(3):
         height = (rows - ground.point) @ ground.normal
         flat, above = np.abs(height) <= ground.thickness, height > ground.thickness
-        if flat.sum() < 8 or above.sum() < _STANDING:
+        if flat.sum() < 16 or above.sum() < _STANDING:
             break
+        flat &= height >= np.median(height[flat])  # its upper side, if it is a slab
         middle, normal = _fit(rows[flat])
         normal = normal if normal @ ground.normal > 0 else -normal
         height = np.abs((rows[flat] - middle) @ normal)
         size = np.linalg.norm(rows[above] - rows[above].mean(0), axis=1).max()
         thickness = min(ground.thickness, 2 * float(np.quantile(height, 0.75)) + 0.01 * float(size))
-        ground = Ground(middle, normal, thickness)
+        ground = ground._replace(point=middle, normal=normal, thickness=thickness)
     return ground
 
 
-def _is_wider(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray[np.bool_] | None = None) -> bool:
-    """Whether the outline of what is below, along the normal, is wider than that of what is above."""
+def _width(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray[np.bool_] | None = None) -> float:
+    """Area of the outline of what is below, along the normal, in those of what is above; 0 if one of them is a line."""
     from scipy.spatial import ConvexHull, QhullError
 
     flat = rows @ np.linalg.svd(normal[None])[2][1:].T
     try:
         wide, narrow = (ConvexHull(flat[kept]).volume for kept in (~above if below is None else below, above))
     except QhullError:  # a line
-        return False
-    return bool(wide >= _WIDER * narrow)
+        return 0.0
+    return float(wide / narrow)
 
 
 def find_strays(points: Tensor) -> Tensor | None:

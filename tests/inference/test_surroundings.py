@@ -85,6 +85,30 @@ def test_a_wall_behind_it_is_found_after_the_ground() -> None:
     assert len(cloud.choose(Points(before_wall()), planes=2).points) == pytest.approx(5000, abs=100)
 
 
+def test_of_slabs_the_upper_sides_are_measured() -> None:
+    """Fitted to both sides of a floor, and cut by the wall before it, the plane is tilted and leaves some of it."""
+    floor = box(20000, 3.0, 0.06, 3.0) - 0.06 * UP
+    wall = box(20000, 3.0, 3.0, 0.06) - torch.tensor([0, 0, 1.53])
+    points = torch.cat([box(8000, 0.5, 1.8, 0.3), floor, wall])
+    points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))]
+    cloud = read_shape(points, num_points=1024, with_normals=False, seed=0)
+    alone = cloud.standing[1]
+    assert len(alone.points) == 1024
+    assert alone.points.abs().amax(0).tolist() == pytest.approx([0.25, 1.8, 0.15], abs=0.02)
+    assert [ground.thickness < 0.05 for ground in cloud.grounds] == [True, True]
+
+
+def test_what_is_small_on_wide_ground_is_found() -> None:
+    thing = box(2000, 1.0, 0.3, 0.6)
+    ground = torch.rand(150_000, 3, generator=torch.Generator().manual_seed(0)) * 24 - 12
+    points = torch.cat([thing, ground * torch.tensor([1.0, 0, 1])])
+    points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(1))]
+    [standing] = read_shape(points, num_points=1024, with_normals=False, seed=0).standing
+    assert standing.points.abs().amax(0).tolist() == pytest.approx([0.5, 0.3, 0.3], abs=0.02)
+    assert find_ground(torch.rand(1024, 3) * torch.tensor([1.0, 0, 1])) is None  # a sheet alone
+    assert find_ground(torch.rand(1024, 3) * torch.tensor([1.0, 0.01, 1])) is None
+
+
 def test_strays_are_left_out_with_a_warning() -> None:
     points = torch.cat([box(1000, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
     with pytest.warns(UserWarning, match="x.ply: 1.2 % of the points lie far from all others"):
@@ -156,6 +180,19 @@ def test_a_class_is_of_what_the_network_is_surer_of() -> None:
     pole = likes(1).predict(before_wall())
     assert pole.pose.endswith(", without the ground and the wall around it")
     assert pole.score == pytest.approx(alone.score, abs=0.5)
+
+
+def test_the_wider_the_ground_the_likelier_it_is_left_out() -> None:
+    """Of one that is twice as wide as what stands on it the surer one counts."""
+    cloud = read_shape(on_plate(9000), num_points=1024, with_normals=False, seed=0)
+    [ground] = cloud.grounds
+    assert ground.width == pytest.approx(3.0**2 / 0.4**2, rel=0.05)
+    network = likes(-1)  # sure of the plate, and what stands on it is background
+    whole, rest = (float(network.pose(each, up="y").logits.logsumexp(0)) for each in (cloud, *cloud.standing))
+    even = 2 * np.exp(whole - rest)
+    for width, planes in ((0.98 * even, 0), (1.02 * even, 1)):
+        cloud.grounds = (ground._replace(width=width),)
+        assert network.pose_standing(cloud, up="y")[1] == planes
 
 
 def test_it_is_drawn_without_the_ground_too() -> None:
