@@ -209,7 +209,11 @@ class DataModule(L.LightningDataModule):
 
     @property
     def _attached_trainer(self) -> L.Trainer:
-        assert self.trainer is not None
+        if self.trainer is None:
+            raise RuntimeError(
+                "Loaders follow the trainer: call `trainer.fit(task, data)` or set `data.trainer`. Without one, "
+                "`data.setup('fit')` fills `data.sets`, for a DataLoader of your own."
+            )
         return self.trainer
 
     @property

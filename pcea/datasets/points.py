@@ -61,7 +61,10 @@ class PointDataset(Dataset):
         check_clouds(points, label, normals, class_names)
         if category is not None and category.shape != points.shape[:1]:
             raise ValueError(f"category must be {tuple(points.shape[:1])}, got {tuple(category.shape)}.")
-        self.points, self.label, self.normals, self.category = points, label, normals, category
+        if category is not None and not torch.isin(category, torch.arange(len(category_names))).all():
+            raise ValueError(f"category must be in 0..{len(category_names) - 1}, got {sorted({*category.tolist()})}.")
+        self.points, self.label, self.normals = points, label.long(), normals
+        self.category = None if category is None else category.long()
         self.class_names, self.category_names = tuple(class_names), tuple(category_names)
 
     def __len__(self) -> int:
@@ -87,7 +90,9 @@ class PointDataset(Dataset):
     @property
     def strata(self) -> Tensor:
         """The groups that a random split keeps balanced, (L,) int64."""
-        return self.label if self.category is None else self.category
+        if self.category is not None:
+            return self.category
+        return self.label if self.label.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
 
     def with_classes(self, class_names: Sequence[str], parts: object = None) -> PointDataset:  # noqa: ARG002
         """The same clouds with the classes in another order, that of `class_names`; matched by name.

@@ -28,21 +28,25 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
 
     Raises:
         ValueError: If the dataset is empty, or an item lacks pos or y, has too few points or is a mesh with per-vertex
-            labels.
+            labels; or if only some items have a category or normals.
     """
     _check_not_empty(dataset)
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}.")
     with torch.random.fork_rng(devices=[]):  # SamplePoints draws from the global generator
         torch.manual_seed(seed)
         items = [_sample(_checked(dataset[i], i), num_points, i) for i in range(len(dataset))]
+    if len({item.y.shape for item in items}) > 1:
+        raise ValueError("Some items have one y, others one for each point: all must be alike.")
     label = torch.stack([item.y for item in items])
-    category = torch.stack([item.category for item in items]) if "category" in items[0] else None
-    has_normals = all(item.get("normal") is not None for item in items)
+    category = torch.stack([item.category for item in items]) if _all_have(items, "category") else None
+    has_normals = _all_have(items, "normal")
     names = [str(name) for name in getattr(dataset, "categories", ())]
     return PointDataset(
         normalize_points(torch.stack([item.pos.double() for item in items])),
         label,
         class_names=class_names or _class_names(dataset, label),
-        normals=torch.stack([item.normal for item in items]) if has_normals else None,
+        normals=torch.stack([_normals(item, i) for i, item in enumerate(items)]) if has_normals else None,
         category=category,
         category_names=names if category is not None else (),
     )
@@ -76,7 +80,7 @@ def parts_from_pyg(
             raise ValueError(f"Item {i}: y must have {len(item.pos)} entries, one per point, got {item.y.numel()}.")
     label = torch.cat([item.y for item in items])
     category = None
-    if items[0].get("category") is not None:
+    if _all_have(items, "category"):
         category = torch.stack([item.category for item in items])
         known = getattr(dataset, "seg_classes", {}) if parts is None else parts
         if parts is None:
@@ -113,8 +117,10 @@ def _checked(data: Any, index: int) -> Any:
     data = copy.copy(data)
     if data.get("pos") is None or data.get("y") is None:
         raise ValueError(f"Item {index} of the PyTorch Geometric dataset must have pos and y, got {data}.")
-    N = len(data.pos)
-    data.y = data.y.long().reshape(-1)
+    N, y = len(data.pos), torch.as_tensor(data.y).reshape(-1)
+    if (y != y.long()).any() or (y < 0).any():
+        raise ValueError(f"Item {index}: y must be whole numbers from 0, got {y[(y != y.long()) | (y < 0)][0].item()}.")
+    data.y = y.long()
     if data.y.numel() not in (1, N):
         raise ValueError(f"Item {index}: y must have 1 or {N} entries (one per point), got {data.y.numel()}.")
     if data.get("category") is not None:
@@ -139,8 +145,22 @@ def _sample(data: Any, num_points: int, index: int) -> Any:
     data.pos = data.pos[keep]
     data.y = y[0] if y.numel() == 1 else y[keep]
     if data.get("normal") is not None:
-        data.normal = data.normal[keep].float()
+        data.normal = data.normal[keep]
     return data
+
+
+def _all_have(items: Sequence[Any], name: str) -> bool:
+    """Whether all items have an attribute.
+
+    Raises:
+        ValueError: If only some have it.
+    """
+    without = [i for i, item in enumerate(items) if item.get(name) is None]
+    if 0 < len(without) < len(items):
+        raise ValueError(
+            f"{len(without)} of {len(items)} items have no {name}, first item {without[0]}: all must be alike."
+        )
+    return not without
 
 
 def _normals(data: Any, index: int) -> Tensor:
@@ -151,7 +171,7 @@ def _normals(data: Any, index: int) -> Tensor:
             f"Item {index} has no normals: neither normal nor x is {tuple(data.pos.shape)}. Read it without "
             "with_normals, or make the dataset with include_normals."
         )
-    if not 0.5 < float(normals.norm(dim=1).median()) < 1.5:
+    if data.get("normal") is None and not 0.5 < float(normals.norm(dim=1).median()) < 1.5:
         raise ValueError(f"Item {index}: x does not hold unit normals (colours?). Read it without with_normals.")
     return F.normalize(normals.float(), dim=1)
 

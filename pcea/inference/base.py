@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +20,34 @@ from pcea.io.description import NetworkDescription
 if TYPE_CHECKING:
     from pcea.visualization.pages import Page
     from pcea.visualization.subject import Subject
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode, then every module back into its own: frozen ones stay as they were."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def in_evaluation(method: Method) -> Method:
+    """A method of what has a `network`, that runs in evaluation mode and without gradients.
+
+    Not in inference mode: its tensors cannot be changed, or go into what is trained.
+    """
+
+    @wraps(method)
+    def evaluate(self: Any, *arguments: Any, **options: Any) -> Any:
+        with torch.no_grad(), evaluating(self.network):
+            return method(self, *arguments, **options)
+
+    return cast(Method, evaluate)
 
 
 class Predictor:

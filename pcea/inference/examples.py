@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,7 +146,13 @@ def feature_of(network: nn.Module, *inputs: Any) -> Tensor:
     if not layers:
         raise ValueError(f"{type(network).__name__} has no linear layer that gives its classes, so no feature either.")
     given: list[Tensor] = []
-    hook = layers[-1].register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    thread = threading.get_ident()  # others may use the network meanwhile
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            given.append(arguments[0])
+
+    hook = layers[-1].register_forward_pre_hook(keep)
     try:
         network(*inputs)
     finally:

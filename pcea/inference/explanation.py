@@ -80,8 +80,10 @@ def explain(
         num_regions: Number of regions: the points nearest to as many that lie far apart.
 
     Raises:
-        ValueError: If there are too few points for so many regions.
+        ValueError: If `num_regions` is less than 2, or there are too few points for so many.
     """
+    if num_regions < 2:
+        raise ValueError(f"num_regions must be at least 2, got {num_regions}.")
     posed = predictor.pose(cloud, up=up)
     every = len(predictor.class_names)
     whole = predictor.rank(posed.logits, every, score=posed.score, pose=posed.name)
@@ -102,6 +104,11 @@ def explain(
     regions = []
     for number in range(len(seeds)):
         inside = region_of == number
+        if int((~inside).sum()) < getattr(predictor.network, "min_points", 1):
+            raise ValueError(
+                f"Without one of {num_regions} regions {int((~inside).sum())} of {len(upright)} points are left, but "
+                f"the network needs at least {predictor.network.min_points}: give a cloud of more points."
+            )
         rest = Points(upright[~inside], None if normals is None else normals[~inside])
         regions.append(
             Region(
@@ -123,7 +130,7 @@ def _feature_shares(predictor: PointPredictor, points: Tensor, normals: Tensor |
     if not hasattr(predictor.network, "pooled_centers"):
         return None
     given = normals[None].to(predictor.device) if predictor.description.has_normals and normals is not None else None
-    with torch.inference_mode():
+    with torch.no_grad():
         centers, winner = predictor.network.pooled_centers(points[None].to(predictor.device), given)  # type: ignore[operator]
     nearest = torch.cdist(centers[0].float().cpu(), seeds).argmin(1)
     return nearest[winner[0].cpu()].bincount(minlength=len(seeds)) / winner.shape[1]

@@ -122,7 +122,7 @@ class ClassSubject(ImageSubject):
 
     def __init__(self, source: ImageSource, predictor: ImagePredictor, *, size: int, head: int | None = None):
         image = load_image(source)
-        with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+        with record_on_cpu(predictor.network) as layers:
             self._probabilities = named_errors(source, predictor.logits, image).softmax(0)
         self._class_names = predictor.class_names
         best = self._probabilities.max(0)
@@ -144,7 +144,7 @@ class MaskSubject(ImageSubject):
 
     def __init__(self, source: ImageSource, predictor: MaskPredictor, *, size: int, head: int | None = None):
         image = load_image(source)
-        with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+        with record_on_cpu(predictor.network) as layers:
             self._logits = named_errors(source, predictor.logits, image)
         self._class_names = predictor.class_names
         window, bases = predictor.window(image), predictor.description.color_bases

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcea.datasets.batches import normalize
 from pcea.datasets.images import IMAGE_SUFFIXES, read_image
+from pcea.inference.base import in_evaluation
 from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top
 
 ImageSource = str | Path | Tensor | np.ndarray
@@ -26,7 +27,7 @@ class ImagePredictor(ClassPredictor):
     purpose: ClassVar[str] = "names the class of an image"
     batch_size: ClassVar[int] = 8
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict(self, source: ImageSource, *, top: int = 3) -> ClassPrediction:
         """Name the class of an image.
 
@@ -46,7 +47,7 @@ class ImagePredictor(ClassPredictor):
         """See `Predictor.reader`."""
         return load_image
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict_contents(self, contents: Sequence[Tensor], *, top: int = 3, **_: Any) -> list[ClassPrediction]:
         """The classes of images (3, H, W) uint8. Those that the network sees in one size go through as one batch."""
         inputs = [self._prepare(image) for image in contents]

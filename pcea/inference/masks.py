@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, in_evaluation
 from pcea.inference.images import ImageSource, Window, load_image, prepare
 from pcea.visualization.colors import palette
 from pcea.visualization.images import blend, to_greyscale
@@ -58,7 +58,7 @@ class MaskPredictor(Predictor):
     purpose: ClassVar[str] = "names the class of every pixel"
     endings: ClassVar[tuple[str, ...]] = (".png", "_overlay.jpg")
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict(self, source: ImageSource, *, longest_side: int = LONGEST_SIDE) -> MaskPrediction:
         """Name the class of every pixel.
 
@@ -78,7 +78,7 @@ class MaskPredictor(Predictor):
         """See `Predictor.reader`."""
         return load_image
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict_contents(
         self, contents: Sequence[Tensor], *, longest_side: int = LONGEST_SIDE, **_: Any
     ) -> list[MaskPrediction]:

@@ -10,11 +10,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, in_evaluation
 from pcea.inference.images import ImageSource, load_image
 from pcea.io.atomic import atomic_file
 from pcea.io.result_table import read_results
@@ -67,7 +66,7 @@ class ObjectPredictor(Predictor):
         {"result": str, "width": int, "height": int, "objects": str}
     )
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict(self, source: ImageSource, *, threshold: float = 0.5) -> ObjectPrediction:
         """Find the objects in an image.
 
@@ -86,7 +85,7 @@ class ObjectPredictor(Predictor):
         """See `Predictor.reader`."""
         return load_image
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict_contents(
         self, contents: Sequence[Tensor], *, threshold: float = 0.5, **_: Any
     ) -> list[ObjectPrediction]:

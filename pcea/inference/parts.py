@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.inference.base import Predictor
+from pcea.inference.base import Predictor, in_evaluation
 from pcea.inference.points import GROUNDS, CloudSource, check_seed, load_cloud, name_of, points_shown
 from pcea.inference.pose import up_rotation
 from pcea.io.ply import write_ply
@@ -103,7 +103,7 @@ class PartPredictor(Predictor):
     purpose: ClassVar[str] = "names the parts of points"
     endings: ClassVar[tuple[str, ...]] = (".ply", ".npz")
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict(
         self,
         source: CloudSource,
@@ -227,7 +227,7 @@ class PartPredictor(Predictor):
     def _load(self, source: CloudSource, *, num_points: int, seed: int) -> PartFile:
         return self.reader(num_points=num_points, seed=seed)(source)  # type: ignore[arg-type]
 
-    @torch.inference_mode()
+    @in_evaluation
     def label(
         self, cloud: Points, *, category: str | None, rotation: Tensor, points_per_pass: int | None, seed: int
     ) -> PartPrediction:

@@ -73,7 +73,7 @@ class PointSubject(Subject):
         given = normals[chosen][None].to(predictor.device) if about.has_normals and normals is not None else None
         self._shown = points[chosen][None].to(predictor.device), given
         try:
-            with record_on_cpu(predictor.network) as layers, torch.inference_mode():
+            with record_on_cpu(predictor.network) as layers:
                 name = self._run()
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
@@ -129,7 +129,7 @@ class PointSubject(Subject):
         return view_class(self.points, dict(zip(self._class.class_names, self._class.probabilities)))
 
     @cached_property
-    @torch.inference_mode()
+    @torch.no_grad()
     def _decided_channels(self) -> Tensor:
         """How many channels of the max-pooled feature the nearest centre of each point decides, (N,)."""
         centers, winner = self.predictor.network.pooled_centers(*self._shown)  # type: ignore[operator]

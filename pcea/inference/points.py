@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.inference.base import in_evaluation
 from pcea.inference.classes import ClassPrediction, ClassPredictor, check_top, rank
 from pcea.inference.examples import Examples, feature_of, read_examples
 from pcea.inference.pose import PosedLogits, find_pose, log_odds, up_rotation
@@ -61,7 +63,7 @@ class PointPredictor(ClassPredictor):
     purpose: ClassVar[str] = "names the class of a mesh or cloud"
     batch_size: ClassVar[int] = 16
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict(
         self,
         source: CloudSource,
@@ -97,7 +99,7 @@ class PointPredictor(ClassPredictor):
             like = read_examples(self, like, seed=seed)
         return self.predict_contents([self.read(source, seed=seed)], up=up, top=top, like=like)[0]
 
-    @torch.inference_mode()
+    @in_evaluation
     def predict_contents(
         self, contents: Sequence[Points], *, up: str = "auto", top: int = 3, like: Examples | None = None, **_: Any
     ) -> list[ClassPrediction]:
@@ -139,7 +141,7 @@ class PointPredictor(ClassPredictor):
         """What the network is to see of a file, or of data in memory; arguments and errors as for `predict`."""
         return self.reader(seed=seed)(source)  # type: ignore[arg-type]
 
-    @torch.inference_mode()
+    @in_evaluation
     def embed(self, source: CloudSource, *, seed: int = 0) -> Tensor:
         """The feature of a shape before the last layer, (D,): its mean over the 24 poses along the axes."""
         return self._feature(self.read(source, seed=seed))
@@ -194,7 +196,7 @@ class PointPredictor(ClassPredictor):
             check_axis(up)
         check_top(top)
 
-    @torch.inference_mode()
+    @in_evaluation
     def pose(self, cloud: Points, *, up: str = "auto") -> PosedLogits:
         """What the network says of a cloud, N points in random order, and the pose in which it says that.
 
@@ -277,7 +279,7 @@ def make_denser(points: Tensor, num_points: int) -> Tensor:
     start = torch.randint(N, (num_points - N,), generator=generator)
     columns = torch.randint(near.shape[-1], (2, len(start)), generator=generator)
     corners = [start.expand(len(points), -1).to(points.device), *(near[:, start, column] for column in columns)]
-    weights = torch.rand(3, len(start), 1, generator=generator)
+    weights = torch.rand(3, len(start), 1, generator=generator, dtype=torch.float32)
     weights = (weights / weights.sum(0)).to(points)
     between = sum(weight * gather_points(points, corner) for weight, corner in zip(weights, corners))
     return torch.cat([points, between], dim=1)
@@ -376,7 +378,7 @@ def load_cloud(
         else:
             if isinstance(source, Tensor) and source.dtype == torch.bfloat16:  # NumPy has no such type
                 source = source.float()
-            table = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+            table = source.detach().cpu().numpy() if isinstance(source, Tensor) else _as_array(source)
             source = as_points(table, path=Path(name), normals=normals)
         source = leave_out_empty(source, name)
         if num_points is not None and min_points is not None:
@@ -389,6 +391,17 @@ def load_cloud(
         )
         cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return cloud
+
+
+def _as_array(source: Any) -> np.ndarray:
+    with suppress(ValueError):  # of rows of different lengths
+        table = np.asarray(source)
+        if table.dtype != object:
+            return table
+    raise TypeError(
+        f"A file or an array of points (N, 3) is needed, got {type(source).__name__}: give the array in it, as "
+        "`data.pos`, `np.asarray(cloud.points)` or, of a mesh, `mesh.sample(10_000)`."
+    )
 
 
 def _check_points(cloud: Points, name: str) -> Points:

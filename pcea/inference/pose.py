@@ -44,7 +44,7 @@ def up_rotation(up: str) -> Tensor:
     Raises:
         ValueError: If `up` is none of x, y, z, -x, -y and -z.
     """
-    return orient(torch.eye(3), up).T
+    return orient(torch.eye(3, dtype=torch.float32), up).T
 
 
 def find_pose(
@@ -64,9 +64,9 @@ def find_pose(
     """
     axes, frames = axis_rotations(), oblique_frames(points)
     rotations = torch.cat([axes, *(axes @ frame for frame in frames)])
-    prior = torch.tensor([1.0] * len(axes) + [_OBLIQUE] * len(axes) * len(frames))
+    prior = torch.tensor([1.0] * len(axes) + [_OBLIQUE] * len(axes) * len(frames), dtype=torch.float32)
     prior[: len(axes)][axes[:, 1, 1:].amax(1) > 0.5] = _TURNED  # the second row of a rotation is what becomes up
-    prior[_index_of(axes, torch.eye(3))] = _AS_IS
+    prior[_index_of(axes, up_rotation("y"))] = _AS_IS
     prior[_index_of(axes, up_rotation("z"))] = _Z_UP
     prior = prior.log()
     few = min(max(_COARSE_POINTS, min_points), len(points))

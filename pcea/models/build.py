@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,7 +54,10 @@ def build_network(stored: StoredNetwork, where: str, *, packages: Sequence[str] 
     if _is_ours(description.builder):
         with torch.device("meta"), _Unfilled(), _at_most(2 * len(state) + 100):
             _check_shapes(_call(builder, description, where), state, where)
-    network = _call(builder, description, where)
+    with torch.random.fork_rng(devices=[]):  # the first weights, which are replaced, are drawn
+        network = _call(builder, description, where)
+    if torch.get_default_dtype() == torch.float64:  # clouds and images are in single precision nevertheless
+        network.float()
     load_state(network, state, where)
     return network.eval()
 
@@ -78,10 +82,12 @@ def _at_most(most: int) -> Iterator[None]:
     Raises:
         ValueError: If more than `most` are registered meanwhile. Parts that are built and replaced count too.
     """
-    count = 0
+    count, thread = 0, threading.get_ident()
 
     def register(*_: object) -> None:
         nonlocal count
+        if threading.get_ident() != thread:  # the hook is of the whole process
+            return
         count += 1
         if count > most:
             raise ValueError("it has far more parameters than the file has weights.")
@@ -304,14 +310,16 @@ def _is_equal(one: Any, other: Any) -> bool:
     return one is other or bool(one == other)
 
 
-def check_num_classes(num_classes: int) -> None:
-    """Require a class.
+def check_num_classes(num_classes: int, num_categories: int = 0) -> None:
+    """Require a class, and no negative number of categories.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If it is otherwise.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+    if num_categories < 0:
+        raise ValueError(f"num_categories must be at least 0, got {num_categories}.")
 
 
 def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Module) -> dict[str, Any]:

@@ -203,6 +203,11 @@ class PointEAEncoder(nn.Module):
             )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be at least 0 and below 1, got {drop_path}.")
+        if in_channels < 3 or num_neighbors < 1 or min(depths) < 0:
+            raise ValueError(
+                "in_channels must be at least 3, num_neighbors 1 and depths 0, got "
+                f"{in_channels}, {num_neighbors} and {list(depths)}."
+            )
         self.in_channels, self.widths = in_channels, tuple(widths)
         self.num_centers, self.num_neighbors = tuple(num_centers), num_neighbors
         total = sum(depths)
@@ -345,7 +350,7 @@ class PointEASegmenter(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
-        check_num_classes(num_classes)
+        check_num_classes(num_classes, num_categories)
         self.encoder, self.num_classes, self.num_categories = encoder, num_classes, num_categories
         self.lateral = nn.ModuleList(Linear(width, out_channels) for width in encoder.widths)
         self.input = Linear(encoder.in_channels, out_channels)

@@ -57,7 +57,7 @@ class PointTransformerSegmenter(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
-        check_num_classes(num_classes)
+        check_num_classes(num_classes, num_categories)
         if any(count is not None for count in encoder.num_centers):
             raise ValueError(
                 f"A segmenter needs every point: num_centers must be () or only None, got {encoder.num_centers}."

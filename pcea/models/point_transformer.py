@@ -98,6 +98,11 @@ class PointTransformerEncoder(nn.Module):
         counts = [m for m in num_centers if m is not None]
         if sorted(set(counts), reverse=True) != counts or any(m < 1 for m in counts):
             raise ValueError(f"num_centers must decrease and be positive, got {list(num_centers)}.")
+        if in_channels < 3 or num_neighbors < 1 or depth < 0:
+            raise ValueError(
+                "in_channels must be at least 3, num_neighbors 1 and depth 0, got "
+                f"{in_channels}, {num_neighbors} and {depth}."
+            )
         stem_dim, rest = divmod(dim, 2 ** len(num_centers))
         if rest:
             raise ValueError(f"dim must be divisible by {2 ** len(num_centers)}, got {dim}.")

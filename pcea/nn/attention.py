@@ -297,7 +297,7 @@ class SelfAttention(RecordedLayer):
     ):
         super().__init__()
         key_dim = dim // 4 if key_dim is None else key_dim
-        if key_dim < 1 or dim % num_heads or key_dim % num_heads:
+        if key_dim < 1 or num_heads < 1 or dim % num_heads or key_dim % num_heads:
             raise ValueError(f"num_heads must divide dim and key_dim, got {num_heads} for dim={dim}, {key_dim=}.")
         if normalization not in ("softmax", "double"):
             raise ValueError(f"normalization must be softmax or double, got {normalization!r}.")

@@ -19,8 +19,8 @@ class AttentionMap(NamedTuple):
     """What the tokens of one layer attended to.
 
     Attributes:
-        weights: (B, N, S), or (B, H, N, S) with heads; each row of a real token sums to 1. For packed clouds (N, S), or
-            (H, N, S) with heads.
+        weights: (B, N, S), or (B, H, N, S) with heads; each row of a real token sums to 1, and each column over the
+            tokens with `normalization="tokens"`. For packed clouds (N, S), or (H, N, S) with heads.
         mask: True for real tokens, (B, N), or None.
         points: Positions of the tokens, (B, N, 3), in the coordinates that the model was given; None if the model does
             not provide them. Networks of pcea do, as does any module whose output has an attribute `centers`.
@@ -47,6 +47,10 @@ class RecordedLayer(nn.Module):
         if not can_shortcut():  # nothing is recorded in a graph
             return []
         return [recording for recording in _RECORDINGS if recording.takes(self)]
+
+    def is_recorded(self) -> bool:
+        """Whether this layer runs inside a `record_attention` of this thread."""
+        return bool(self._recordings())
 
     def _record(self, weights: Tensor, mask: Tensor | None) -> None:
         for recording in self._recordings():
@@ -81,9 +85,9 @@ _RECORDINGS: list[_Recording] = []
 def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
     """Collect the attention weights of every attention layer that runs inside the `with` block.
 
-    Blocks may be nested and may overlap, also on one model: each collects the forward passes of its own thread. Copies
-    of the model are not recorded. Compiled models (torch.compile) run eagerly meanwhile. Nothing is recorded under
-    torch.func transforms or from an exported program, which has no layers.
+    Blocks may be nested and may overlap, also on one model: each collects the forward passes of its own thread. Deep
+    copies of the model are not recorded. Compiled models (torch.compile) run eagerly meanwhile. Nothing is recorded
+    under torch.func transforms or from an exported program, which has no layers.
 
     Example:
         with record_attention(model) as maps:

@@ -17,6 +17,7 @@ from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pcea.nn.compiled import thread_pool
+from pcea.nn.recording import RecordedLayer
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_plain
 
 # Fewer clouds do not repay what Python takes for every share.
@@ -83,6 +84,8 @@ def _can_share(network: nn.Module) -> bool:
 def _is_ours(module: nn.Module) -> bool:
     return (
         not module.training
+        # A recording takes what its own thread does.
+        and not (isinstance(module, RecordedLayer) and module.is_recorded())
         and type(module).__module__.startswith(("pcea.", "torch.nn.modules."))
         and is_plain(module, type(module))
         # Without running statistics it takes those of all clouds together.

@@ -26,7 +26,7 @@ def interpolate_features(
         that coincides with a source point receives that point's feature.
 
     Raises:
-        ValueError: If `k` exceeds N or the shapes do not fit.
+        ValueError: If `k` exceeds N, the shapes do not fit or the features are whole numbers.
 
     Source:
         PointNet++ (Qi et al., 2017), section 3.4. Ours clamps the squared distance, at 1e-16 of the k-th neighbour's.
@@ -35,6 +35,8 @@ def interpolate_features(
         raise ValueError(
             f"features must be (B, N, C) beside source {tuple(source.shape)}, got {tuple(features.shape)}."
         )
+    if not features.is_floating_point():
+        raise ValueError(f"features must be floating, got {features.dtype}: for labels, take the index of `knn`, k=1.")
     exact = torch.promote_types(query.dtype, torch.float32)
     index, squared_distance = knn(query.to(exact), source.to(exact), k=k, mask=mask)
     # In units of the farthest, so that the clamp means the same for clouds of any size; it cancels out in the weights.

@@ -195,15 +195,20 @@ def _knn_tree(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Nei
     squared_distance = torch.empty(*query.shape[:2], k, dtype=query.dtype)
     valid = torch.ones_like(index, dtype=torch.bool)
     for b in range(len(query)):
-        rows = torch.arange(source.shape[1]) if mask is None else mask[b].nonzero().squeeze(1)
+        is_real = source[b].isfinite().all(1)  # SciPy refuses others, which are nearest to nothing
+        rows = (is_real if mask is None else is_real & mask[b]).nonzero().squeeze(1)
         found = min(k, len(rows))
+        if not found:
+            raise ValueError(f"source {b} has no finite point.")
         tree = KDTree(source[b, rows].double().numpy(), balanced_tree=False, compact_nodes=False)
-        # SciPy refuses NaN, which may stand at padding that is a query too.
+        # It refuses them as queries too, and NaN may stand at padding.
         sought = query[b].double().nan_to_num(0, 0, 0).numpy()
         distance, nearest = tree.query(sought, k=np.arange(1, found + 1), workers=-1)
         index[b, :, :found] = rows[torch.from_numpy(nearest)]
         found_here = torch.from_numpy(distance).square().to(query.dtype)
-        squared_distance[b, :, :found] = found_here.masked_fill_(query[b].isnan().any(1, keepdim=True), torch.nan)
+        is_finite = query[b].isfinite().all(1, keepdim=True)
+        beyond = query[b].abs().sum(1, keepdim=True)  # NaN or infinity where it is not
+        squared_distance[b, :, :found] = torch.where(is_finite, found_here, beyond)
         valid[b, :, found:] = False
     return _fill(index, squared_distance, valid)
 

@@ -8,8 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -451,15 +450,3 @@ def vote_scales(votes: int) -> list[float]:
     """
     random = torch.empty(votes - 1).uniform_(0.8, 1.25, generator=torch.Generator().manual_seed(0))
     return [1.0, *random.tolist()]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode, then every module back into its own: frozen ones stay as they were."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

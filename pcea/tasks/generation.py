@@ -26,12 +26,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from pcea.datasets.batches import ImageBatch
+from pcea.inference.base import evaluating
 from pcea.inference.networks import load
 from pcea.io.checkpoints import read_network
 from pcea.metrics.generation import FeatureNetwork, GenerationMetrics
 from pcea.models.build import build_network
 from pcea.models.sagan import Discriminator, Generator
-from pcea.tasks.base import Task, evaluating
+from pcea.tasks.base import Task
 
 _LARGEST_GRID = 20
 """Classes shown in a picture of samples."""

@@ -281,7 +281,7 @@ class FarthestSubset(_Subset):
 @cache
 def axis_rotations() -> Tensor:
     """The 24 rotations that map the axes onto axes, (24, 3, 3) float32; the first is the identity."""
-    eye = torch.eye(3)
+    eye = torch.eye(3, dtype=torch.float32)
     signed = [
         torch.stack([s * eye[i] for s, i in zip(signs, order)])
         for order in permutations(range(3))

@@ -13,7 +13,7 @@ def make(**changes):
 
 
 def test_a_batch_holds_the_clouds_asked_for():
-    clouds = make(category=torch.tensor([3, 4, 3, 4, 3]))
+    clouds = make(category=torch.tensor([3, 4, 3, 4, 3]), category_names="abcde")
     batch = clouds.batch([4, 1])
     assert torch.equal(batch.points, clouds.points[[4, 1]])
     assert torch.equal(batch.normals, -clouds.points[[4, 1]])
@@ -45,6 +45,23 @@ def test_labels_a_point():
     assert torch.equal(make(label=parts).batch([3]).label, parts[[3]])
 
 
+def test_labels_of_any_whole_numbers_are_no_masks():
+    """Which torch takes uint8 for where it is an index."""
+    clouds = make(label=torch.tensor([0, 1, 2, 1, 0], dtype=torch.uint8))
+    assert clouds.label.dtype == torch.int64
+    assert clouds.with_classes(["c", "a", "b"]).label.tolist() == [1, 2, 0, 2, 1]
+
+
+def test_a_split_is_of_clouds_also_where_labels_are_of_points():
+    assert make().strata.tolist() == [0, 1, 2, 1, 0]
+    assert make(label=torch.arange(35).reshape(5, 7) % 3).strata.tolist() == [0] * 5
+    parts = torch.zeros(5, 7, dtype=torch.long)
+    assert make(label=parts, category=torch.tensor([0, 1, 0, 1, 0]), category_names="ab").strata.tolist() == [
+        0,
+        1,
+    ] * 2 + [0]
+
+
 def test_subset():
     clouds = make(category=torch.tensor([0, 1, 0, 1, 0]), category_names=["x", "y"])
     subset = clouds.subset(torch.tensor([3, 0]))
@@ -67,6 +84,7 @@ def test_subset():
         ({"points": torch.zeros(5, 7, 3, dtype=torch.int64)}, "points must be floating-point numbers, got torch.int64"),
         ({"normals": torch.full((5, 7, 3), torch.nan)}, "35 normals are NaN or infinite"),
         ({"category": torch.zeros(3, dtype=torch.long)}, r"category must be \(5,\), got \(3,\)"),
+        ({"category": torch.arange(5), "category_names": "abcd"}, r"category must be in 0..3, got \[0, 1, 2, 3, 4\]"),
     ],
 )
 def test_shapes_and_labels_are_checked(changes, message):

@@ -59,7 +59,8 @@ def test_meshes_are_sampled_by_area():
 def test_labels_a_point_follow_their_points():
     item = cloud(50, category=torch.tensor([1]))
     item.y = (item.pos[:, 0] > 0.5).long() * 2
-    item.normal = item.pos + 1
+    angle = item.pos[:, 0]
+    item.normal = torch.stack([angle.sin(), angle.cos(), 0 * angle], dim=1)
     clouds = from_pyg(Named([item]), num_points=31)
     assert clouds.label.shape == (1, 31)
     points, parts = clouds.points[0], clouds.label[0]
@@ -83,10 +84,22 @@ def test_errors():
         ([data(pos=torch.rand(7, 3))], r"Item 0 .* must have pos and y"),
         ([data(pos=torch.rand(7, 3), y=torch.zeros(3))], r"Item 0: y must have 1 or 7 entries"),
         ([triangle], r"Item 0 is a mesh with per-vertex labels"),
+        ([cloud(y=0), cloud(y=-1)], r"Item 1: y must be whole numbers from 0, got -1"),
+        ([cloud(y=torch.tensor(1.5))], r"Item 0: y must be whole numbers from 0, got 1.5"),
+        ([cloud(), data(pos=torch.rand(7, 3), y=torch.zeros(7))], r"Some items have one y, others one for each point"),
+        ([cloud(normal=torch.rand(7, 3)), cloud()], r"1 of 2 items have no normal, first item 1"),
+        ([cloud(), cloud(category=1)], r"1 of 2 items have no category, first item 0"),
         ([data(pos=torch.full((7, 3), torch.nan), y=torch.tensor(0))], r"NaN or infinite"),
     ]:
         with pytest.raises(ValueError, match=message):
             from_pyg(items, num_points=5)
+
+
+def test_normals_are_of_unit_length_and_single_precision():
+    clouds = from_pyg([cloud(y=2, normal=torch.rand(7, 3).double() * 9 + 1) for _ in range(2)], num_points=5)
+    assert clouds.normals.dtype == torch.float32
+    torch.testing.assert_close(clouds.normals.norm(dim=-1), torch.ones(2, 5))
+    assert clouds.label.tolist() == [2, 2]
 
 
 def labelled(n, parts=(0, 1), **fields):

@@ -52,6 +52,12 @@ def test_a_network_without_classes_is_refused(build):
         build(num_classes=0)
 
 
+@pytest.mark.parametrize("build", [pcea.eat_part_segmenter, pcea.point_ea_part_segmenter])
+def test_a_negative_number_of_categories_is_refused(build):
+    with pytest.raises(ValueError, match="num_categories must be at least 0, got -1"):
+        build(5, num_categories=-1)
+
+
 def test_a_network_comes_back(classifier):
     back = build_network(stored(classifier, "pcea.models.eat_classifier", SIZES), "file")
     points = torch.rand(2, 16, 3)

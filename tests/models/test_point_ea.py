@@ -79,6 +79,8 @@ def test_stages_after_one_that_keeps_all_points_sample_too() -> None:
         ({"num_centers": (8, 8, 4)}, "num_centers must decrease"),
         ({"num_centers": (8, None, 4)}, "only the first may be None"),
         ({"widths": (), "num_centers": (), "depths": ()}, "at least one stage"),
+        ({"in_channels": 2}, "in_channels must be at least 3, num_neighbors 1 and depths 0, got 2"),
+        ({"num_neighbors": 0}, "in_channels must be at least 3, num_neighbors 1 and depths 0, got 3, 0"),
         ({"drop_path": 1.0}, "drop_path must be at least 0 and below 1, got 1.0"),
     ],
 )

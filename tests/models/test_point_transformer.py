@@ -227,6 +227,7 @@ def test_state_dict_gives_equal_outputs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"in_channels": 2}, "in_channels must be at least 3, num_neighbors 1 and depth 0, got 2"),
         ({"num_centers": (8, 16)}, r"num_centers must decrease and be positive, got \[8, 16\]"),
         ({"num_centers": (8, 8)}, "num_centers must decrease"),
         ({"num_centers": (8, 0)}, "be positive"),

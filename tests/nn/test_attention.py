@@ -499,6 +499,7 @@ def test_record_attention_needs_an_attention_layer() -> None:
         (lambda: MultiHeadExternalAttention(C, num_heads=0), "must be positive .* num_heads=0"),
         (lambda: TokenMLP(C, memory_units=0), "must be positive, got dim=12, memory_units=0"),
         (lambda: SelfAttention(C, key_dim=6, num_heads=4), "num_heads must divide dim and key_dim, got 4"),
+        (lambda: SelfAttention(C, num_heads=0), "num_heads must divide dim and key_dim, got 0"),
         (lambda: SelfAttention(C, normalization="rows"), "normalization must be softmax or double, got 'rows'"),
     ],
 )

@@ -82,6 +82,18 @@ def test_clouds_are_shared_among_the_threads(sizes: list[int]) -> None:
     assert sizes == [15, CLOUDS, CLOUDS]
 
 
+def test_a_recording_of_one_layer_is_of_all_clouds() -> None:
+    """The other shares run in threads of their own, which a recording does not follow."""
+    network, points = small_classifier(), torch.randn(CLOUDS, 64, 3)
+    layer = next(module for module in network.modules() if isinstance(module, pcea.ExternalAttention))
+    with pcea.record_attention(layer) as maps, torch.no_grad():
+        network(points)
+    with pcea.record_attention(network) as expected, torch.no_grad():
+        network(points)
+    assert len(maps[""].weights) == CLOUDS
+    torch.testing.assert_close(maps[""].weights, next(iter(expected.values())).weights, rtol=1e-4, atol=1e-5)
+
+
 def test_autocast_holds_in_every_share() -> None:
     seen = []
 

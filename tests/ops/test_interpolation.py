@@ -47,6 +47,13 @@ def test_mask_equals_removal() -> None:
         torch.testing.assert_close(out[b], alone[0])
 
 
+def test_labels_are_refused() -> None:
+    """Weights below 1 would be 0 in whole numbers."""
+    points = torch.rand(1, 5, 3)
+    with pytest.raises(ValueError, match=r"features must be floating, got torch.int64: for labels, take the index"):
+        interpolate_features(points, points, torch.ones(1, 5, 1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     query, source, features = (torch.randn(2, n, c).to(dtype) for n, c in ((11, 3), (7, 3), (7, 5)))

@@ -82,10 +82,19 @@ def test_large_units_in_half_precision() -> None:
 def test_nan_is_nobodys_neighbour(n: int) -> None:
     source = torch.rand(1, n, 3) + 1
     assert knn(torch.full((1, 1, 3), torch.nan), source, k=3).squared_distance.isnan().all()
-    if n == 100:
-        source[0, 7] = -torch.tensor(torch.nan)  # with its sign bit
-        for dtype in (torch.float32, torch.float64):
-            assert 7 not in knn(torch.zeros(1, 1, 3, dtype=dtype), source.to(dtype), k=3).index
+    source[0, 7] = -torch.tensor(torch.nan)  # with its sign bit
+    for dtype in (torch.float32, torch.float64):
+        assert 7 not in knn(torch.zeros(1, 1, 3, dtype=dtype), source.to(dtype), k=3).index
+
+
+@pytest.mark.parametrize("n", [100, 3100])
+def test_what_is_infinitely_far_is_no_neighbour(n: int) -> None:
+    source = torch.rand(1, n, 3)
+    query = torch.tensor([[[0.5, 0.5, torch.inf], [0.5, 0.5, 0.5]]])
+    assert knn(query, source, k=3).squared_distance.isinf().all(-1).tolist() == [[True, False]]
+    assert ball_query(query, source, radius=1.0, k=3).mask.all(-1).tolist() == [[False, True]]
+    source[0, 7] = torch.inf
+    assert 7 not in knn(query[:, 1:], source, k=3).index
 
 
 def test_knn_mask_equals_removal() -> None:
