@@ -6,7 +6,7 @@
 Prints tables and writes them as configs/results/robustness/WEIGHTS.UP.json: the whole test split as it is, in random
 poses along the axes, and turned at random; a random part of it in each corruption and level of
 `pcea.transforms.Corruption`; and the shapes of Labeled PSB, as meshes would be predicted, some of whose classes
-ModelNet40 has and some not. Every cloud goes through `PointPredictor.pose`, as in `pcea predict`.
+ModelNet40 has and some not. Every cloud is treated as `pcea predict` does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from pcea.datasets import LabeledPSB, ModelNet40
 from pcea.datasets.batches import PointBatch
 from pcea.inference.points import PointPredictor
 from pcea.inference.pose import PosedLogits
-from pcea.io.points import Points
 from pcea.transforms import Corruption
 from pcea.transforms.corruptions import CORRUPTIONS
 
@@ -110,11 +110,19 @@ def read_clouds(root: str, split: str) -> tuple[Tensor, Tensor, tuple[str, ...]]
 
 
 def pose_all(predictor: PointPredictor, clouds: Iterable[Tensor], up: str) -> list[PosedLogits]:
-    """What the network says of each cloud (N, 3). Points are repeated where it takes no cloud of so few."""
+    """What the network says of each cloud (N, 3), as in `predict`: without strays, and perhaps without a ground.
+
+    Points are repeated where it takes no cloud of so few.
+    """
     fewest = int(getattr(predictor.network, "min_points", 1))
-    return [
-        predictor.pose(Points(points[torch.arange(max(fewest, len(points))) % len(points)]), up=up) for points in clouds
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strays, and of shapes in several parts
+        return [
+            predictor.pose_standing(
+                predictor.read(points[torch.arange(max(fewest, len(points))) % len(points)]), up=up
+            )[0]
+            for points in clouds
+        ]
 
 
 def summarize(results: Sequence[PosedLogits], label: Tensor, predictor: PointPredictor) -> dict[str, float]:
@@ -139,8 +147,7 @@ def cross_data(predictor: PointPredictor, root: str, up: str, known: Sequence[fl
     for i in range(len(data)):
         item = data[i]
         category = list(data.parts)[int(item.category)]
-        order = torch.randperm(len(item.pos), generator=torch.Generator().manual_seed(0))[:1024]
-        result = predictor.pose(Points(item.pos[order]), up=up)
+        [result] = pose_all(predictor, [item.pos], up)
         if category not in SHARED:
             unknown.append(result.score)
             continue
