@@ -22,8 +22,8 @@ usage: pcea COMMAND [OPTIONS]
   validate   Measure a trained network on the validation split.
   test       Measure a trained network on the test split, print a table and write a JSON record.
   predict    Name the class of meshes, clouds or images, or of their points or pixels, or find objects in images.
-  visualize  Draw what a network attends to, in a window or a picture: `pcea visualize FILE... --output picture.png`
-  export     Turn a checkpoint into a small weights file.
+  visualize  Draw what a network attends to, in a window, page or picture: `pcea visualize FILE... --output picture.png`
+  export     Turn a trained network into a small weights file, or a graph for ONNX or torch.export.
   download   Fetch a dataset: `pcea download modelnet40 --root data`
   configs    List the configurations that come with pcea.
 

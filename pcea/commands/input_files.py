@@ -12,23 +12,6 @@ from pcea.io.text import read_names
 from pcea.io.walk import walk
 
 
-def check_files(files: Sequence[str | Path]) -> list[Path]:
-    """The files as paths.
-
-    Raises:
-        FileNotFoundError: If some are missing.
-        ValueError: If some are folders.
-    """
-    paths = [Path(file) for file in files]
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise ValueError(f"Files are expected, got the folder {', '.join(folders)}.")
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"No such file: {', '.join(missing)}.")
-    return paths
-
-
 def find_files(arguments: Iterable[str | Path], *, endings: Sequence[str], output: Path | None = None) -> list[Path]:
     """All files that arguments of a command name, in this order, each once.
 

@@ -10,13 +10,15 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from pcea.commands.input_files import check_files
+from pcea.commands.input_files import find_files
 from pcea.commands.predict import MISFITS, applicable, misfit, tell_of_pose
 from pcea.datasets.cache import summarize
+from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor, check_not_read
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
+from pcea.io.readers import ENDINGS
 from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.picture_files import save_gif, save_png
 from pcea.visualization.renderer import check_rendering, check_size
@@ -66,7 +68,7 @@ def visualize(
 
     Args:
         files: Meshes (OFF, OBJ, STL, PLY, GLB, ...) or clouds (XYZ, TXT, NPY, PLY, PCD, LAS, ...); for networks of
-            images JPG, PNG, ....
+            images JPG, PNG, ...; also folders, patterns and @lists, as for `pcea predict`.
         weights: Name of weights that come with pcea, a weights file, a checkpoint, or a configuration's name (its
             newest run).
         compare: Weights of a second network, which the page shows beside the first.
@@ -102,7 +104,8 @@ def visualize(
         category: What the files show, such as Chair.
         head: Attention head, counted from 0; by default the mean over all.
     """
-    files = check_files(files)
+    predictor = load(weights, device=device, trust=trust or ())
+    files = find_files(files, endings=IMAGE_SUFFIXES if predictor.sees_images else ENDINGS, output=output)
     has_all_modes = grid and len(files) == 1
     for name, value in (("mode", mode), ("layer", layer)):
         if value is not None and has_all_modes:
@@ -127,7 +130,6 @@ def visualize(
         "up": up, "seed": seed, "num_points": num_points, "points_per_pass": points_per_pass, "category": category,
         "head": head,
     }  # fmt: skip
-    predictor = load(weights, device=device, trust=trust or ())
     options = _options(predictor, size, given)
     for name in drawing_given:
         if not is_picture and not predictor.sees_images:

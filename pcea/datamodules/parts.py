@@ -45,8 +45,9 @@ class PartDataModule(PointDataModule):
         """Draw points and augment on the device."""
         trainer = self._attached_trainer
         if trainer.training and batch.points.shape[1] > self.num_points:
-            subset = RandomSubset(num_points=self.num_points)
-            batch = augment_batch(batch, [subset], trainer, batch.points.device)
+            # In one go: another call would draw the same random numbers for other things.
+            steps = [RandomSubset(num_points=self.num_points), *self.augment]
+            return augment_batch(batch, steps, trainer, batch.points.device)
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
 

@@ -211,6 +211,4 @@ class PyGPointDataModule(PointDataModule):
 
     def load(self, split: Split) -> PointDataset:
         """Read one split from disk."""
-        if self.with_normals:
-            raise ValueError("Normals of PyG datasets are not read: set data.init_args.with_normals to false.")
-        return from_pyg(self.splits[split](), num_points=self.num_points)
+        return from_pyg(self.splits[split](), num_points=self.num_points, with_normals=self.with_normals)

@@ -53,7 +53,7 @@ class ObjectBatch(NamedTuple):
 
     Attributes:
         images: Colours 0..255, each (3, H, W) uint8.
-        targets: One dictionary an image, in torchvision's format, where the image has K objects:
+        targets: One dictionary per image, in torchvision's format, where the image has K objects:
 
             - boxes: (K, 4) float32, x1 y1 x2 y2 in pixels;
             - labels: (K,) int64 in 1..P; 0 is the background, so that `class_names[label - 1]` is the name;

@@ -76,7 +76,9 @@ def read_h5_clouds(
         raise ValueError(f"{path}: labels must be in 0..{num_classes - 1}, got {label.min()}..{label.max()}.")
     num_points = data.shape[1] if num_points is None else num_points
     if not 1 <= num_points <= data.shape[1]:
-        raise ValueError(f"{path} holds {data.shape[1]} points a cloud; num_points={num_points} cannot be had from it.")
+        raise ValueError(
+            f"{path} holds {data.shape[1]} points per cloud, but num_points={num_points}: give 1 to {data.shape[1]}."
+        )
     points = torch.from_numpy(np.ascontiguousarray(data[:, :num_points], dtype=np.float32))
     bad = ~points.isfinite().flatten(1).all(1)
     if bad.any():

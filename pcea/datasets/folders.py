@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pcea.datasets.splits import check_test_fraction
-from pcea.io.points import orient
+from pcea.datasets.splits import check_test_fraction, share_of
+from pcea.io.points import check_axis
 from pcea.io.readers import ENDINGS
 from pcea.io.walk import walk
 
@@ -36,7 +35,7 @@ def list_split(root: Path, split: str, *, up: str, test_fraction: float, seed: i
     if split not in _SPLITS:
         raise ValueError(f"split must be train or test, got {split!r}.")
     check_test_fraction(test_fraction)
-    orient(torch.zeros(3), up)  # a wrong axis is not the files' fault
+    check_axis(up)  # a wrong one is not the files' fault
     files = _list_files(root, split, test_fraction=test_fraction, seed=seed)
     if not any(files.values()):
         raise ValueError(f"The {split} split of {root} is empty. Add files or change test_fraction={test_fraction}.")
@@ -158,9 +157,8 @@ def _stored_splits(folder: Path) -> dict[str, str]:
 
 
 def _divide(files: list[Path], test_fraction: float, seed: int) -> dict[str, list[Path]]:
-    num_test = min(max(1, round(test_fraction * len(files))), len(files) - 1)
     order = np.random.default_rng(seed).permutation(len(files))
-    test = {files[index] for index in order[:num_test]} if files else set()
+    test = {files[index] for index in order[: share_of(len(files), test_fraction)]}
     return {"train": [file for file in files if file not in test], "test": [file for file in files if file in test]}
 
 

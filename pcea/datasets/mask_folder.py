@@ -25,7 +25,7 @@ def read_mask_folder(
     """Images with masks of the same names, `images/x.jpg` and `masks/x.png`, whose pixels hold the number of a class.
 
     Three layouts, told apart by what is there: folders `images/train` and `masks/train`, `images/val` ... and
-    `images/test` ...; or lists of names `train.txt`, `val.txt` and `test.txt` in `root`, a name a line; or neither,
+    `images/test` ...; or lists of names `train.txt`, `val.txt` and `test.txt` in `root`, one name per line; or neither,
     which `has_mask_splits` tells. See `stored_split` for which split is which.
 
     Args:

@@ -156,7 +156,7 @@ def read_values(path: str | Path) -> npt.NDArray[np.int32]:
     picture = open_picture(path)
     if picture.mode not in _MASK_MODES:
         raise ValueError(
-            f"{path} is a picture of mode {picture.mode}; a mask has one number a pixel: 8- or 16-bit grey, or a "
+            f"{path} is a picture of mode {picture.mode}; a mask has one number per pixel: 8- or 16-bit grey, or a "
             "palette."
         )
     return np.asarray(picture).astype(np.int32)

@@ -15,7 +15,14 @@ from pcea.datasets.points import PointDataset
 from pcea.io.points import normalize_points
 
 
-def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None = None, seed: int = 0) -> PointDataset:
+def from_pyg(
+    dataset: Any,
+    *,
+    num_points: int,
+    class_names: Sequence[str] | None = None,
+    with_normals: bool = False,
+    seed: int = 0,
+) -> PointDataset:
     """Sample every item of a PyTorch Geometric dataset to one size; zero mean, unit sphere.
 
     Args:
@@ -24,11 +31,13 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
         num_points: Points per cloud: meshes are sampled by area, clouds give a random subset.
         class_names: Default: the dataset's `categories` or `raw_file_names` if their number fits the labels of whole
             clouds, else "0", "1", ...
+        with_normals: Also give unit normals: of meshes those of their faces, of clouds the items' `normal`, or `x` if
+            it has three columns.
         seed: Decides the samples.
 
     Raises:
-        ValueError: If the dataset is empty, or an item lacks pos or y, has too few points or is a mesh with per-vertex
-            labels; or if only some items have a category or normals.
+        ValueError: If the dataset is empty, or an item lacks what is needed, has too few points or is a mesh with
+            per-vertex labels; or if only some items have a category.
     """
     _check_not_empty(dataset)
     if num_points < 1:
@@ -40,13 +49,12 @@ def from_pyg(dataset: Any, *, num_points: int, class_names: Sequence[str] | None
         raise ValueError("Some items have one y, others one for each point: all must be alike.")
     label = torch.stack([item.y for item in items])
     category = torch.stack([item.category for item in items]) if _all_have(items, "category") else None
-    has_normals = _all_have(items, "normal")
     names = [str(name) for name in getattr(dataset, "categories", ())]
     return PointDataset(
         normalize_points(torch.stack([item.pos.double() for item in items])),
         label,
         class_names=class_names or _class_names(dataset, label),
-        normals=torch.stack([_normals(item, i) for i, item in enumerate(items)]) if has_normals else None,
+        normals=torch.stack([_normals(item, i) for i, item in enumerate(items)]) if with_normals else None,
         category=category,
         category_names=names if category is not None else (),
     )
@@ -144,8 +152,9 @@ def _sample(data: Any, num_points: int, index: int) -> Any:
     keep = torch.randperm(N)[:num_points]
     data.pos = data.pos[keep]
     data.y = y[0] if y.numel() == 1 else y[keep]
-    if data.get("normal") is not None:
-        data.normal = data.normal[keep]
+    for name in ("normal", "x"):
+        if data.get(name) is not None and len(data[name]) == N:
+            data[name] = data[name][keep]
     return data
 
 

@@ -180,7 +180,7 @@ def _read_points_and_seg(path: Path) -> PartCloud:
         raise ValueError(f"{path} has no labels: there is no {seg}.")
     points, label = as_points(read_table(path), path=path).points, read_table(seg, is_column=True)
     if label.size != len(label):
-        raise ValueError(f"{seg} must hold one label a line, got {label.shape[1]}.")
+        raise ValueError(f"{seg} must hold one label per line, got {label.shape[1]}.")
     if len(points) != len(label):
         raise ValueError(f"{path} holds {len(points)} points, but {seg} {len(label)} labels.")
     return PartCloud(points, None, as_labels(label[:, 0], path=seg))

@@ -46,7 +46,8 @@ def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:
 
     Args:
         label: Class of each sample, (L,) int64.
-        fraction: Share to choose. Unless it is 0, at least one sample of every class of two or more is chosen.
+        fraction: Share to choose. Unless it is 0, at least one sample of every class of two or more is chosen, and at
+            least one is not.
         seed: Seed of the choice.
 
     Returns:
@@ -55,11 +56,14 @@ def stratified_sample(label: Tensor, fraction: float, *, seed: int) -> Tensor:
     chosen = torch.zeros(len(label), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     for members in (torch.nonzero(label == c).squeeze(1) for c in label.unique()):
-        count = round(fraction * len(members))
-        if fraction and len(members) > 1:
-            count = max(1, count)
+        count = share_of(len(members), fraction) if fraction else 0
         chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return chosen
+
+
+def share_of(count: int, fraction: float) -> int:
+    """A share of some samples: one at least, but not all."""
+    return max(0, min(max(1, round(fraction * count)), count - 1))
 
 
 def divide(dataset: Any, split: Literal["train", "test"], *, test_fraction: float) -> Any:

@@ -86,7 +86,7 @@ class Predictor:
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def digest(self) -> str:
-        """A short text that is another one for another network, or the same network otherwise used."""
+        """A short text that changes with the weights and with how they are used."""
         return digest_of(json.dumps(self.description.as_plain(), sort_keys=True), self.network.state_dict())
 
     def to(self, device: str | torch.device) -> Predictor:
@@ -225,7 +225,7 @@ def check_not_read(output: Path, files: Sequence[Path]) -> None:
 
 
 def digest_of(*contents: Tensor | str | Mapping[str, Tensor]) -> str:
-    """A short text that is another one for other contents."""
+    """A short text that changes with the contents."""
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, str):

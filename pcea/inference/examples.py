@@ -105,7 +105,11 @@ def _embed(files: Sequence[Path], predictor: PointPredictor, **options: Any) -> 
 
 
 def _warn_of_copies(features: Tensor, files: Sequence[Path]) -> None:
-    copies = torch.isclose(features, features[:, None]).all(-1).triu(1).nonzero().tolist()
+    copies = [
+        (i, i + 1 + int(j))
+        for i in range(len(features))  # one after the other: all pairs at once may not fit into memory
+        for j in torch.isclose(features[i + 1 :], features[i]).all(1).nonzero()
+    ]
     if copies:
         first, second = (files[number] for number in copies[0])
         more = f", and {len(copies) - 1} more pairs are" if len(copies) > 1 else ""

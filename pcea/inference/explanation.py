@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from pcea.inference.base import evaluating
 from pcea.inference.classes import ClassPrediction
 from pcea.io.points import Normalization, Points
 from pcea.ops import farthest_point_sample
@@ -91,9 +92,10 @@ def explain(
     normalization = Normalization.of(turned)
     upright, to_draw = (normalization.apply(points).float() for points in (turned, drawn_turned))
     normals = None if cloud.normals is None else cloud.normals @ posed.rotation.T
-    if len(upright.unique(dim=0)) <= num_regions:
-        raise ValueError(f"A cloud of more than {num_regions} different points is needed, got {len(upright)} points.")
-    seeds = upright[farthest_point_sample(upright[None], min(num_regions, len(upright)))[0]]
+    different = len(upright.unique(dim=0))
+    if different <= num_regions:
+        raise ValueError(f"At least {num_regions + 1} different points are needed, got {different}.")
+    seeds = upright[farthest_point_sample(upright[None], num_regions)[0]]
     region_of = torch.cdist(upright, seeds).argmin(1)
     feature_shares = _feature_shares(predictor, upright, normals, seeds)
 
@@ -130,7 +132,7 @@ def _feature_shares(predictor: PointPredictor, points: Tensor, normals: Tensor |
     if not hasattr(predictor.network, "pooled_centers"):
         return None
     given = normals[None].to(predictor.device) if predictor.description.has_normals and normals is not None else None
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(predictor.network):
         centers, winner = predictor.network.pooled_centers(points[None].to(predictor.device), given)  # type: ignore[operator]
     nearest = torch.cdist(centers[0].float().cpu(), seeds).argmin(1)
     return nearest[winner[0].cpu()].bincount(minlength=len(seeds)) / winner.shape[1]

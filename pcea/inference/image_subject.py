@@ -123,18 +123,14 @@ class ClassSubject(ImageSubject):
     def __init__(self, source: ImageSource, predictor: ImagePredictor, *, size: int, head: int | None = None):
         image = load_image(source)
         with record_on_cpu(predictor.network) as layers:
-            self._probabilities = named_errors(source, predictor.logits, image).softmax(0)
-        self._class_names = predictor.class_names
-        best = self._probabilities.max(0)
-        title = f"{self._class_names[int(best.indices)]} {100 * float(best.values):.0f} %"
+            self._prediction = predictor.rank(named_errors(source, predictor.logits, image), _CLASSES)
+        title = self._prediction.title
         window, bases = predictor.window(image), predictor.description.color_bases
         super().__init__(source, image, layers, window=window, size=size, title=title, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image as it is, with the probabilities of classes."""
-        best = self._probabilities.topk(min(_CLASSES, len(self._probabilities)))
-        names = [self._class_names[i] for i in best.indices]
-        view = view_class(self.points, dict(zip(names, best.values.tolist())))
+        view = view_class(self.points, dict(zip(self._prediction.class_names, self._prediction.probabilities)))
         picture = self.shown.permute(1, 2, 0)
         return view._replace(colors=picture.flatten(0, 1), picture=picture)
 

@@ -119,7 +119,7 @@ def load_image(source: ImageSource) -> Tensor:
     image = source if isinstance(source, Tensor) else torch.from_numpy(np.array(source)).movedim(-1, 0)
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
         raise ValueError(
-            f"An image must be (3, H, W) uint8, or as an array (H, W, 3), got {tuple(source.shape)} {source.dtype}."
+            f"An image must be (3, H, W) uint8, or as an array (H, W, 3), got {tuple(np.shape(source))} {image.dtype}."
         )
     return image.cpu()
 

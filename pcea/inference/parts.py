@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcea.inference.base import Predictor, in_evaluation
-from pcea.inference.points import GROUNDS, CloudSource, check_seed, load_cloud, name_of, points_shown
+from pcea.inference.points import CloudSource, check_seed, load_cloud, name_of, points_shown
 from pcea.inference.pose import up_rotation
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, check_axis, normalize_points, sample_points
@@ -184,7 +184,7 @@ class PartPredictor(Predictor):
             return found
         part_label = torch.full(included.shape, -1).masked_scatter(included, found.part_label)
         confidence = torch.zeros(included.shape).masked_scatter(included, found.confidence)
-        around = ([GROUNDS[planes]] if planes else []) + (
+        around = ([file.shape.name_of_planes(planes)] if planes else []) + (
             ["far from all others"] if file.shape.reach < math.inf else []
         )
         return PartPrediction(
@@ -256,13 +256,17 @@ class PartPredictor(Predictor):
         """What makes a cloud upright, or the shape in it, (3, 3): points @ rotation.T. `up` is that of `predict`."""
         if up != "auto":
             return up_rotation(up or self.description.up or "y")
-        from pcea.inference.networks import DEFAULT_WEIGHTS, load
-
-        finder = load(DEFAULT_WEIGHTS, device=str(self.device))
+        finder = self._pose_finder.to(self.device)
         if not isinstance(cloud, Shape):
             cloud = sample_points(cloud, min(len(cloud.points), finder.description.num_points))
-        rotation: Tensor = finder.pose_standing(cloud)[0].rotation  # type: ignore[attr-defined]
+        rotation: Tensor = finder.pose_standing(cloud)[0].rotation
         return rotation
+
+    @cached_property
+    def _pose_finder(self) -> Any:
+        from pcea.inference.networks import DEFAULT_WEIGHTS, load
+
+        return load(DEFAULT_WEIGHTS)
 
     def category_number(self, category: str | None) -> Tensor | None:
         """Number of a category, (1,); None if the network does not take one."""
@@ -291,7 +295,7 @@ class PartPredictor(Predictor):
         cloud, shape = self._load(source, num_points=num_points, seed=seed)
         planes = self._count_planes(shape, category=category, rotation=self.rotation(shape, up=up))
         if planes:
-            warnings.warn(f"{name} is drawn without {GROUNDS[planes]}, which has no part.", stacklevel=2)
+            warnings.warn(f"{name} is drawn without {shape.name_of_planes(planes)}, which has no part.", stacklevel=2)
         cloud = shape.choose(cloud, planes)
         return PartSubject(name, cloud, self, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcea.inference.base import evaluating
 from pcea.inference.points import PointPredictor, points_shown
 from pcea.inference.recording import record_on_cpu
 from pcea.io.points import Normalization, Points
@@ -129,10 +130,10 @@ class PointSubject(Subject):
         return view_class(self.points, dict(zip(self._class.class_names, self._class.probabilities)))
 
     @cached_property
-    @torch.no_grad()
     def _decided_channels(self) -> Tensor:
         """How many channels of the max-pooled feature the nearest centre of each point decides, (N,)."""
-        centers, winner = self.predictor.network.pooled_centers(*self._shown)  # type: ignore[operator]
+        with torch.no_grad(), evaluating(self.predictor.network):
+            centers, winner = self.predictor.network.pooled_centers(*self._shown)  # type: ignore[operator]
         counts = winner[0].bincount(minlength=centers.shape[1]).float().cpu()
         return interpolate_tokens(counts[:, None], centers[0].cpu(), self.points, k=1)[:, 0]
 

@@ -91,12 +91,15 @@ def oblique_frames(points: Tensor) -> list[Tensor]:
     Frames that are the axes of the file already, up to 10 degrees, are left out: a tilt of so much changes little.
     """
     import trimesh
+    from scipy.spatial import QhullError
 
     table = points.double().cpu().numpy()
     centered = table - table.mean(0)
-    frames = [np.linalg.eigh(centered.T @ centered)[1].T]
-    with suppress(Exception), np.errstate(all="ignore"):  # flat or too few points have no hull
-        frames.append(trimesh.bounds.oriented_bounds(table)[0][:3, :3])
+    values, axes = np.linalg.eigh(centered.T @ centered)
+    frames = [axes.T]
+    if len(table) > 2 and values[1] > 1e-12 * values[2]:  # a line has no box
+        with suppress(QhullError), np.errstate(all="ignore"):
+            frames.append(trimesh.bounds.oriented_bounds(table)[0][:3, :3])
     kept = []
     for frame in frames:
         rotation = torch.from_numpy(frame * (1 if np.linalg.det(frame) > 0 else -1)).float()

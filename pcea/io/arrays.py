@@ -91,7 +91,7 @@ def as_table(arrays: Mapping[str, np.ndarray], *, path: Path) -> np.ndarray:
     if normals is not None and normals.shape != points.shape:
         raise ValueError(f"{path}: normals must be {points.shape} like points, got {normals.shape}.")
     if points.ndim == 3 and len(points) != 1:
-        raise ValueError(f"{path} holds {len(points)} clouds; one cloud a file is expected here, (N, 3) or (1, N, 3).")
+        raise ValueError(f"{path} holds {len(points)} clouds; one cloud per file is expected, (N, 3) or (1, N, 3).")
     rows = [array[0] if array.ndim == 3 else array for array in (points, normals) if array is not None]
     if len(rows) == 1:
         return rows[0]

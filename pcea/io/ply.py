@@ -275,7 +275,7 @@ def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[
 
     Args:
         path: Where; its folder must be there.
-        columns: One array (N,) a property, in this order, of float32, float64, or integers of at most 32 bits. Readers
+        columns: One array (N,) per property, in this order, of float32, float64, or integers of up to 32 bits. Readers
             know x y z, nx ny nz, and red green blue as uint8.
         comments: Lines of the header; line breaks within one become spaces.
 

@@ -127,8 +127,8 @@ def load_points(
     come first; columns 4 to 6 of .xyzrgb, and those of .pts unless it has six, are intensity and colours. .npy files
     have rows x y z or x y z nx ny nz, or fields of these names; .npz and .h5 files hold arrays `points` or `data`, and
     perhaps `normals`. Points of NaN in PCD and PLY clouds are left out with a warning; in other files, where nobody
-    writes them on purpose, they are an error. So are points 0, 0, 0 left out, if they are more than
-    one and more than 1 %.
+    writes them on purpose, they are an error. Points at 0, 0, 0 are left out of all clouds with a warning, if they are
+    more than one and more than 1 %.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""What a file may hold beside its shape: a few points far away, the ground that it stands on, and a wall behind it."""
+"""What a file may hold beside its shape: points far away, the ground or a block that it stands on, and a wall."""
 
 from __future__ import annotations
 
@@ -29,8 +29,18 @@ _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
 _FLAT, _THINNER = 0.9, 0.004
 # Points of a file by which ground is measured once it is found; planes that are tried, and followed.
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
+# The top of a block has at least this share of the points, and so has what is below; their outlines differ by no more.
+_TOP, _SAME_OUTLINE = 0.05, 0.1
 # Fewest points that are a shape of their own; planes that may be around one.
 _STANDING, _PLANES = 64, 2
+# What has been left out with so many planes, of ground or wall and of blocks.
+_NAMES = {
+    (1, 0): "the ground under it",
+    (2, 0): "the ground and the wall around it",
+    (0, 1): "the block under it",
+    (0, 2): "the blocks under it",
+    (1, 1): "the ground and the block under it",
+}
 
 
 class Ground(NamedTuple):
@@ -41,12 +51,14 @@ class Ground(NamedTuple):
         normal: Towards the shape, of unit length, (3,).
         thickness: Points nearer to the plane belong to it.
         width: Area of its outline, in those of the outline of what stands on it.
+        is_block: Whether it is the top of a block, all of which is below the plane.
     """
 
     point: Rows
     normal: Rows
     thickness: float
     width: float
+    is_block: bool = False
 
     def is_under(self, points: Tensor) -> Tensor:
         """Which points are of the ground, or below it: (N,) for (N, 3)."""
@@ -77,6 +89,11 @@ class Shape(Points):
             rest = self.standing[planes - 1].points
             included &= (points - rest.mean(0)).norm(dim=1) <= _reach(rest)
         return included
+
+    def name_of_planes(self, planes: int) -> str:
+        """What the first planes are, such as "the ground under it"."""
+        blocks = sum(ground.is_block for ground in self.grounds[:planes])
+        return _NAMES[planes - blocks, blocks]
 
     def choose(self, others: Points, planes: int = 0) -> Points:
         """Those of other points of the same file that the shape includes."""
@@ -116,7 +133,7 @@ def _reach(points: Tensor) -> float:
 
 
 def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int) -> None:
-    """Look for the ground that a shape stands on, for a wall, and for what is left without them.
+    """Look for the ground or block that a shape stands on, for a wall, and for what is left without them.
 
     Args:
         shape: A sample of a file; what is found is added to it.
@@ -126,7 +143,7 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
     """
     rest, dense = Points(*shape), None
     for _ in range(_PLANES):
-        ground = find_ground(rest.points)
+        ground = find_ground(rest.points) or find_block(rest.points)
         if ground is None:
             break
         if dense is None:
@@ -138,8 +155,10 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         rows = dense.points.double().numpy()
         ground = _measure(rows, ground)
         above = ~ground.is_under(dense.points)
+        if above.sum() < _STANDING:
+            break
         ground = ground._replace(width=_width(rows, ground.normal, above.numpy()))
-        if above.sum() < _STANDING or ground.width < _WIDER:
+        if ground.width < _WIDER:
             break
         dense = choose_points(dense, above)
         # Of rough ground some points are left, which are strays then.
@@ -173,6 +192,40 @@ def find_ground(points: Tensor) -> Ground | None:
     if found is None:
         return None
     return found._replace(point=found.point * radius + center, thickness=found.thickness * float(radius))
+
+
+def find_block(points: Tensor) -> Ground | None:
+    """The top of a block under a shape (N, 3): of the levels along the axes that may be one, that of the most points.
+
+    It is as wide as all below it, and wider than all above.
+    """
+    rows = points.double().numpy()
+    center = rows.mean(0)
+    radius = np.linalg.norm(rows - center, axis=1).max()
+    rows = (rows - center) / radius
+    best, most = None, max(_TOP * len(rows), 8)
+    for direction in np.concatenate([np.eye(3), -np.eye(3)]):
+        height = rows @ direction
+        for level in _levels(height):
+            flat = np.abs(height - level) <= _THIN / 2
+            above, below = height > level + _THIN, height < level - _THIN / 2
+            if flat.sum() <= most or above.sum() < _STANDING or below.sum() < most:
+                continue
+            width = _width(rows, direction, above, flat)
+            if width >= _WIDER and abs(_width(rows, direction, below, flat) - 1) <= _SAME_OUTLINE:
+                best, most = Ground(level * direction, direction, _THIN, width, is_block=True), int(flat.sum())
+    if best is None:
+        return None
+    return best._replace(point=best.point * radius + center, thickness=best.thickness * float(radius))
+
+
+def _levels(height: Rows) -> Rows:
+    """Heights at which there are more points than just above and below."""
+    bins = np.arange(height.min() - _THIN / 2, height.max() + _THIN, _THIN / 2)
+    count = np.histogram(height, bins)[0]
+    around = count[:-1] + count[1:]  # of the edges between two bins
+    is_peak = (around[1:-1] >= around[:-2]) & (around[1:-1] >= around[2:]) & (around[1:-1] >= _TOP * len(height))
+    return bins[2:-2][is_peak]
 
 
 def _largest(rows: Rows, distance: Rows, thin: float) -> Ground | None:

@@ -26,8 +26,8 @@ def farthest_point_sample(
 
     Starts at the first real point, or at a random one if a generator is given. No point is chosen twice while a
     real one is left, even where points coincide. Clouds of 32,768 points or more on a CPU go through a k-d tree
-    (fpsample), which takes less time for them; it is exact too, but starts at a point of its own choice, always the
-    same.
+    (fpsample), which takes less time for them; it is exact too, but its start is not the first point: the same one at
+    every call, or a random one with a generator.
 
     torch.compile and torch.export see one operation, `pcea::farthest_point_sample`; an ONNX graph gets a loop.
 

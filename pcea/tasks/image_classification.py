@@ -20,7 +20,7 @@ from pcea.transforms.points import check_share
 class ImageClassificationTask(ImageTask):
     """Train and test an image classifier.
 
-    For a moving average of the weights, add Lightning's callback `EMAWeightAveraging`; validation, checkpoints and the
+    For a moving average of the weights, add the callback `pcea.tasks.AverageWeights`; validation, checkpoints and the
     test then use the average.
 
     Args:

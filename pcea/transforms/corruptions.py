@@ -175,7 +175,7 @@ class RandomBackground(Transform):
     def __call__(self, batch: PointBatch, *, generator: torch.Generator | None = None) -> PointBatch:
         """Transform clouds (B, N, 3) with a label each, (B,)."""
         if batch.label.ndim != 1:
-            raise ValueError(f"RandomBackground is for one label a cloud, (B,), got {tuple(batch.label.shape)}.")
+            raise ValueError(f"RandomBackground needs one label per cloud, (B,), got {tuple(batch.label.shape)}.")
         draw = uniform(batch.points, (len(batch.points),), 0, 1, generator)
         first, second, third = (
             self.poses,
@@ -257,7 +257,9 @@ eight regions, `ball` takes one of the same size.
 
 
 class Corruption(Transform):
-    """One corruption at one level, the same for the same seed; afterwards clouds are normalized again, as files are.
+    """One corruption at one level; afterwards clouds are normalized again, as files are.
+
+    The first pass over a split depends on the seed and the batches alone; later passes draw on.
 
     Args:
         name: One of `CORRUPTIONS`.

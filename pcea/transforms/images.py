@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.datasets.batches import IGNORE, ImageBatch
+from pcea.transforms.points import check_share
 
 
 class ImageTransform(ABC):
@@ -59,7 +60,7 @@ class RandomFlip(ImageTransform):
     """
 
     def __init__(self, *, probability: float = 0.5):
-        _check_probability(probability)
+        check_share("probability", probability)
         self.probability = probability
 
     def __call__(self, batch: ImageBatch, *, generator: torch.Generator | None = None) -> ImageBatch:
@@ -86,7 +87,7 @@ class RandomErase(ImageTransform):
     """
 
     def __init__(self, *, probability: float = 0.25, low: float = 0.02, high: float = 1 / 3, ratio: float = 0.3):
-        _check_probability(probability)
+        check_share("probability", probability)
         if not (0 < low <= high <= 1 and 0 < ratio <= 1):
             raise ValueError(
                 f"0 < low <= high <= 1 and 0 < ratio <= 1 expected, got low={low}, high={high}, ratio={ratio}."
@@ -181,11 +182,6 @@ def _inside(place: Tensor, length: Tensor, total: int) -> Tensor:
     start = (place * (total - length + 1)).floor()
     pixel = torch.arange(total, device=place.device)
     return (pixel >= start) & (pixel < start + length)
-
-
-def _check_probability(probability: float) -> None:
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be in 0..1, got {probability}.")
 
 
 def _require_classes(batch: ImageBatch, name: str) -> None:

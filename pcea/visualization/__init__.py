@@ -1,4 +1,4 @@
-"""See what a network attends to and predicts: pictures, the window, and the colours they use."""
+"""See what a network attends to and predicts: pages, pictures, the window, and their colours."""
 
 import lazy_loader
 

@@ -337,7 +337,7 @@ def test_what_cannot_be_explained_does_not_stop_the_others(weights, tmp_path, ca
     command = ("predict", "few.npy", "tower.npy", "--weights", weights, "--explain", "--output", "table.csv")
     code, output, errors = run(capsys, *command)
     assert code == 1
-    assert "few.npy: no explanation: A cloud of more than 8 different points is needed, got" in errors
+    assert "few.npy: no explanation: At least 9 different points are needed, got" in errors
     assert "tower_explained.ply" in output
     with Path("table.csv").open(newline="") as file:
         assert {row["file"] for row in csv.DictReader(file) if not row["error"]} == {"few.npy", "tower.npy"}

@@ -206,7 +206,7 @@ BAD = [
     (("cloud.npy", "--size", "0", "--output", "o.png"), "size must be in 1..4096 pixels, got 0"),
     (("cloud.npy", "--slot", "1", "--query", "2", "--output", "o.png"), "--slot is for --mode slot, got --mode query"),
     (("cloud.npy", "--slot", "1", "--mode", "critical", "--output", "o.png"), "--slot is for --mode slot"),
-    ((".", "--output", "o.png"), "Files are expected, got the folder ."),
+    ((".", "--output", "o.png"), "files make one picture only as a sheet"),
 ]
 
 
@@ -234,6 +234,15 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, wei
     assert error.count("\n") == 1
     assert out == ""
     assert sorted(Path().iterdir()) == before
+
+
+def test_folders_and_patterns_are_drawn_as_they_are_predicted(files, weights, tmp_path, capsys) -> None:
+    for number, named in enumerate((tmp_path, f"{tmp_path}/*.*")):
+        page = tmp_path / f"page{number}.html"
+        code, _, error = run(capsys, named, "--weights", weights, "--output", page)
+        assert code == 0, error
+        text = page.read_text(encoding="utf-8")
+        assert all(f"\"{file.stem}" in text for file in files)
 
 
 def test_without_a_display_there_is_a_page(files, weights, tmp_path, monkeypatch, capsys) -> None:

@@ -388,6 +388,12 @@ def test_a_cache_that_is_damaged_during_training_is_named_in_one_line(tmp_path, 
         [data.on_before_batch_transfer(batch, 0) for batch in data.test_dataloader()]
 
 
+def bare_clouds():
+    from torch_geometric.data import Data
+
+    return [Data(pos=torch.rand(2000, 3), y=torch.tensor([0])) for _ in range(4)]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
 def test_any_pyg_dataset():
     from torch_geometric.data import Data
@@ -407,11 +413,34 @@ def test_any_pyg_dataset():
 
 
 @pytest.mark.parametrize(
-    "data", [PyGPointDataModule(list, list, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
+    "data", [PyGPointDataModule(bare_clouds, bare_clouds, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
 )
 def test_normals_that_are_not_there(data):
-    with pytest.raises(ValueError, match=r"set data\.init_args\.with_normals to false"):
+    with pytest.raises(ValueError, match=r"[Nn]ormals"):
         data.setup("test")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
+@pytest.mark.parametrize("with_normals", [False, True])
+def test_meshes_of_pyg_have_normals_if_they_are_wanted(with_normals):
+    from torch_geometric.data import Data
+
+    def triangle():
+        return [Data(pos=torch.eye(3), face=torch.tensor([[0], [1], [2]]), y=torch.tensor([0]))] * 4
+
+    data = PyGPointDataModule(triangle, triangle, num_points=13, with_normals=with_normals)
+    data.setup("test")
+    normals = data.sets["test"].normals
+    assert (normals is not None) == with_normals
+    if with_normals:
+        torch.testing.assert_close(normals.abs(), torch.full((4, 13, 3), 3**-0.5))
+
+
+def test_without_a_trainer_it_is_said_what_to_do():
+    data = ShapesDataModule(num_train=4, num_val=4, num_test=4, num_points=32)
+    data.setup("fit")
+    with pytest.raises(RuntimeError, match=r"Loaders follow the trainer: .* fills `data.sets`, for a DataLoader"):
+        data.train_dataloader()
 
 
 def test_shapes_of_every_split():

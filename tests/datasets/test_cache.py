@@ -65,7 +65,7 @@ def test_files_are_never_opened_for_writing(tmp_path, monkeypatch):
         ({"label": np.zeros(3)}, r"a.h5: label must be 3 integers, got float64"),
         ({"label": np.array([0, 1, 40])}, r"a.h5: labels must be in 0..39, got 0..40"),
         ({"label": np.array([0, -1, 3])}, r"a.h5: labels must be in 0..39, got -1..3"),
-        ({"points": 4}, r"a.h5 holds 4 points a cloud; num_points=5 cannot"),
+        ({"points": 4}, r"a.h5 holds 4 points per cloud, but num_points=5"),
         ({"data": np.full((3, 7, 3), np.nan)}, r"a.h5: 3 clouds have NaN or infinite coordinates, first: cloud 0"),
         ({}, r"a.h5 has no array 'normal'"),
         ({"normal": np.zeros((3, 6, 3))}, r"normal must be \(3, 7, 3\) like data, got \(3, 6, 3\)"),

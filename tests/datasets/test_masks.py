@@ -61,7 +61,7 @@ def test_no_value_is_ignored(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F"])
 def test_a_mask_in_colours(tmp_path, mode):
     path = save(tmp_path / "x.tif", np.zeros((2, 3), dtype=np.uint8), mode)
-    with pytest.raises(ValueError, match=rf"x\.tif is a picture of mode {mode}; a mask has one number a pixel"):
+    with pytest.raises(ValueError, match=rf"x\.tif is a picture of mode {mode}; a mask has one number per pixel"):
         read_mask(path, number_classes(2))
 
 

@@ -178,7 +178,7 @@ def test_missing_files_are_named(tmp_path):
 
 def test_wrong_content_is_named(tmp_path):
     folder = write_h5_layout(tmp_path / "h5")
-    with pytest.raises(ValueError, match=r"ply_data_train0.h5 holds 11 points a cloud; num_points=12"):
+    with pytest.raises(ValueError, match=r"ply_data_train0.h5 holds 11 points per cloud, but num_points=12"):
         ModelNet40(folder, "train", num_points=12)
     with pytest.raises(ValueError, match=r"ply_data_train0.h5 has no array 'normal'"):
         ModelNet40(folder, "train", num_points=5, with_normals=True)

@@ -103,7 +103,7 @@ def test_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"x\.png has 3x8 pixels, but its label map .*labels/x\.png has 3x7"):
         read_object_folder(tmp_path, "train")[0]
     write(tmp_path, "x", np.zeros((3, 7, 3)), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"labels/x\.png is a picture of mode RGB; a mask has one number a pixel"):
+    with pytest.raises(ValueError, match=r"labels/x\.png is a picture of mode RGB; a mask has one number per pixel"):
         read_object_folder(tmp_path, "train")[0]
     (tmp_path / "labels" / "x.png").rename(tmp_path / "labels" / "y.png")
     with pytest.raises(ValueError, match=r"x\.png has no mask of the same name in .*labels, where the first is y\.png"):

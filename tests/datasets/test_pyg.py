@@ -48,7 +48,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
 def test_meshes_are_sampled_by_area():
     corners = torch.tensor([[0.0, 0, 0], [3, 0, 0], [3, 1, 0], [0, 1, 0]])
     item = data(pos=corners, face=torch.tensor([[0, 1, 2], [0, 2, 3]]).T, y=torch.tensor(0))
-    clouds = from_pyg([item], num_points=501, class_names=["plate"])
+    assert from_pyg([item], num_points=501).normals is None
+    clouds = from_pyg([item], num_points=501, class_names=["plate"], with_normals=True)
     assert torch.equal(clouds.normals, torch.tensor([0.0, 0, 1]).expand(1, 501, 3))
     extent = (clouds.points.amax(1) - clouds.points.amin(1))[0]
     assert 2.7 < extent[0] / extent[1] < 3.3
@@ -61,7 +62,7 @@ def test_labels_a_point_follow_their_points():
     item.y = (item.pos[:, 0] > 0.5).long() * 2
     angle = item.pos[:, 0]
     item.normal = torch.stack([angle.sin(), angle.cos(), 0 * angle], dim=1)
-    clouds = from_pyg(Named([item]), num_points=31)
+    clouds = from_pyg(Named([item]), num_points=31, with_normals=True)
     assert clouds.label.shape == (1, 31)
     points, parts = clouds.points[0], clouds.label[0]
     assert points[parts == 2, 0].min() > points[parts == 0, 0].max()
@@ -87,7 +88,6 @@ def test_errors():
         ([cloud(y=0), cloud(y=-1)], r"Item 1: y must be whole numbers from 0, got -1"),
         ([cloud(y=torch.tensor(1.5))], r"Item 0: y must be whole numbers from 0, got 1.5"),
         ([cloud(), data(pos=torch.rand(7, 3), y=torch.zeros(7))], r"Some items have one y, others one for each point"),
-        ([cloud(normal=torch.rand(7, 3)), cloud()], r"1 of 2 items have no normal, first item 1"),
         ([cloud(), cloud(category=1)], r"1 of 2 items have no category, first item 0"),
         ([data(pos=torch.full((7, 3), torch.nan), y=torch.tensor(0))], r"NaN or infinite"),
     ]:
@@ -96,10 +96,16 @@ def test_errors():
 
 
 def test_normals_are_of_unit_length_and_single_precision():
-    clouds = from_pyg([cloud(y=2, normal=torch.rand(7, 3).double() * 9 + 1) for _ in range(2)], num_points=5)
+    clouds = from_pyg(
+        [cloud(y=2, normal=torch.rand(7, 3).double() * 9 + 1) for _ in range(2)], num_points=5, with_normals=True
+    )
     assert clouds.normals.dtype == torch.float32
     torch.testing.assert_close(clouds.normals.norm(dim=-1), torch.ones(2, 5))
     assert clouds.label.tolist() == [2, 2]
+    by_x = [data(pos=torch.rand(9, 3), y=torch.tensor(0), x=torch.eye(3).repeat(3, 1)) for _ in range(2)]
+    assert from_pyg(by_x, num_points=5, with_normals=True).normals.sum(-1).eq(1).all()
+    with pytest.raises(ValueError, match="Item 1 has no normals"):
+        from_pyg([cloud(normal=torch.rand(7, 3)), cloud()], num_points=5, with_normals=True)
 
 
 def labelled(n, parts=(0, 1), **fields):

@@ -403,7 +403,7 @@ def test_bad_text(tmp_path, text, message):
         ("1 2 3\n4 5 6\n", None, r"c20.pts has no labels: there is no .*points_label/c20.seg"),
         ("1 2\n4 5\n3 4\n", "1\n2\n", r"c20.pts must hold numbers in rows of x y z .* got float64 of shape \(3, 2\)"),
         ("1 2 3\n4 5 nan\n", "1\n2\n", r"c20.pts: 1 of 2 points have NaN"),
-        ("1 2 3\n4 5 6\n", "1 1\n2 2\n", r"c20.seg must hold one label a line, got 2"),
+        ("1 2 3\n4 5 6\n", "1 1\n2 2\n", r"c20.seg must hold one label per line, got 2"),
         ("1 2 3\n4 5 6\n", "1\n2 2\n", r"c20.seg is not a table of numbers: the number of columns changed"),
         ("1 2 3\n4 5 6\n", "1\n2.5\n", r"c20.seg: 1 of 2 labels are not whole numbers, first 2.5"),
         ("1 2 3\n4 5 6\n", "nan\n1\n", r"c20.seg: 1 of 2 labels are not whole numbers, first nan"),

@@ -33,6 +33,8 @@ def test_stratified_sample_by_hand():
     chosen = stratified_sample(label, 0.25, seed=0)
     # round(2.5) = 2, 1, at least one of two, and never the only one (round(0.25) = 0)
     assert label[chosen].bincount(minlength=4).tolist() == [2, 1, 1, 0]
+    chosen = stratified_sample(label, 0.9, seed=0)  # nor all of them
+    assert label[chosen].bincount(minlength=4).tolist() == [9, 3, 1, 0]
 
 
 def test_stratified_sample_is_seeded_and_chooses_anybody():

@@ -218,5 +218,5 @@ def test_a_stray_point_that_the_network_does_not_see_moves_no_region(network: Po
 
 
 def test_no_explanation_of_a_few_points(network: PointPredictor) -> None:
-    with pytest.raises(ValueError, match="more than 8 different points"):
+    with pytest.raises(ValueError, match="At least 9 different points are needed, got 3"):
         network.explain(torch.rand(3, 3).repeat(50, 1))

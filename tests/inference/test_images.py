@@ -297,6 +297,8 @@ def test_images_in_memory() -> None:
         assert torch.equal(load_image(np.asarray(Image.fromarray(array))), image)  # cannot be written to
     with pytest.raises(ValueError, match="float32"):
         load_image(array.astype(np.float32))
+    with pytest.raises(ValueError, match=r"\(3, H, W\) uint8, .*, got \(4, 5\) torch.uint8"):
+        load_image(Image.fromarray(np.zeros((4, 5), np.uint8)))
     assert str(trained(per_pixel=True).predict(image)).startswith("16 x 10 pixels  red 50.0 %  green 50.0 %")
 
 

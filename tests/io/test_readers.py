@@ -244,7 +244,7 @@ def test_bad_arrays(tmp_path):
         read_file(tmp_path / "d.npz")
     with h5py.File(tmp_path / "e.h5", "w") as file:
         file["data"] = np.zeros((2, 5, 3))
-    with pytest.raises(ValueError, match=r"e.h5 holds 2 clouds; one cloud a file"):
+    with pytest.raises(ValueError, match=r"e.h5 holds 2 clouds; one cloud per file is"):
         read_file(tmp_path / "e.h5")
 
 

@@ -196,7 +196,7 @@ def test_background_has_its_shares_and_keeps_the_others_as_they_are() -> None:
 
 
 def test_no_background_of_parts(batch: PointBatch) -> None:
-    with pytest.raises(ValueError, match=r"one label a cloud, \(B,\), got \(6, 200\)"):
+    with pytest.raises(ValueError, match=r"one label per cloud, \(B,\), got \(6, 200\)"):
         RandomBackground()(batch._replace(label=torch.zeros(B, N, dtype=torch.long)))
 
 
