@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcea.inference.base import Predictor, in_evaluation
-from pcea.inference.points import CloudSource, check_seed, load_cloud, name_of, points_shown
+from pcea.inference.points import CloudSource, check_num_points, check_seed, load_cloud, name_of, points_shown
 from pcea.inference.pose import up_rotation
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, check_axis, normalize_points, sample_points
@@ -220,9 +220,7 @@ class PartPredictor(Predictor):
         find_category(self.description.parts, category)
         if up not in (None, "auto"):
             check_axis(up)
-        if num_points < 1:
-            raise ValueError(f"num_points must be at least 1, got {num_points}.")
-        points_shown(0, points_per_pass)
+        check_num_points(num_points, points_per_pass)
 
     def _load(self, source: CloudSource, *, num_points: int, seed: int) -> PartFile:
         return self.reader(num_points=num_points, seed=seed)(source)  # type: ignore[arg-type]

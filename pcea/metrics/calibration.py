@@ -23,11 +23,14 @@ class Trust(NamedTuple):
     known_above: float | None
 
 
+# The share of the samples that counts as known.
+_KNOWN = 0.95
+
+
 class Calibration(Metric):
     """Fit the temperature of a classifier to held-out samples, by maximum likelihood, and the score of what it knows.
 
     Args:
-        known_share: Share of the samples that count as known.
         **options: Those of `torchmetrics.Metric`.
 
     Source:
@@ -39,9 +42,8 @@ class Calibration(Metric):
     logits: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self, *, known_share: float = 0.95, **options: Any):
+    def __init__(self, **options: Any):
         super().__init__(**options)
-        self.known_share = known_share
         self.add_state("logits", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
@@ -55,4 +57,4 @@ class Calibration(Metric):
         logits, labels = dim_zero_cat(self.logits).cpu().double(), dim_zero_cat(self.labels).cpu()
         temperature = fit_temperature(logits, labels)
         scores = (logits / temperature).logsumexp(1)
-        return Trust(temperature, float(scores.quantile(1 - self.known_share)))
+        return Trust(temperature, float(scores.quantile(1 - _KNOWN)))

@@ -203,6 +203,8 @@ BAD = [
         "few.npy: The network needs at least 16 points per cloud, got N=10",
     ),
     (("shape.xyzq", "--output", "o.ply"), "unknown extension '.xyzq'"),
+    (("fake.off", "--num_points", "0", "--output", "o.png"), "num_points must be at least 1, got 0"),
+    (("fake.off", "--points_per_pass=-3", "--output", "o.png"), "points_per_pass must be at least 1, or 0 for all"),
     (("cloud.npy", "--size", "0", "--output", "o.png"), "size must be in 1..4096 pixels, got 0"),
     (("cloud.npy", "--slot", "1", "--query", "2", "--output", "o.png"), "--slot is for --mode slot, got --mode query"),
     (("cloud.npy", "--slot", "1", "--mode", "critical", "--output", "o.png"), "--slot is for --mode slot"),
@@ -237,8 +239,9 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, files, wei
 
 
 def test_folders_and_patterns_are_drawn_as_they_are_predicted(files, weights, tmp_path, capsys) -> None:
+    (tmp_path / "pages").mkdir()
     for number, named in enumerate((tmp_path, f"{tmp_path}/*.*")):
-        page = tmp_path / f"page{number}.html"
+        page = tmp_path / "pages" / f"{number}.html"
         code, _, error = run(capsys, named, "--weights", weights, "--output", page)
         assert code == 0, error
         text = page.read_text(encoding="utf-8")
