@@ -198,6 +198,8 @@ class PartPredictor(Predictor):
         look = partial(self.label, category=category, rotation=rotation, points_per_pass=0, seed=0)
         whole, best, most = look(shape).confidence, 0, _SURER
         for count, standing in enumerate(shape.standing, 1):
+            if not shape.stands_on(count, rotation[1]):
+                continue
             rest = whole[shape.includes(shape.points, count)]
             if len(rest) and len(standing.points) >= int(getattr(self.network, "min_points", 1)):
                 gain = float(look(standing).confidence.mean() - rest.mean())
@@ -325,7 +327,11 @@ def read_object(source: CloudSource, *, usual: int, seed: int = 0, **options: An
     if left := int((~shape.includes(cloud.points)).sum()):
         what = "1 point lies" if left == 1 else f"{left} points lie"
         warnings.warn(f"{name}: {what} far from all others: no part.", stacklevel=3)
-    find_standing(shape, lambda most: sample_points(cloud, min(most, count), seed=seed), _LOOKED_AT, seed=seed)
+
+    def sample(most: int) -> Points:
+        return sample_points(cloud, min(most, count), seed=seed)
+
+    find_standing(shape, sample, _LOOKED_AT, seed=seed, blocks=False)  # a block may well be a part
     return PartFile(cloud, shape)
 
 

@@ -31,6 +31,8 @@ _FLAT, _THINNER = 0.9, 0.004
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
 # The top of a block has at least this share of the points, and so has what is below; their outlines differ by no more.
 _TOP, _SAME_OUTLINE = 0.05, 0.1
+# The cosine up to which a plane is level.
+_UPRIGHT = 0.9
 # Fewest points that are a shape of their own; planes that may be around one.
 _STANDING, _PLANES = 64, 2
 # What has been left out with so many planes, of ground or wall and of blocks.
@@ -90,6 +92,10 @@ class Shape(Points):
             included &= (points - rest.mean(0)).norm(dim=1) <= _reach(rest)
         return included
 
+    def stands_on(self, planes: int, up: Tensor) -> bool:
+        """Whether one of the first planes is below, with an upward direction (3,)."""
+        return any(float(up.double().numpy() @ ground.normal) > _UPRIGHT for ground in self.grounds[:planes])
+
     def name_of_planes(self, planes: int) -> str:
         """What the first planes are, such as "the ground under it"."""
         blocks = sum(ground.is_block for ground in self.grounds[:planes])
@@ -132,7 +138,9 @@ def _reach(points: Tensor) -> float:
     return 1.1 * float((points - points.mean(0)).norm(dim=1).max())
 
 
-def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int) -> None:
+def find_standing(
+    shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int, blocks: bool = True
+) -> None:
     """Look for the ground or block that a shape stands on, for a wall, and for what is left without them.
 
     Args:
@@ -140,10 +148,11 @@ def find_standing(shape: Shape, load: Callable[[int], Points], num_points: int, 
         load: Gives a sample of so many points, or all that there are.
         num_points: Points of what stands on the ground.
         seed: Decides which.
+        blocks: Whether blocks are looked for too.
     """
     rest, dense = Points(*shape), None
     for _ in range(_PLANES):
-        ground = find_ground(rest.points) or find_block(rest.points)
+        ground = find_ground(rest.points) or (find_block(rest.points) if blocks else None)
         if ground is None:
             break
         if dense is None:

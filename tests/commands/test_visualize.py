@@ -245,7 +245,7 @@ def test_folders_and_patterns_are_drawn_as_they_are_predicted(files, weights, tm
         code, _, error = run(capsys, named, "--weights", weights, "--output", page)
         assert code == 0, error
         text = page.read_text(encoding="utf-8")
-        assert all(f"\"{file.stem}" in text for file in files)
+        assert all(f'"{file.stem}' in text for file in files)
 
 
 def test_without_a_display_there_is_a_page(files, weights, tmp_path, monkeypatch, capsys) -> None:

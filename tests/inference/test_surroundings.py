@@ -17,7 +17,7 @@ from pcea.inference.parts import PartPredictor, write_parts
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
-from pcea.io.surroundings import find_ground, leave_out_strays
+from pcea.io.surroundings import find_block, find_ground, leave_out_strays
 
 UP = torch.tensor([0.0, 1.0, 0.0])
 
@@ -109,6 +109,44 @@ def test_what_is_small_on_wide_ground_is_found() -> None:
     assert find_ground(torch.rand(1024, 3) * torch.tensor([1.0, 0.01, 1])) is None
 
 
+def on_block(count: int = 12000) -> Tensor:
+    """A pole of a third of the points on a block."""
+    points = torch.cat([box(count // 3, 0.4, 2.0, 0.4), box(2 * count // 3, 1.5, 1.0, 1.5) - UP])
+    return points[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (0, 2, 1)])
+def test_the_block_under_a_shape_is_found(axes: tuple[int, ...]) -> None:
+    points = 50 * on_block()[:, axes] - 1000
+    assert find_ground(points[:1024]) is None
+    block = find_block(points[:1024])
+    assert block is not None
+    assert block.is_block
+    assert block.width == pytest.approx(1.5**2 / 0.4**2, rel=0.2)
+    cloud = read_shape(points, num_points=1024, with_normals=False, seed=0)
+    alone = (cloud.standing[0].points + 1000)[:, [axes.index(axis) for axis in range(3)]] / 50
+    assert len(alone) == 1024
+    assert (alone[:, 1] > 0).all()
+    assert alone.abs().amax(0).tolist() == pytest.approx([0.2, 2.0, 0.2], abs=0.02)
+    assert cloud.name_of_planes(1) == "the block under it"
+
+
+ANGLE = 2.4 * torch.arange(1024)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        box(1024, 1.0, 1.0, 1.0),
+        nn.functional.normalize(torch.randn(1024, 3, generator=torch.Generator().manual_seed(0)), dim=1),
+        torch.linspace(0.01, 1, 1024)[:, None].sqrt()
+        * torch.stack([ANGLE.cos(), -torch.ones(1024), ANGLE.sin()], dim=1),
+    ],
+)
+def test_of_these_nothing_is_a_block(points: Tensor) -> None:
+    assert find_block(points) is None
+
+
 def test_strays_are_left_out_with_a_warning() -> None:
     points = torch.cat([box(1000, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
     with pytest.warns(UserWarning, match="x.ply: 1.2 % of the points lie far from all others"):
@@ -177,6 +215,8 @@ def test_a_class_is_of_what_the_network_is_surer_of() -> None:
     alone = likes(1).predict(points[points[:, 1] > 0.01])
     assert pole.score == pytest.approx(alone.score, abs=0.5)
     assert likes(1).predict(points, up="y").pose == "without the ground under it"
+    assert likes(1).predict(on_block(), up="y").pose == "without the block under it"
+    assert "block" not in likes(-1).predict(on_block(), up="y").pose
     pole = likes(1).predict(before_wall())
     assert pole.pose.endswith(", without the ground and the wall around it")
     assert pole.score == pytest.approx(alone.score, abs=0.5)
@@ -193,6 +233,13 @@ def test_the_wider_the_ground_the_likelier_it_is_left_out() -> None:
     for width, planes in ((0.98 * even, 0), (1.02 * even, 1)):
         cloud.grounds = (ground._replace(width=width),)
         assert network.pose_standing(cloud, up="y")[1] == planes
+
+
+def test_what_is_left_stands_on_the_ground() -> None:
+    """Not on its head, nor on its side."""
+    assert likes(1).predict(on_plate(9000), up="y").pose == "without the ground under it"
+    for up in ("-y", "x"):
+        assert "ground" not in likes(1).predict(on_plate(9000), up=up).pose
 
 
 def test_it_is_drawn_without_the_ground_too() -> None:
