@@ -331,7 +331,7 @@ def read_object(source: CloudSource, *, usual: int, seed: int = 0, **options: An
     def sample(most: int) -> Points:
         return sample_points(cloud, min(most, count), seed=seed)
 
-    find_standing(shape, sample, _LOOKED_AT, seed=seed, blocks=False)  # a block may well be a part
+    find_standing(shape, sample, _LOOKED_AT, seed=seed, pedestals=False)  # which may well be a part
     return PartFile(cloud, shape)
 
 

@@ -51,7 +51,7 @@ _DENSE, _NEARBY = 1 / 2, 8
 # blocks. What is left must stand on one of them. Of 985 held-out clouds, without any ground, 311 have such planes: 288
 # of these are named rightly so and 289 if they are always left in; in random poses along the axes 276 and 275; of 164
 # in any pose 140 and 139.
-_EVEN_WIDTH, _EVEN_WIDTH_OF_BLOCK = 2.0, 12.0
+_EVEN_WIDTH, _EVEN_WIDTH_OF_PEDESTAL = 2.0, 12.0
 
 CloudSource = str | Path | Points | Tensor | np.ndarray
 """A mesh or cloud file; or points (N, 3), or with normals (N, 6), in memory."""
@@ -126,7 +126,7 @@ class PointPredictor(ClassPredictor):
             for count, (ground, standing) in enumerate(zip(cloud.grounds, cloud.standing), 1):
                 other = self.pose(standing, up=up)
                 evidence = float(other.logits.logsumexp(0) - best.logits.logsumexp(0))
-                even = _EVEN_WIDTH_OF_BLOCK if ground.is_block else _EVEN_WIDTH
+                even = _EVEN_WIDTH_OF_PEDESTAL if ground.is_pedestal else _EVEN_WIDTH
                 is_likelier = evidence + math.log(ground.width / even) > 0
                 if is_likelier and cloud.stands_on(count, other.rotation[1]):  # what becomes y
                     name = f"{other.name}, without {cloud.name_of_planes(count)}".lstrip(", ")

@@ -1,4 +1,4 @@
-"""What a file may hold beside its shape: points far away, the ground or a block that it stands on, and a wall."""
+"""What a file may hold beside its shape: points far away, the ground or pedestal that it stands on, and a wall."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
 _FLAT, _THINNER = 0.9, 0.004
 # Points of a file by which ground is measured once it is found; planes that are tried, and followed.
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
-# The top of a block has at least this share of the points, and so has what is below; their outlines differ by no more.
+# The top of a pedestal has at least this share of the points, and so has what is below; their outlines differ by no more.
 _TOP, _SAME_OUTLINE = 0.05, 0.1
 # The cosine up to which a plane is level.
 _UPRIGHT = 0.9
 # Fewest points that are a shape of their own; planes that may be around one.
 _STANDING, _PLANES = 64, 2
-# What has been left out with so many planes, of ground or wall and of blocks.
+# What has been left out with so many planes, of ground or wall and of pedestals.
 _NAMES = {
     (1, 0): "the ground under it",
     (2, 0): "the ground and the wall around it",
-    (0, 1): "the block under it",
-    (0, 2): "the blocks under it",
-    (1, 1): "the ground and the block under it",
+    (0, 1): "the pedestal under it",
+    (0, 2): "the pedestals under it",
+    (1, 1): "the ground and the pedestal under it",
 }
 
 
@@ -53,14 +53,14 @@ class Ground(NamedTuple):
         normal: Towards the shape, of unit length, (3,).
         thickness: Points nearer to the plane belong to it.
         width: Area of its outline, in those of the outline of what stands on it.
-        is_block: Whether it is the top of a block, all of which is below the plane.
+        is_pedestal: Whether it is the top of a pedestal, all of which is below the plane.
     """
 
     point: Rows
     normal: Rows
     thickness: float
     width: float
-    is_block: bool = False
+    is_pedestal: bool = False
 
     def is_under(self, points: Tensor) -> Tensor:
         """Which points are of the ground, or below it: (N,) for (N, 3)."""
@@ -98,8 +98,8 @@ class Shape(Points):
 
     def name_of_planes(self, planes: int) -> str:
         """What the first planes are, such as "the ground under it"."""
-        blocks = sum(ground.is_block for ground in self.grounds[:planes])
-        return _NAMES[planes - blocks, blocks]
+        pedestals = sum(ground.is_pedestal for ground in self.grounds[:planes])
+        return _NAMES[planes - pedestals, pedestals]
 
     def choose(self, others: Points, planes: int = 0) -> Points:
         """Those of other points of the same file that the shape includes."""
@@ -139,20 +139,20 @@ def _reach(points: Tensor) -> float:
 
 
 def find_standing(
-    shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int, blocks: bool = True
+    shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int, pedestals: bool = True
 ) -> None:
-    """Look for the ground or block that a shape stands on, for a wall, and for what is left without them.
+    """Look for the ground or pedestal that a shape stands on, for a wall, and for what is left without them.
 
     Args:
         shape: A sample of a file; what is found is added to it.
         load: Gives a sample of so many points, or all that there are.
         num_points: Points of what stands on the ground.
         seed: Decides which.
-        blocks: Whether blocks are looked for too.
+        pedestals: Whether pedestals are looked for too.
     """
     rest, dense = Points(*shape), None
     for _ in range(_PLANES):
-        ground = find_ground(rest.points) or (find_block(rest.points) if blocks else None)
+        ground = find_ground(rest.points) or (find_pedestal(rest.points) if pedestals else None)
         if ground is None:
             break
         if dense is None:
@@ -203,8 +203,8 @@ def find_ground(points: Tensor) -> Ground | None:
     return found._replace(point=found.point * radius + center, thickness=found.thickness * float(radius))
 
 
-def find_block(points: Tensor) -> Ground | None:
-    """The top of a block under a shape (N, 3): of the levels along the axes that may be one, that of the most points.
+def find_pedestal(points: Tensor) -> Ground | None:
+    """The top of a pedestal under a shape (N, 3): of the levels along the axes that may be one, that of the most points.
 
     It is as wide as all below it, and wider than all above.
     """
@@ -222,7 +222,7 @@ def find_block(points: Tensor) -> Ground | None:
                 continue
             width = _width(rows, direction, above, flat)
             if width >= _WIDER and abs(_width(rows, direction, below, flat) - 1) <= _SAME_OUTLINE:
-                best, most = Ground(level * direction, direction, _THIN, width, is_block=True), int(flat.sum())
+                best, most = Ground(level * direction, direction, _THIN, width, is_pedestal=True), int(flat.sum())
     if best is None:
         return None
     return best._replace(point=best.point * radius + center, thickness=best.thickness * float(radius))

@@ -17,7 +17,7 @@ from pcea.inference.parts import PartPredictor, write_parts
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
-from pcea.io.surroundings import find_block, find_ground, leave_out_strays
+from pcea.io.surroundings import find_pedestal, find_ground, leave_out_strays
 
 UP = torch.tensor([0.0, 1.0, 0.0])
 
@@ -109,26 +109,26 @@ def test_what_is_small_on_wide_ground_is_found() -> None:
     assert find_ground(torch.rand(1024, 3) * torch.tensor([1.0, 0.01, 1])) is None
 
 
-def on_block(count: int = 12000) -> Tensor:
-    """A pole of a third of the points on a block."""
+def on_pedestal(count: int = 12000) -> Tensor:
+    """A pole of a third of the points on a pedestal."""
     points = torch.cat([box(count // 3, 0.4, 2.0, 0.4), box(2 * count // 3, 1.5, 1.0, 1.5) - UP])
     return points[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (0, 2, 1)])
-def test_the_block_under_a_shape_is_found(axes: tuple[int, ...]) -> None:
-    points = 50 * on_block()[:, axes] - 1000
+def test_the_pedestal_under_a_shape_is_found(axes: tuple[int, ...]) -> None:
+    points = 50 * on_pedestal()[:, axes] - 1000
     assert find_ground(points[:1024]) is None
-    block = find_block(points[:1024])
-    assert block is not None
-    assert block.is_block
-    assert block.width == pytest.approx(1.5**2 / 0.4**2, rel=0.2)
+    found = find_pedestal(points[:1024])
+    assert found is not None
+    assert found.is_pedestal
+    assert found.width == pytest.approx(1.5**2 / 0.4**2, rel=0.2)
     cloud = read_shape(points, num_points=1024, with_normals=False, seed=0)
     alone = (cloud.standing[0].points + 1000)[:, [axes.index(axis) for axis in range(3)]] / 50
     assert len(alone) == 1024
     assert (alone[:, 1] > 0).all()
     assert alone.abs().amax(0).tolist() == pytest.approx([0.2, 2.0, 0.2], abs=0.02)
-    assert cloud.name_of_planes(1) == "the block under it"
+    assert cloud.name_of_planes(1) == "the pedestal under it"
 
 
 ANGLE = 2.4 * torch.arange(1024)
@@ -143,8 +143,8 @@ ANGLE = 2.4 * torch.arange(1024)
         * torch.stack([ANGLE.cos(), -torch.ones(1024), ANGLE.sin()], dim=1),
     ],
 )
-def test_of_these_nothing_is_a_block(points: Tensor) -> None:
-    assert find_block(points) is None
+def test_of_these_nothing_is_a_pedestal(points: Tensor) -> None:
+    assert find_pedestal(points) is None
 
 
 def test_strays_are_left_out_with_a_warning() -> None:
@@ -215,8 +215,8 @@ def test_a_class_is_of_what_the_network_is_surer_of() -> None:
     alone = likes(1).predict(points[points[:, 1] > 0.01])
     assert pole.score == pytest.approx(alone.score, abs=0.5)
     assert likes(1).predict(points, up="y").pose == "without the ground under it"
-    assert likes(1).predict(on_block(), up="y").pose == "without the block under it"
-    assert "block" not in likes(-1).predict(on_block(), up="y").pose
+    assert likes(1).predict(on_pedestal(), up="y").pose == "without the pedestal under it"
+    assert "pedestal" not in likes(-1).predict(on_pedestal(), up="y").pose
     pole = likes(1).predict(before_wall())
     assert pole.pose.endswith(", without the ground and the wall around it")
     assert pole.score == pytest.approx(alone.score, abs=0.5)
