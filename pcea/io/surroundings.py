@@ -29,7 +29,7 @@ _GROUND, _WIDER, _THIN, _DEEP, _BELOW = 0.08, 1.1, 0.02, 0.08, 0.015
 _FLAT, _THINNER = 0.9, 0.004
 # Points of a file by which ground is measured once it is found; planes that are tried, and followed.
 _DENSE, _TRIED, _FOLLOWED = 65_536, 150, 25
-# The top of a pedestal has at least this share of the points, and so has what is below; their outlines differ by no more.
+# The top of a pedestal has at least this share of the points, and so has what is below; their outlines differ by less.
 _TOP, _SAME_OUTLINE = 0.05, 0.1
 # The cosine up to which a plane is level.
 _UPRIGHT = 0.9
@@ -204,7 +204,7 @@ def find_ground(points: Tensor) -> Ground | None:
 
 
 def find_pedestal(points: Tensor) -> Ground | None:
-    """The top of a pedestal under a shape (N, 3): of the levels along the axes that may be one, that of the most points.
+    """The top of a pedestal under a shape (N, 3): of the levels along the axes that may be one, that of most points.
 
     It is as wide as all below it, and wider than all above.
     """

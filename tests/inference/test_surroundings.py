@@ -17,7 +17,7 @@ from pcea.inference.parts import PartPredictor, write_parts
 from pcea.inference.points import PointPredictor, load_cloud, read_shape
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points
-from pcea.io.surroundings import find_pedestal, find_ground, leave_out_strays
+from pcea.io.surroundings import find_ground, find_pedestal, leave_out_strays
 
 UP = torch.tensor([0.0, 1.0, 0.0])
 
