@@ -16,11 +16,11 @@ import torch
 
 from pcea.commands.input_files import Share, find_files
 from pcea.commands.predict_output import open_output
-from pcea.datasets.cache import summarize
 from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor, check_output_folder
 from pcea.inference.examples import read_examples
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
+from pcea.io.failures import message_of, summarize
 from pcea.io.ply import write_ply
 from pcea.io.reader_processes import read_files
 from pcea.io.readers import ENDINGS
@@ -152,7 +152,7 @@ def predict(
             for batch in predict_files(predictor, weights, waiting, options, workers=workers):
                 for file, prediction in batch:
                     if isinstance(prediction, Exception):
-                        message = str(prediction) if str(file) in str(prediction) else f"{file}: {prediction}"
+                        message = message_of(prediction, file)
                         if strict:
                             raise ValueError(message)
                         errors.append(message)

@@ -12,10 +12,10 @@ from typing import Any
 
 from pcea.commands.input_files import find_files
 from pcea.commands.predict import MISFITS, applicable, misfit, tell_of_pose
-from pcea.datasets.cache import summarize
 from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor, check_not_read
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
+from pcea.io.failures import message_of, summarize
 from pcea.io.ply import write_ply
 from pcea.io.points import Points
 from pcea.io.readers import ENDINGS
@@ -230,7 +230,7 @@ def _make_subjects(predictor: Any, weights: str, files: list[Path], options: dic
         try:
             subjects.append(predictor.subject(file, **options))
         except (ValueError, OSError) as error:
-            unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+            unreadable.append(message_of(error, file))
         except MISFITS as error:
             raise misfit(predictor, weights, error) from error
     if unreadable:

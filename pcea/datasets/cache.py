@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pcea.datasets.memory import InMemory, fits_in_memory
 from pcea.io.atomic import atomic_file, one_process, remove_leftovers, temporary_folder
+from pcea.io.failures import summarize
 from pcea.io.gltf import external_buffers
 from pcea.io.hdf5 import read_h5
 from pcea.io.points import Points, TooFewPointsError, normalize_points
@@ -142,12 +143,6 @@ def read_files(
         advice = f"{fewer}repair or remove them, or set skip_unreadable.".capitalize()
         raise ValueError(f"{summarize(skipped, len(files))} {advice}")
     yield {"skipped": np.array([line.encode() for line in skipped], dtype=bytes)}
-
-
-def summarize(skipped: Sequence[str], total: int) -> str:
-    """One line that counts the unreadable files and names ten of them."""
-    more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-    return f"{len(skipped)} of {total} files cannot be read: {'; '.join(s.rstrip('.') for s in skipped[:10])}{more}."
 
 
 def warn_of_skipped(arrays: dict[str, Any], total: int) -> None:

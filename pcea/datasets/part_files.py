@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcea.datasets.cache import Arrays, summarize
+from pcea.datasets.cache import Arrays
 from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, describe_arrays, read_numpy
+from pcea.io.failures import summarize
 from pcea.io.hdf5 import read_h5
 from pcea.io.ply import read_ply
 from pcea.io.points import as_points, empty_points, normalize_points

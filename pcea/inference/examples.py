@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcea.datasets.cache import summarize
 from pcea.datasets.folders import list_files
+from pcea.io.failures import message_of, summarize
 from pcea.metrics.temperature import fit_temperature
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _embed(files: Sequence[Path], predictor: PointPredictor, **options: Any) -> 
         try:
             features.append(predictor.embed(file, **options))
         except (ValueError, OSError) as error:
-            unreadable.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+            unreadable.append(message_of(error, file))
     if unreadable:
         raise ValueError(f"{summarize(unreadable, len(files))} Repair or remove them: examples are few.")
     return features

@@ -82,7 +82,7 @@ class ImageSubject(Subject):
         """What `view` can show."""
         return (*super().modes, "prediction")
 
-    def farthest_point(self) -> int:
+    def default_query(self) -> int:
         """The pixel in the middle of what the network sees: the default query."""
         top, left, height, width = self._window
         return self._find_pixel(left + width // 2, top + height // 2)

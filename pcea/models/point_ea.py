@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -485,17 +485,10 @@ def point_ea_classifier(
     """
     if weights is not None:
         return start_from(point_ea_classifier, locals())
-    if attention is None and memory_units:
-        attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
-    encoder = PointEAEncoder(
-        attention,
-        in_channels=in_channels,
-        widths=_widths(size) if widths is None else widths,
-        depths=(1, 2, 2) if depths is None else depths,
-        num_centers=num_centers,
-        num_neighbors=num_neighbors,
-        drop_path=drop_path,
-    )
+    encoder = _encoder(
+        size, widths, depths, attention, memory_units,
+        in_channels=in_channels, num_centers=num_centers, num_neighbors=num_neighbors, drop_path=drop_path,
+    )  # fmt: skip
     return PointEAClassifier(encoder, num_classes=40 if num_classes is None else num_classes, dropout=dropout)
 
 
@@ -539,17 +532,10 @@ def point_ea_part_segmenter(
     """
     if weights is not None:
         return start_from(point_ea_part_segmenter, locals())
-    if attention is None and memory_units:
-        attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
-    encoder = PointEAEncoder(
-        attention,
-        in_channels=in_channels,
-        widths=_widths(size) if widths is None else widths,
-        depths=(1, 2, 2) if depths is None else depths,
-        num_centers=num_centers,
-        num_neighbors=num_neighbors,
-        drop_path=drop_path,
-    )
+    encoder = _encoder(
+        size, widths, depths, attention, memory_units,
+        in_channels=in_channels, num_centers=num_centers, num_neighbors=num_neighbors, drop_path=drop_path,
+    )  # fmt: skip
     return PointEASegmenter(
         encoder,
         num_classes=50 if num_classes is None else num_classes,
@@ -558,7 +544,21 @@ def point_ea_part_segmenter(
     )
 
 
-def _widths(size: str) -> tuple[int, ...]:
+def _encoder(
+    size: str,
+    widths: Sequence[int] | None,
+    depths: Sequence[int] | None,
+    attention: AttentionFactory | None,
+    memory_units: int,
+    **options: Any,
+) -> PointEAEncoder:
     if size not in _WIDTHS:
         raise ValueError(f"size must be one of {', '.join(_WIDTHS)}, got {size!r}.")
-    return _WIDTHS[size]
+    if attention is None and memory_units:
+        attention = partial(ExternalAttention, memory_units=memory_units, tied=False)
+    return PointEAEncoder(
+        attention,
+        widths=_WIDTHS[size] if widths is None else widths,
+        depths=(1, 2, 2) if depths is None else depths,
+        **options,
+    )

@@ -210,7 +210,7 @@ class _Writer:
             about |= {"width": width, "height": height, "picture": _png(subject.picture), "seen": subject.seen}
         else:
             about |= self._cloud()
-        about["query"] = self.place_of(subject.farthest_point())
+        about["query"] = self.place_of(subject.default_query())
         about["layers"] = [self._layer(layer) for layer in range(len(subject.layers))]
         results = [mode for mode in subject.modes if mode not in ATTENTION_MODES]
         about["results"] = {mode: self._result(subject.view(mode, layer=0)) for mode in results}

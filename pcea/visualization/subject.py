@@ -142,7 +142,7 @@ class Subject:
         """The mode in which a slot or a query that was asked for is shown, or else the first one."""
         return self.modes[0] if slot is query is None else first_mode(slot, query)
 
-    def farthest_point(self) -> int:
+    def default_query(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""
         return int((self.points - self.points.mean(0)).norm(dim=1).argmax())
 
@@ -194,7 +194,7 @@ class Subject:
             slot = shared.ranking(layer, self.head)[0] if slot is None else slot
             view = view_slot(self.points, self.weights(layer), slot)
         else:
-            query = self.farthest_point() if query is None else query
+            query = self.default_query() if query is None else query
             view = view_query(self.points, self.attention(layer), query, cloud=self.cloud, head=self.head)
         if view.color_bar is not None:
             view = view._replace(color_bar=view.color_bar._replace(label=f"{view.color_bar.label}, layer {layer}"))

@@ -189,7 +189,7 @@ def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
     assert {name.split()[0] for name, _ in view.legend} == set(NAMES)
     assert subject.find_query("0,5") == 0
     assert subject.find_query("29,24") == 32 * 48 - 1
-    assert subject.farthest_point() == subject.find_query("15,15")
+    assert subject.default_query() == subject.find_query("15,15")
     with pytest.raises(
         ValueError, match=r"halves\.png: --query .* y in 5\.\.24, which the network sees of it, got 3,2"
     ):
@@ -200,7 +200,7 @@ def test_self_attention_has_no_slots(files) -> None:
     trained = classifier(SelfAttention)
     subject = trained.subject(files[0], size=48)
     assert subject.modes == ("colors", "query", "prediction")
-    view = subject.view("query", layer=2, query=subject.farthest_point())
+    view = subject.view("query", layer=2, query=subject.default_query())
     assert view.color_bar.label == "weight of the query, layer 2"
     with pytest.raises(ValueError, match="has the modes colors, query, prediction, not 'slots'"):
         subject.view("slots", layer=2)

@@ -233,7 +233,7 @@ def test_the_mode_query_shows_the_farthest_point_before_a_click(visit):
     subject = cloud_subject()
     tab = visit(Page([subject]))
     tab.evaluate("pcea.panes[0].choose({ mode: 'query' })")
-    assert tab.evaluate("[pcea.panes[0].choice.query, pcea.panes[0].scene.marker]") == [subject.farthest_point()] * 2
+    assert tab.evaluate("[pcea.panes[0].choice.query, pcea.panes[0].scene.marker]") == [subject.default_query()] * 2
     assert_same_colors(colors_in(tab), subject.view("query", layer=3).colors)
 
 
@@ -304,7 +304,7 @@ def test_an_address_gets_what_there_is(visit, fragment):
     tab = visit(Page([subject]), fragment=fragment)
     choice = tab.evaluate("pcea.panes[0].choice")
     assert (choice["network"], choice["file"], choice["layer"], choice["head"]) == (0, 0, 3, -1)
-    assert choice["query"] == subject.farthest_point()
+    assert choice["query"] == subject.default_query()
     assert 0 <= choice["slot"] < 8
     camera = tab.evaluate("pcea.camera")
     assert -90 <= camera["elevation"] <= 90

@@ -33,7 +33,7 @@ def test_a_subject_is_coloured_in_each_mode():
 def test_defaults_of_slot_and_query():
     points = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [-3, 0, 0], [0, 0, 2.0]])
     seen = subject(points=points)
-    assert seen.farthest_point() == 3
+    assert seen.default_query() == 3
     assert seen.view("query", layer=0).marker.equal(points[3])
     assert seen.view("slot", layer=0).color_bar.label.startswith("weight of slot 2")
     assert seen.view("slot", layer=1).color_bar.label.startswith("weight of slot 1")
@@ -154,4 +154,4 @@ def test_queries_have_one_scale_in_all_clouds():
     assert low.marker.equal(subjects[0].points[0])
     assert high.marker.equal(subjects[1].points[1])
     farthest = shared_views(subjects, "query", layer=0)
-    assert farthest[1].marker.equal(subjects[1].points[subjects[1].farthest_point()])
+    assert farthest[1].marker.equal(subjects[1].points[subjects[1].default_query()])
