@@ -3,8 +3,8 @@
     python scripts/benchmark_examples.py
 
 The categories of Labeled PSB are the folders: examples are drawn from its training shapes, ten times for each number,
-and its test shapes named. Then ten random categories alone are the folders, and the other nine should be `unsure`. Only
-a network's shipped weights are used; nothing is trained.
+and its test shapes named. Then a random half of the categories, ten, are the folders, and the others should be
+`unsure`. Only a network's shipped weights are used; nothing is trained.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def tell_unknown(features: Tensor, label: Tensor, queries: Tensor, truth: Tensor, seed: int) -> tuple[float, ...]:
-    """With examples of ten random categories: the AUROC of the others, and which share of both is called unsure."""
-    folders = torch.randperm(int(label.max()) + 1, generator=torch.Generator().manual_seed(seed))[:10].sort().values
+    """With examples of a random half of the categories: AUROC of the others, and which share of both is unsure."""
+    count = int(label.max()) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    folders = order[: (count + 1) // 2].sort().values
     used = torch.isin(label, folders)
     names = tuple(map(str, folders.tolist()))
     examples = fit_examples(names, features[used], torch.searchsorted(folders, label[used]))

@@ -28,6 +28,7 @@ from pcea.datasets import LabeledPSB, ModelNet40
 from pcea.datasets.batches import PointBatch
 from pcea.inference.points import PointPredictor
 from pcea.inference.pose import PosedLogits
+from pcea.io.points import Points
 from pcea.transforms import Corruption
 from pcea.transforms.corruptions import CORRUPTIONS
 
@@ -115,14 +116,16 @@ def pose_all(predictor: PointPredictor, clouds: Iterable[Tensor], up: str) -> li
     Points are repeated where it takes no cloud of so few.
     """
     fewest = int(getattr(predictor.network, "min_points", 1))
+
+    def pose(points: Tensor) -> PosedLogits:
+        shape: Points = predictor.read(points)
+        if (count := len(shape.points)) < fewest:
+            shape = Points(shape.points[torch.arange(fewest) % count])
+        return predictor.pose_standing(shape, up=up)[0]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strays, and of shapes in several parts
-        return [
-            predictor.pose_standing(
-                predictor.read(points[torch.arange(max(fewest, len(points))) % len(points)]), up=up
-            )[0]
-            for points in clouds
-        ]
+        return [pose(points) for points in clouds]
 
 
 def summarize(results: Sequence[PosedLogits], label: Tensor, predictor: PointPredictor) -> dict[str, float]:

@@ -39,8 +39,10 @@ def test_categories_that_lie_apart_are_all_told(benchmark: Any, capsys: pytest.C
     benchmark.main(["--examples", "1", "4"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0] for row in rows] == ["| 1", "| 4"]
-    assert [row[1] for row in rows] == ["100.0 ± 0.0", "100.0"]  # all four can be drawn in one way only
-    assert all(0 <= float(row[2].rstrip(" |")) < 20 for row in rows)
+    assert [row[1] for row in rows] == ["100.0 ± 0.0", "100.0 ± 0.0"]
+    assert all(0 <= float(row[2]) < 20 for row in rows)
+    assert rows[1][3] == "100.0"  # the category without a folder is farther from all examples
+    assert [float(row[5].rstrip(" |")) for row in rows] == [0.0, 100.0]  # each alone says nothing of how far is too far
 
 
 def test_a_draw_has_the_same_number_of_each_category(benchmark: Any) -> None:
