@@ -245,6 +245,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
     "configurations": lambda _: configuration_table(),
     "robustness": lambda _: robustness_table(),
     "ablation, parts": _ablation("labeled_psb_pointea"),
+    "ablation, classes": _ablation("modelnet40_pointea_fast"),
     "point classification": _of_points(CLASSIFICATION),
     "parts": _of_points(PARTS),
     "parts by category": _categories("labeled_psb_"),
