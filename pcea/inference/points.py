@@ -150,8 +150,8 @@ class PointPredictor(ClassPredictor):
     def _compare(self, cloud: Points, like: Examples, top: int) -> ClassPrediction:
         """The folders of examples that a cloud, or what stands on its ground, is like: the most alike."""
         features = [self._feature(each) for each in (cloud, *(cloud.standing if isinstance(cloud, Shape) else ()))]
-        best = max(features, key=lambda feature: float(like.compare(feature).max()))
-        prediction = rank(like.compare(best), top, like.class_names)
+        logits, best = max(((like.compare(each), each) for each in features), key=lambda pair: float(pair[0].max()))
+        prediction = rank(logits, top, like.class_names)
         if like.known_above is None:
             return prediction
         score = like.score(best)

@@ -62,6 +62,10 @@ class Ground(NamedTuple):
     width: float
     is_pedestal: bool = False
 
+    def enlarged(self, center: Rows, radius: float) -> Ground:
+        """The same plane in the coordinates of a cloud that was brought into the unit ball."""
+        return self._replace(point=self.point * radius + center, thickness=self.thickness * radius)
+
     def is_under(self, points: Tensor) -> Tensor:
         """Which points are of the ground, or below it: (N,) for (N, 3)."""
         height = (points.double().numpy() - self.point) @ self.normal
@@ -181,12 +185,9 @@ def find_ground(points: Tensor) -> Ground | None:
     """The plane at one end of a cloud (N, 3) with the most points, if it is wider than all else; or None."""
     from scipy.spatial import cKDTree
 
-    rows = points.double().numpy()
+    rows, center, radius = _in_unit_ball(points)
     if len(rows) < 4 * _STANDING:
         return None
-    center = rows.mean(0)
-    radius = np.linalg.norm(rows - center, axis=1).max()
-    rows = (rows - center) / radius
     # Planes through neighbourhoods of random points, and the sides of the box around the cloud.
     chosen = np.random.default_rng(0).permutation(len(rows))[:_TRIED]
     near = rows[cKDTree(rows).query(rows[chosen], k=16)[1]]
@@ -198,9 +199,7 @@ def find_ground(points: Tensor) -> Ground | None:
     found = _largest(rows, distance, _THIN)
     if found is None and (distance <= _THINNER).mean(0).max() >= _FLAT:
         found = _largest(rows, distance, _THINNER)
-    if found is None:
-        return None
-    return found._replace(point=found.point * radius + center, thickness=found.thickness * float(radius))
+    return None if found is None else found.enlarged(center, radius)
 
 
 def find_pedestal(points: Tensor) -> Ground | None:
@@ -208,10 +207,7 @@ def find_pedestal(points: Tensor) -> Ground | None:
 
     It is as wide as all below it, and wider than all above.
     """
-    rows = points.double().numpy()
-    center = rows.mean(0)
-    radius = np.linalg.norm(rows - center, axis=1).max()
-    rows = (rows - center) / radius
+    rows, center, radius = _in_unit_ball(points)
     best, most = None, max(_TOP * len(rows), 8)
     for direction in np.concatenate([np.eye(3), -np.eye(3)]):
         height = rows @ direction
@@ -223,9 +219,15 @@ def find_pedestal(points: Tensor) -> Ground | None:
             width = _width(rows, direction, above, flat)
             if width >= _WIDER and abs(_width(rows, direction, below, flat) - 1) <= _SAME_OUTLINE:
                 best, most = Ground(level * direction, direction, _THIN, width, is_pedestal=True), int(flat.sum())
-    if best is None:
-        return None
-    return best._replace(point=best.point * radius + center, thickness=best.thickness * float(radius))
+    return None if best is None else best.enlarged(center, radius)
+
+
+def _in_unit_ball(points: Tensor) -> tuple[Rows, Rows, float]:
+    """Points less their mean and over their greatest distance from it; these two."""
+    rows = points.double().numpy()
+    center = rows.mean(0)
+    radius = float(np.linalg.norm(rows - center, axis=1).max())
+    return (rows - center) / radius, center, radius
 
 
 def _levels(height: Rows) -> Rows:
