@@ -66,7 +66,8 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
         finds itself. The distances are differentiable in both clouds.
 
     Raises:
-        ValueError: If `k` is not in 1..N, a shape is wrong or a masked cloud has no real point.
+        ValueError: If `k` is not in 1..N, a shape is wrong, a masked cloud has no real point or, where a k-d tree is
+            used (large sources on a CPU), none is finite.
     """
     check_points(query=query, source=source)
     check_mask(mask, source)
