@@ -20,7 +20,8 @@ class AttentionMap(NamedTuple):
 
     Attributes:
         weights: (B, N, S), or (B, H, N, S) with heads; each row of a real token sums to 1, or with
-            `normalization="tokens"` each column over the real tokens. For packed clouds (N, S), or (H, N, S) with heads.
+            `normalization="tokens"` each column over the real tokens. For packed clouds (N, S), or (H, N, S) with
+            heads.
         mask: True for real tokens, (B, N), or None.
         points: Positions of the tokens, (B, N, 3), in the coordinates that the model was given; None if the model does
             not provide them. Networks of pcea do, as does any module whose output has an attribute `centers`.
