@@ -241,18 +241,18 @@ class PceaCLI(LightningCLI):
             seed=self.checkpoint.get("seed", -1),
             epoch=self.checkpoint["epoch"] + 1,
             selection="best_val" if self.weights and self.weights.name.startswith("best") and monitored else "last",
-            dataset=getattr(self.datamodule, "dataset_name", type(self.datamodule).__name__.removesuffix("DataModule")),
+            dataset=self.datamodule.dataset_name,
             split="test",
             num_points=self.model.num_test_points,
-            votes=getattr(self.model, "votes", 1),
+            votes=self.model.votes,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
             minutes=round(timer.get("train", 0.0) / 60, 1),
             commit=commit(),
             metrics=metrics,
-            convention=getattr(self.model, "convention", ""),
+            convention=self.model.convention,
             categories={
                 name: (shapes, None if miou is None else round(100 * miou, 2))
-                for name, (shapes, miou) in getattr(self.model, "by_category", {}).items()
+                for name, (shapes, miou) in self.model.by_category.items()
             },
         )
 

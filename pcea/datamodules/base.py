@@ -24,9 +24,11 @@ class TaskData(Protocol):
         class_names: Name of each class.
         num_points: Points per cloud in training; 0 for images.
         with_normals: Whether clouds have normals.
+        up: The upward axis of the files: x, y, z, -x, -y or -z; None if the dataset has its own orientation.
         parts: The classes of each category, by its name; empty unless clouds have categories.
         mean: Mean of red, green and blue, in 0..1, that is subtracted from images; () if none is.
         std: Their standard deviation, by which images are divided.
+        eval_transforms: What changes images before validation and test.
         category_ids: Number of each object class in the dataset's files; () unless images have objects.
         has_masks: Whether objects have masks.
     """
@@ -36,9 +38,11 @@ class TaskData(Protocol):
     class_names: tuple[str, ...]
     num_points: int
     with_normals: bool
+    up: str | None
     parts: dict[str, tuple[int, ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    eval_transforms: Sequence[Any]
     category_ids: tuple[int, ...]
     has_masks: bool
 
@@ -86,8 +90,10 @@ class DataModule(L.LightningDataModule):
 
     num_points: int = 0
     with_normals: bool = False
+    up: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    eval_transforms: Sequence[Any] = ()
     _train_sampler: ClassVar[type[DistributedSampler]] = DistributedSampler
 
     def __init__(

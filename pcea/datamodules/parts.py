@@ -145,6 +145,8 @@ class PartFolderDataModule(PartDataModule):
         **options: Those of `PartDataModule`.
     """
 
+    up: str
+
     def __init__(
         self,
         root: str,

@@ -168,6 +168,8 @@ class PointFolderDataModule(PointDataModule):
         **options: Those of `PointDataModule`.
     """
 
+    up: str
+
     def __init__(
         self,
         root: str,

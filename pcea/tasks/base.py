@@ -71,6 +71,8 @@ class Task(L.LightningModule):
         up: Upward axis of the files that it is trained on; None if the data does not say.
         background: Whether the network has one class more than the data: none of them.
         first_epoch: The epoch at which a resumed run goes on.
+        votes: Test passes that are averaged.
+        by_category: After the test, the number of samples and the result of each category or class, where there is one.
         seed: Of all that is random in training: that of `seed_everything`, else torch's before the first batch, which a
             checkpoint keeps; None before `fit`.
     """
@@ -78,6 +80,7 @@ class Task(L.LightningModule):
     kind: ClassVar[TaskKind]
     network_argument: ClassVar[str] = "network"
     background: bool = False
+    votes: int = 1
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class Task(L.LightningModule):
         self.up: str | None = None
         self.seed: int | None = None
         self.first_epoch = 0
+        self.by_category: dict[str, tuple[int, float | None]] = {}
         self._total_steps: int | None = None
         self._trained_classes: tuple[tuple[str, ...], dict[str, Sequence[int]]] = ((), {})
         self._trained_with: dict[str, Any] = {}
@@ -119,6 +123,11 @@ class Task(L.LightningModule):
             ValueError: If the data module lacks something that a task may ask for.
         """
         return data_of(self.trainer)
+
+    @property
+    def convention(self) -> str:
+        """How to read the results, for records; "" if there is only one way."""
+        return ""
 
     def setup(self, stage: str) -> None:
         """Take the class names from the data, and refuse data with another number of classes.
@@ -223,7 +232,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If they do not.
         """
-        self.up = getattr(self.data, "up", None)
+        self.up = None if self.data is None else self.data.up
         if self.encoder_rate == 0:
             # Lightning leaves modules in the mode that they are in.
             self.network.encoder.eval()  # type: ignore[union-attr]
@@ -237,7 +246,7 @@ class Task(L.LightningModule):
     def on_test_start(self) -> None:
         """Warn if the data is read otherwise than in training: this is easily forgotten."""
         for name in ("up", "mean", "std"):
-            theirs, ours = self._trained_with.get(name), getattr(self.data, name, None)
+            theirs, ours = self._trained_with.get(name), None if self.data is None else getattr(self.data, name)
             if theirs and ours and list(theirs) != list(ours):
                 warnings.warn(
                     f"The network was trained with data.init_args.{name} {theirs}, and is measured with {ours}: if the "

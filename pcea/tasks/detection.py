@@ -62,9 +62,12 @@ class DetectionTask(Task):
         self.precision.warn_on_many_detections = False
         self.results = results
         self.category_ids: tuple[int, ...] = ()
-        self.convention = "COCO's average precision; the 100 best detections of an image count"
-        self.by_category: dict[str, tuple[int, float | None]] = {}
         self._found: list[dict[str, Any]] = []
+
+    @property
+    def convention(self) -> str:
+        """How to read the average precision of the record."""
+        return "COCO's average precision; the 100 best detections of an image count"
 
     def setup(self, stage: str) -> None:
         """Take class names from the data, and refuse data without masks if the network needs them.
@@ -80,7 +83,7 @@ class DetectionTask(Task):
         self.category_ids = () if self.data is None else self.data.category_ids
         if stage == "test" and self.results and self.trainer.world_size > 1:
             raise ValueError("Results can be written by one device only: set trainer.devices to 1.")
-        if stage == "test" and self.results and list(getattr(self.data, "eval_transforms", ())):
+        if stage == "test" and self.results and self.data is not None and self.data.eval_transforms:
             raise ValueError(
                 "Results are boxes in the pictures as their files hold them, but eval_transforms change the pictures "
                 "first: leave eval_transforms or results out (a detector resizes pictures itself, and boxes back)."

@@ -108,8 +108,14 @@ class GenerationTask(Task):
         self.discriminator_steps, self.ema_decay = discriminator_steps, ema_decay
         self.sample_every, self.samples_per_class = sample_every, samples_per_class
         self.feature_network = feature_network
-        self.convention = "Measured on as many generated images as the split has, of the same classes"
         self._metrics: GenerationMetrics | None = None
+
+    @property
+    def convention(self) -> str:
+        """How to read the Fréchet distance and the scores of the record."""
+        network = self.feature_network
+        by = "" if network is None else f", by the classifier {network}, not by Inception"
+        return f"Measured on as many generated images as the split has, of the same classes{by}"
 
     def setup(self, stage: str) -> None:
         """Refuse data that does not fit the networks, and load the network to measure with.
@@ -263,7 +269,6 @@ class GenerationTask(Task):
             features = None
             if self.feature_network is not None:
                 features = load_features(self.feature_network, self.generator.num_classes, self.class_names)
-                self.convention += f", by the classifier {self.feature_network}, not by Inception"
             self._metrics = GenerationMetrics(self.generator.num_classes, features)
         return self._metrics.to(self.device)
 

@@ -63,8 +63,11 @@ class ImageSegmentationTask(ImageTask):
         self.class_weights: Tensor
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=IGNORE)
-        self.by_category: dict[str, tuple[int, float | None]] = {}
-        self.convention = "miou: mean over the classes of the IoU over all pixels of the split, at full size"
+
+    @property
+    def convention(self) -> str:
+        """How to read the mean IoU of the record."""
+        return "miou: mean over the classes of the IoU over all pixels of the split, at full size"
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes, H, W) of normalized images (B, 3, H, W)."""

@@ -72,7 +72,6 @@ class PointSegmentationTask(Task):
         self._votes_per_scale, self.own_parts = votes, own_parts
         self.parts: dict[str, tuple[int, ...]] = {}
         self.part_iou: PartIoU | None = None
-        self.by_category: dict[str, tuple[int, float | None]] = {}
 
     @property
     def convention(self) -> str:

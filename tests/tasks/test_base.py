@@ -233,12 +233,13 @@ class Foreign(L.LightningDataModule):
 def test_a_foreign_data_module_is_told_what_it_lacks():
     model = PointClassificationTask(network(2), partial(torch.optim.SGD, lr=0.5))
     with pytest.raises(
-        ValueError, match=r"Foreign lacks dataset_name, sets, with_normals, .*has_masks, which .*DataModule"
+        ValueError,
+        match=r"Foreign lacks dataset_name, sets, with_normals, up, .*eval_transforms, .*has_masks, which .*DataModule",
     ):
         trainer(1).test(model, datamodule=Foreign(), verbose=False)
     foreign = Foreign()
-    for name, value in {"dataset_name": "F", "sets": {}, "with_normals": False, "parts": {}, "mean": (), "std": (),
-                        "category_ids": (), "has_masks": False}.items():  # fmt: skip
+    for name, value in {"dataset_name": "F", "sets": {}, "with_normals": False, "up": None, "parts": {}, "mean": (),
+                        "std": (), "eval_transforms": (), "category_ids": (), "has_masks": False}.items():  # fmt: skip
         setattr(foreign, name, value)
     trainer(1).test(model, datamodule=foreign, verbose=False)
     assert model.class_names == ("key", "mug")

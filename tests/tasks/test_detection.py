@@ -58,7 +58,7 @@ def true(number, *objects, crowd=(), masks=None):
 class Data(L.LightningDataModule):
     """Two images of different sizes in all splits, and what tasks ask, without deriving from `DataModule`."""
 
-    num_points, with_normals, parts, mean, std = 0, False, {}, (), ()
+    num_points, with_normals, up, parts, mean, std, eval_transforms = 0, False, None, {}, (), (), ()
     dataset_name, sets = "Data", {}
 
     def __init__(self, targets, *, class_names=("cat", "dog"), category_ids=(3, 7), has_masks=False):
