@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, get_worker_info
 
-from pcea.datasets.splits import stratified_sample
+from pcea.datasets.splits import TrainOrTest, stratified_sample
 
 
 class TaskData(Protocol):
@@ -113,7 +113,7 @@ class DataModule(L.LightningDataModule):
         self.sets: dict[str, Any] = {}
         self._classes: tuple[tuple[str, ...], dict[str, tuple[int, ...]]] = ((), {})
 
-    def load(self, split: Literal["train", "test"]) -> Any:
+    def load(self, split: TrainOrTest) -> Any:
         """Read one split from disk."""
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.utils.data import DistributedSampler
@@ -13,7 +13,7 @@ from pcea.datasets.batches import ImageBatch, normalize
 from pcea.datasets.cifar10 import read_cifar10
 from pcea.datasets.image_folder import has_splits, read_image_folder
 from pcea.datasets.images import ImageDataset, TransformedImages
-from pcea.datasets.splits import check_test_fraction, divide
+from pcea.datasets.splits import TrainOrTest, check_test_fraction, divide
 from pcea.datasets.transformed import TransformedDataset
 from pcea.transforms.images import ImageTransform
 
@@ -136,7 +136,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.root, self.test_fraction = root, test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Literal["train", "test"]) -> ImageDataset:
+    def load(self, split: TrainOrTest) -> ImageDataset:
         """List the files of one split."""
         is_split = has_splits(self.root)
         images = read_image_folder(self.root, split if is_split else None)
@@ -172,6 +172,6 @@ class CIFAR10DataModule(ImageDataModule):
         super().__init__(**options)
         self.root = root
 
-    def load(self, split: Literal["train", "test"]) -> ImageDataset:
+    def load(self, split: TrainOrTest) -> ImageDataset:
         """Read one split."""
         return read_cifar10(self.root, split)

@@ -9,9 +9,9 @@ from pcea.datamodules.images import ImageDataModule
 from pcea.datasets.ade20k import read_ade20k
 from pcea.datasets.camvid import read_camvid
 from pcea.datasets.cityscapes import read_cityscapes
-from pcea.datasets.mask_folder import check_classes, has_mask_splits, read_mask_folder
+from pcea.datasets.mask_folder import check_mask_classes, has_mask_splits, read_mask_folder
 from pcea.datasets.masks import MaskFiles
-from pcea.datasets.splits import Split, check_test_fraction, divide
+from pcea.datasets.splits import Split, TrainOrTest, check_test_fraction, divide
 from pcea.datasets.voc2012 import read_voc2012
 
 
@@ -43,7 +43,7 @@ class VOC2012DataModule(MaskDataModule):
         super().__init__(root, **options)
         self.train_split = train_split
 
-    def load(self, split: Literal["train", "test"]) -> MaskFiles:
+    def load(self, split: TrainOrTest) -> MaskFiles:
         """List the files of one split."""
         return read_voc2012(self.root, self.train_split if split == "train" else "val")
 
@@ -51,7 +51,7 @@ class VOC2012DataModule(MaskDataModule):
 class ADE20KDataModule(MaskDataModule):
     """ADE20K (scene parsing challenge). Results are reported on its validation split, which is the test split here."""
 
-    def load(self, split: Literal["train", "test"]) -> MaskFiles:
+    def load(self, split: TrainOrTest) -> MaskFiles:
         """List the files of one split."""
         return read_ade20k(self.root, "training" if split == "train" else "validation")
 
@@ -59,7 +59,7 @@ class ADE20KDataModule(MaskDataModule):
 class CityscapesDataModule(MaskDataModule):
     """Cityscapes. The masks of its test are secret, so results are reported on val, which is the test split here."""
 
-    def load(self, split: Literal["train", "test"]) -> MaskFiles:
+    def load(self, split: TrainOrTest) -> MaskFiles:
         """List the files of one split."""
         return read_cityscapes(self.root, "train" if split == "train" else "val")
 
@@ -85,7 +85,7 @@ class CamVidDataModule(MaskDataModule):
         super().__init__(root, in_memory=in_memory, **options)
         self.train_split = train_split
 
-    def load(self, split: Literal["train", "test"]) -> MaskFiles:
+    def load(self, split: TrainOrTest) -> MaskFiles:
         """List the files of one split."""
         return read_camvid(self.root, self.train_split if split == "train" else "test")
 
@@ -124,7 +124,7 @@ class MaskFolderDataModule(MaskDataModule):
         self.test_fraction = test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Literal["train", "test"]) -> MaskFiles:
+    def load(self, split: TrainOrTest) -> MaskFiles:
         """List the files of one split."""
         files = self._read(split)
         assert files is not None, "only val may be absent"
@@ -147,7 +147,7 @@ class MaskFolderDataModule(MaskDataModule):
         is_new = "train" not in self.sets
         super().setup(stage)
         if stage == "fit" and is_new:
-            check_classes(self._train_files, self.root)
+            check_mask_classes(self._train_files, self.root)
 
     def _read(self, split: Split) -> MaskFiles | None:
         return read_mask_folder(

@@ -13,7 +13,7 @@ from pcea.datasets.coco import CocoObjects
 from pcea.datasets.mask_folder import has_mask_splits
 from pcea.datasets.object_folder import read_object_folder
 from pcea.datasets.objects import ObjectDataset, TransformedObjects
-from pcea.datasets.splits import Split, check_test_fraction, divide, warn_of_missing_classes
+from pcea.datasets.splits import Split, TrainOrTest, check_test_fraction, divide, warn_of_missing_classes
 from pcea.datasets.voc_objects import VocObjects, listed_names
 
 
@@ -180,7 +180,7 @@ class VocObjectDataModule(ObjectDataModule):
         self.train_split, self.test_split = train_split, test_split
         self.given_names = class_names
 
-    def load(self, split: Literal["train", "test"]) -> VocObjects:
+    def load(self, split: TrainOrTest) -> VocObjects:
         """Read the XML files of one split."""
         images = self._read(self.train_split if split == "train" else self.test_split)
         if split == "train":
@@ -218,7 +218,7 @@ class ObjectFolderDataModule(ObjectDataModule):
         self.class_name, self.test_fraction = class_name, test_fraction
         check_test_fraction(test_fraction)
 
-    def load(self, split: Literal["train", "test"]) -> ObjectDataset:
+    def load(self, split: TrainOrTest) -> ObjectDataset:
         """List the files of one split."""
         files = read_object_folder(self.root, split, class_name=self.class_name)
         assert files is not None, "only val may be absent"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 
 from pcea.datamodules.base import augment_batch
-from pcea.datamodules.points import PointDataModule, Split
+from pcea.datamodules.points import PointDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.labeled_psb import LabeledPSB
 from pcea.datasets.memory import InMemory
@@ -16,6 +16,7 @@ from pcea.datasets.part_folder import PartFolder
 from pcea.datasets.parts import PartDataset
 from pcea.datasets.pyg import parts_from_pyg
 from pcea.datasets.shapenetpart import ShapeNetPart
+from pcea.datasets.splits import TrainOrTest
 from pcea.transforms.points import RandomSubset
 
 
@@ -32,7 +33,7 @@ class PartDataModule(PointDataModule):
     def __init__(self, *, num_points: int = 2048, **options: Any):
         super().__init__(num_points=num_points, **options)
 
-    def load(self, split: Split) -> PartDataset:
+    def load(self, split: TrainOrTest) -> PartDataset:
         """Read one split from disk."""
         raise NotImplementedError
 
@@ -79,7 +80,7 @@ class ShapeNetPartDataModule(PartDataModule):
         self.in_memory = in_memory
         self.root, self.layout, self.categories, self.train_split = root, layout, categories, train_split
 
-    def load(self, split: Split) -> PartDataset:
+    def load(self, split: TrainOrTest) -> PartDataset:
         """Read one split from disk."""
         return self._read(self.train_split if split == "train" else "test")
 
@@ -120,7 +121,7 @@ class LabeledPSBDataModule(PartDataModule):
         super().__init__(**options)
         self.root, self.categories, self.in_memory = root, categories, in_memory
 
-    def load(self, split: Split) -> PartDataset:
+    def load(self, split: TrainOrTest) -> PartDataset:
         """Read one split from disk."""
         return LabeledPSB(
             self.root,
@@ -162,7 +163,7 @@ class PartFolderDataModule(PartDataModule):
         self.root, self.parts_file, self.up = root, parts, up
         self.test_fraction, self.skip_unreadable, self.in_memory = test_fraction, skip_unreadable, in_memory
 
-    def load(self, split: Split) -> PartDataset:
+    def load(self, split: TrainOrTest) -> PartDataset:
         """Read one split from disk."""
         return PartFolder(
             self.root,
@@ -198,6 +199,6 @@ class PyGPartDataModule(PartDataModule):
         self.splits = {"train": train, "test": test}
         self.classes = parts
 
-    def load(self, split: Split) -> PartDataset:
+    def load(self, split: TrainOrTest) -> PartDataset:
         """Read one split from disk."""
         return parts_from_pyg(self.splits[split](), parts=self.classes, with_normals=self.with_normals)

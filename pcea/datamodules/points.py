@@ -16,9 +16,8 @@ from pcea.datasets.point_folder import PointFolder
 from pcea.datasets.points import PointDataset
 from pcea.datasets.pyg import from_pyg
 from pcea.datasets.scanobjectnn import ScanObjectNN
+from pcea.datasets.splits import TrainOrTest
 from pcea.transforms.points import Transform
-
-Split = Literal["train", "test"]
 
 
 class PointDataModule(DataModule):
@@ -62,7 +61,7 @@ class PointDataModule(DataModule):
         self.num_points, self.with_normals = num_points, with_normals
         self.augment, self.evaluate = tuple(augment), tuple(evaluate)
 
-    def load(self, split: Split) -> PointDataset | PartDataset:
+    def load(self, split: TrainOrTest) -> PointDataset | PartDataset:
         """Read one split from disk."""
         raise NotImplementedError
 
@@ -111,7 +110,7 @@ class ModelNet40DataModule(PointDataModule):
         super().__init__(**options)
         self.root, self.layout, self.in_memory = root, layout, in_memory
 
-    def load(self, split: Split) -> PointDataset:
+    def load(self, split: TrainOrTest) -> PointDataset:
         """Read one split from disk."""
         return self.dataset(
             self.root,
@@ -148,7 +147,7 @@ class ScanObjectNNDataModule(PointDataModule):
         super().__init__(**options)
         self.root, self.variant = root, variant
 
-    def load(self, split: Split) -> PointDataset:
+    def load(self, split: TrainOrTest) -> PointDataset:
         """Read one split from disk."""
         if self.with_normals:
             raise ValueError("ScanObjectNN has no normals: set data.init_args.with_normals to false.")
@@ -184,7 +183,7 @@ class PointFolderDataModule(PointDataModule):
         self.root, self.up, self.test_fraction = root, up, test_fraction
         self.skip_unreadable, self.in_memory = skip_unreadable, in_memory
 
-    def load(self, split: Split) -> PointDataset:
+    def load(self, split: TrainOrTest) -> PointDataset:
         """Read one split from disk."""
         return PointFolder(
             self.root,
@@ -211,6 +210,6 @@ class PyGPointDataModule(PointDataModule):
         super().__init__(**options)
         self.splits = {"train": train, "test": test}
 
-    def load(self, split: Split) -> PointDataset:
+    def load(self, split: TrainOrTest) -> PointDataset:
         """Read one split from disk."""
         return from_pyg(self.splits[split](), num_points=self.num_points, with_normals=self.with_normals)

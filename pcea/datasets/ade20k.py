@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pcea.datasets.masks import MaskFiles, find_dataset, find_files, number_classes, pair_files
+from pcea.datasets.masks import MaskFiles, find_by_name, find_dataset, number_classes, pair_files
 
 
 def read_ade20k(root: str | Path, split: Literal["training", "validation"]) -> MaskFiles:
@@ -29,7 +29,7 @@ def read_ade20k(root: str | Path, split: Literal["training", "validation"]) -> M
         if len(names) != 150:
             raise ValueError(f"{table} must have a row for each of 150 classes after the first, got {len(names)}.")
     images, masks = pair_files(
-        find_files(folder / "images" / split, None, (".jpg",)),
-        find_files(folder / "annotations" / split, None, (".png",)),
+        find_by_name(folder / "images" / split, None, (".jpg",)),
+        find_by_name(folder / "annotations" / split, None, (".png",)),
     )
     return MaskFiles(images, masks, classes=number_classes(150, ignored=(0,), first=1), class_names=names)

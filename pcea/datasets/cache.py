@@ -24,8 +24,8 @@ from pcea.io.points import Points, TooFewPointsError, normalize_points
 from pcea.io.stored import Array, StoredArray, stored_h5
 
 Arrays = dict[str, np.ndarray]
-# What `read_files` gives, besides `normal`.
-ARRAYS = ("data", "label", "skipped")
+# What `parse_files` gives, besides `normal`.
+CLOUD_ARRAYS = ("data", "label", "skipped")
 # What an HDF5 file takes beside its arrays.
 _H5_OVERHEAD = 1 << 16
 # Changes with the layout of caches, so that those of other versions are not read.
@@ -95,7 +95,7 @@ def read_h5_clouds(
     return Clouds(points, torch.from_numpy(label), normals)
 
 
-def read_files(
+def parse_files(
     files: Sequence[Path],
     label: Sequence[int],
     read: Callable[[Path], Points],
@@ -156,7 +156,7 @@ def cached(
     path: Path | None,
     make: Callable[[], Iterable[Arrays]],
     *,
-    names: Sequence[str] = ARRAYS,
+    names: Sequence[str] = CLOUD_ARRAYS,
     large: Sequence[str] = ("data", "normal"),
     in_memory: InMemory = "auto",
 ) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _checksums(array: np.ndarray, rows: Sequence[int]) -> list[int]:
 
 
 def to_tensors(arrays: dict[str, Any], *, with_normals: bool) -> dict[str, Any]:
-    """Convert the arrays of `read_files` or `read_part_files` to arguments of `PointDataset` or `PartDataset`.
+    """Convert the arrays of `parse_files` or `read_part_files` to arguments of `PointDataset` or `PartDataset`.
 
     Those that are not held in memory stay in their file.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.masks import MaskFiles, find_dataset, find_files, number_classes, pair_files
+from pcea.datasets.masks import MaskFiles, find_by_name, find_dataset, number_classes, pair_files
 
 CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian", "bicyclist",
@@ -29,7 +29,7 @@ def read_camvid(root: str | Path, split: Literal["train", "val", "trainval", "te
     images, masks = [], []
     for part in ("train", "val") if split == "trainval" else (split,):
         ours, theirs = pair_files(
-            find_files(folder / part, None, (".png", ".jpg")), find_files(folder / f"{part}annot", None, (".png",))
+            find_by_name(folder / part, None, (".png", ".jpg")), find_by_name(folder / f"{part}annot", None, (".png",))
         )
         images += ours
         masks += theirs

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from pcea.datasets.image_folder import read_image_folder
 from pcea.datasets.images import ImageDataset, ImageTensors
+from pcea.datasets.splits import TrainOrTest
 
 
-def read_cifar10(root: str | Path, split: Literal["train", "test"]) -> ImageDataset:
+def read_cifar10(root: str | Path, split: TrainOrTest) -> ImageDataset:
     """Read CIFAR-10 into memory: 50,000 pictures of 32 x 32 pixels to train on, 10,000 to test on.
 
     Args:

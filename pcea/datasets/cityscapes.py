@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.masks import MaskFiles, find_dataset, find_files, pair_files
+from pcea.datasets.masks import MaskFiles, find_by_name, find_dataset, pair_files
 
 
 def read_cityscapes(root: str | Path, split: Literal["train", "val"]) -> MaskFiles:
@@ -27,8 +27,8 @@ def read_cityscapes(root: str | Path, split: Literal["train", "val"]) -> MaskFil
     if not (folder / "leftImg8bit" / split).is_dir():
         raise FileNotFoundError(f"No folder {folder / 'leftImg8bit' / split}.")
     for city in sorted(path.name for path in (folder / "leftImg8bit" / split).iterdir() if path.is_dir()):
-        pictures = find_files(folder / "leftImg8bit" / split / city, None, (".png",))
-        labels = find_files(folder / "gtFine" / split / city, None, (".png",))
+        pictures = find_by_name(folder / "leftImg8bit" / split / city, None, (".png",))
+        labels = find_by_name(folder / "gtFine" / split / city, None, (".png",))
         ours, theirs = pair_files(
             {name.removesuffix("_leftImg8bit"): path for name, path in pictures.items()},
             {name.removesuffix("_gtFine_labelIds"): p for name, p in labels.items() if name.endswith("_labelIds")},

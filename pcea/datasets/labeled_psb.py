@@ -8,7 +8,7 @@ from pathlib import Path
 from pcea.datasets.cache import to_tensors
 from pcea.datasets.memory import InMemory
 from pcea.datasets.parts import PartClasses, PartDataset
-from pcea.datasets.shapenet_layout import Split, category_folders, read_json, read_text_layout
+from pcea.datasets.shapenet_layout import ShapeNetSplit, category_folders, read_json, read_text_layout
 
 
 class LabeledPSB(PartDataset):
@@ -33,7 +33,7 @@ class LabeledPSB(PartDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Split,
+        split: ShapeNetSplit,
         *,
         with_normals: bool = False,
         categories: Sequence[str] | None = None,

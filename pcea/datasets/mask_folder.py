@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pcea.datasets.batches import IGNORE
 from pcea.datasets.images import IMAGE_SUFFIXES
-from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list
+from pcea.datasets.masks import MaskFiles, find_by_name, number_classes, pair_files, read_list
 from pcea.datasets.splits import SPLITS, Split, stored_split
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
@@ -57,7 +57,7 @@ def read_mask_folder(
     return files and MaskFiles(*files, classes=classes, class_names=names)
 
 
-def check_classes(files: MaskFiles, root: str | Path) -> None:
+def check_mask_classes(files: MaskFiles, root: str | Path) -> None:
     """Refuse training masks in which no pixel has a class, or warn of it, and say the likely cause.
 
     Args:
@@ -114,8 +114,8 @@ def find_pairs(root: str | Path, split: Split, *, masks: str = "masks") -> tuple
             listed = read_list(Path(listed_in))
             _check_disjoint(root, [name for name in lists if name != "train"])
     return pair_files(
-        find_files(ours, listed, IMAGE_SUFFIXES, listed_in=listed_in),
-        find_files(theirs, listed, MASK_SUFFIXES, listed_in=listed_in),
+        find_by_name(ours, listed, IMAGE_SUFFIXES, listed_in=listed_in),
+        find_by_name(theirs, listed, MASK_SUFFIXES, listed_in=listed_in),
     )
 
 

@@ -182,7 +182,7 @@ def find_dataset(root: str | Path, marker: str, *names: str) -> Path:
     )
 
 
-def find_files(
+def find_by_name(
     folder: Path, names: Sequence[str] | None, suffixes: Collection[str], *, listed_in: str = ""
 ) -> dict[str, Path]:
     """The files of a folder by their names without suffix.

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from pcea.datasets.cache import ARRAYS, Clouds, cache_path, cached, read_files, read_h5_clouds, to_tensors
+from pcea.datasets.cache import CLOUD_ARRAYS, Clouds, cache_path, cached, parse_files, read_h5_clouds, to_tensors
 from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.points import PointDataset
+from pcea.datasets.splits import TrainOrTest
 from pcea.io.points import Points, as_points, load_points, normalize_points
 from pcea.io.tables import read_table
 from pcea.io.text import read_names
 
-Split = Literal["train", "test"]
 Layout = Literal["h5", "normals", "off"]
 
 MODELNET10_CLASSES = (
@@ -69,7 +69,7 @@ class ModelNet40(PointDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Split,
+        split: TrainOrTest,
         *,
         num_points: int = 1024,
         with_normals: bool = False,
@@ -150,8 +150,8 @@ def _read(
     path = cache_path(folder, f"{layout}_{split}", files, num_points, seed, names)
     arrays = cached(
         path if cache else None,
-        lambda: read_files(files, label, read, description=f"Reading {folder}"),
-        names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+        lambda: parse_files(files, label, read, description=f"Reading {folder}"),
+        names=(*CLOUD_ARRAYS, "normal") if with_normals else CLOUD_ARRAYS,
         in_memory=in_memory,
     )
     return to_tensors(arrays, with_normals=with_normals), names

@@ -24,7 +24,7 @@ LABEL_NAMES = (
     "scalar_label", "semantic_label", "semantic",
 )  # fmt: skip
 # What `read_part_files` gives, besides `normal`, and what of it has a row for each point.
-ARRAYS = ("data", "label", "sizes", "category", "skipped", "classes")
+PART_ARRAYS = ("data", "label", "sizes", "category", "skipped", "classes")
 LARGE_ARRAYS = ("data", "label", "normal")
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from pcea.datasets.cache import cache_path, cached, to_tensors, warn_of_skipped
 from pcea.datasets.folders import list_split
 from pcea.datasets.memory import InMemory
-from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, read_part_file, read_part_files
+from pcea.datasets.part_files import LARGE_ARRAYS, PART_ARRAYS, PartCloud, read_part_file, read_part_files
 from pcea.datasets.parts import PartDataset, number_parts
-from pcea.datasets.splits import warn_of_missing_classes
+from pcea.datasets.splits import TrainOrTest, warn_of_missing_classes
 from pcea.io.points import Points, orient
 from pcea.io.surroundings import shape_of
 
@@ -50,7 +49,7 @@ class PartFolder(PartDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Literal["train", "test"],
+        split: TrainOrTest,
         *,
         parts: str | Path | None = None,
         with_normals: bool = False,
@@ -85,7 +84,7 @@ class PartFolder(PartDataset):
                 first_label=0,
                 skip_unreadable=skip_unreadable,
             ),
-            names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+            names=(*PART_ARRAYS, "normal") if with_normals else PART_ARRAYS,
             large=LARGE_ARRAYS,
             in_memory=in_memory,
         )

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from pcea.datasets.cache import ARRAYS, cache_path, cached, read_files, to_tensors, warn_of_skipped
+from pcea.datasets.cache import CLOUD_ARRAYS, cache_path, cached, parse_files, to_tensors, warn_of_skipped
 from pcea.datasets.folders import list_split
 from pcea.datasets.memory import InMemory
 from pcea.datasets.points import PointDataset
-from pcea.datasets.splits import warn_of_missing_classes
+from pcea.datasets.splits import TrainOrTest, warn_of_missing_classes
 from pcea.io.points import Points, load_points
 from pcea.io.surroundings import choose_points, leave_out_strays
 
@@ -47,7 +47,7 @@ class PointFolder(PointDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Literal["train", "test"],
+        split: TrainOrTest,
         *,
         num_points: int = 1024,
         with_normals: bool = False,
@@ -75,8 +75,8 @@ class PointFolder(PointDataset):
         path = cache_path(root, split, files, names, num_points, with_normals, up, seed, skip_unreadable)
         arrays = cached(
             path if cache else None,
-            lambda: read_files(files, label, read, description=f"Reading {root}", skip_unreadable=skip_unreadable),
-            names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+            lambda: parse_files(files, label, read, description=f"Reading {root}", skip_unreadable=skip_unreadable),
+            names=(*CLOUD_ARRAYS, "normal") if with_normals else CLOUD_ARRAYS,
             in_memory=in_memory,
         )
         warn_of_skipped(arrays, len(files))

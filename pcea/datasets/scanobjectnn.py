@@ -9,6 +9,7 @@ import torch
 
 from pcea.datasets.cache import read_h5_clouds
 from pcea.datasets.points import PointDataset
+from pcea.datasets.splits import TrainOrTest
 from pcea.io.points import normalize_points
 
 SCANOBJECTNN_CLASSES = (
@@ -44,7 +45,7 @@ class ScanObjectNN(PointDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Literal["train", "test"],
+        split: TrainOrTest,
         *,
         num_points: int = 1024,
         variant: Literal["obj_only", "obj_bg", "pb_t50_rs"] = "pb_t50_rs",

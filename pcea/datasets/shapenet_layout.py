@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from pcea.datasets.cache import cache_path, cached
 from pcea.datasets.memory import InMemory
-from pcea.datasets.part_files import ARRAYS, LARGE_ARRAYS, PartCloud, as_labels, read_part_file, read_part_files
+from pcea.datasets.part_files import LARGE_ARRAYS, PART_ARRAYS, PartCloud, as_labels, read_part_file, read_part_files
 from pcea.datasets.parts import PartClasses
 from pcea.io.points import as_points
 from pcea.io.tables import read_table
 from pcea.io.text import read_names
 
-Split = Literal["train", "val", "trainval", "test", "all"]
+ShapeNetSplit = Literal["train", "val", "trainval", "test", "all"]
 SPLIT_LISTS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 """The lists that make up each split; `all` is every file that is there."""
 
@@ -107,7 +107,7 @@ def read_text_layout(
             first_label=first,
             advice="Repair them or obtain the dataset again.",
         ),
-        names=(*ARRAYS, "normal") if with_normals else ARRAYS,
+        names=(*PART_ARRAYS, "normal") if with_normals else PART_ARRAYS,
         large=LARGE_ARRAYS,
         in_memory=in_memory,
     )

@@ -14,7 +14,7 @@ from pcea.datasets.memory import InMemory, check_h5_in_memory
 from pcea.datasets.parts import PartDataset, number_parts
 from pcea.datasets.shapenet_layout import (
     SPLIT_LISTS,
-    Split,
+    ShapeNetSplit,
     category_folders,
     check_categories,
     check_split,
@@ -84,7 +84,7 @@ class ShapeNetPart(PartDataset):
     def __init__(
         self,
         root: str | Path,
-        split: Split,
+        split: ShapeNetSplit,
         *,
         with_normals: bool = False,
         categories: Sequence[str] | None = None,

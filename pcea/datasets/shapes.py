@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pcea.datasets.points import PointDataset
 from pcea.datasets.surfaces import (
-    Array,
+    FloatArray,
     Surface,
     Vector,
     box,
@@ -388,8 +388,8 @@ class Shape(NamedTuple):
         part: Index into `PARTS[category]`, (N,).
     """
 
-    points: Array
-    normals: Array
+    points: FloatArray
+    normals: FloatArray
     part: NDArray[np.int64]
 
 

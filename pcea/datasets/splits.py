@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
+TrainOrTest = Literal["train", "test"]
 SPLITS = ("train", "val", "test")
 
 
@@ -66,7 +67,7 @@ def share_of(count: int, fraction: float) -> int:
     return max(0, min(max(1, round(fraction * count)), count - 1))
 
 
-def divide(dataset: Any, split: Literal["train", "test"], *, test_fraction: float) -> Any:
+def divide(dataset: Any, split: TrainOrTest, *, test_fraction: float) -> Any:
     """The train or test split of a dataset that has no splits: the test split is a stratified share, always the same.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Profile = Sequence[tuple[float, float]]
 Vector = tuple[float, float, float]
 
@@ -24,7 +24,7 @@ class Surface:
     """A surface: its area and `sample(rng, n)`, n uniform points with outward unit normals, (n, 3) each."""
 
     area: float
-    sample: Callable[[Generator, int], tuple[Array, Array]]
+    sample: Callable[[Generator, int], tuple[FloatArray, FloatArray]]
 
     def at(self, x: float, y: float, z: float) -> Surface:
         """The piece moved by (x, y, z)."""
@@ -45,15 +45,15 @@ class Surface:
         mirror = np.eye(3) - 2 * np.outer(difference, difference) / max(difference @ difference, 1e-24)
         return self._mapped(mirror, start)
 
-    def _mapped(self, rotation: Array, offset: Vector) -> Surface:
-        def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+    def _mapped(self, rotation: FloatArray, offset: Vector) -> Surface:
+        def sample(rng: Generator, n: int) -> tuple[FloatArray, FloatArray]:
             points, normals = self.sample(rng, n)
             return points @ rotation.T + offset, normals @ rotation.T
 
         return Surface(self.area, sample)
 
 
-def pick(rng: Generator, areas: Array, n: int) -> NDArray[np.int64]:
+def pick(rng: Generator, areas: FloatArray, n: int) -> NDArray[np.int64]:
     """Indices (n,) into `areas`, each with probability proportional to its area."""
     ends = np.cumsum(areas)
     return np.searchsorted(ends[:-1], rng.random(n) * ends[-1], side="right")
@@ -70,7 +70,7 @@ def prism(outline: Profile, height: float) -> Surface:
     outward = outward * (np.sign(doubled) / length)[:, None]
     areas = np.concatenate((np.abs(doubled), length * height))
 
-    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+    def sample(rng: Generator, n: int) -> tuple[FloatArray, FloatArray]:
         face, (along, across, up) = pick(rng, areas, n), rng.random((3, n))
         is_cap, edge = face < len(edges), face % len(edges)
         reach = np.where(is_cap, np.sqrt(across), 1.0)
@@ -91,7 +91,7 @@ def lathe(profile: Profile) -> Surface:
     both = 2 * start[:, 0] + step[:, 0]
     areas = np.pi * length * both
 
-    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+    def sample(rng: Generator, n: int) -> tuple[FloatArray, FloatArray]:
         face, (along, keep, turn) = pick(rng, areas, n), rng.random((3, n))
         # The density is linear along a frustum. Its mirror image completes it to a constant: mirroring is exact.
         is_mirrored = keep * both[face] > start[face, 0] + along * step[face, 0]
@@ -107,7 +107,7 @@ def lathe(profile: Profile) -> Surface:
 def ring(radius: float, thickness: float, *, degrees: float = 360) -> Surface:
     """A tube of radius `thickness` bent about the z axis at `radius`, `degrees` long with +x in its middle."""
 
-    def sample(rng: Generator, n: int) -> tuple[Array, Array]:
+    def sample(rng: Generator, n: int) -> tuple[FloatArray, FloatArray]:
         around, tube, keep = rng.random((3, n))
         around, tube = np.radians(degrees) * (around - 0.5), 2 * np.pi * tube
         # The density 1 + thickness / radius * cos(tube), made exact by mirroring as in `lathe`.

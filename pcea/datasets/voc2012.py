@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pcea.datasets.masks import MaskFiles, find_dataset, find_files, number_classes, pair_files, read_list
+from pcea.datasets.masks import MaskFiles, find_by_name, find_dataset, number_classes, pair_files, read_list
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -29,7 +29,7 @@ def read_voc2012(root: str | Path, split: Literal["train", "trainaug", "val"]) -
     names = read_list(path)
     masks = "SegmentationClassAug" if split == "trainaug" else "SegmentationClass"
     images, paths = pair_files(
-        find_files(folder / "JPEGImages", names, (".jpg",), listed_in=str(path)),
-        find_files(folder / masks, names, (".png",), listed_in=str(path)),
+        find_by_name(folder / "JPEGImages", names, (".jpg",), listed_in=str(path)),
+        find_by_name(folder / masks, names, (".png",), listed_in=str(path)),
     )
     return MaskFiles(images, paths, classes=number_classes(len(VOC_CLASSES)), class_names=VOC_CLASSES)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcea.datasets.images import IMAGE_SUFFIXES, read_header, read_image
-from pcea.datasets.masks import find_files, read_list
+from pcea.datasets.masks import find_by_name, read_list
 from pcea.datasets.objects import ObjectDataset, Target, box_area, boxes_without_area, clip_boxes
 
 VocSplit = Literal["train", "val", "trainval", "test"]
@@ -57,7 +57,7 @@ class VocObjects(ObjectDataset):
         self.class_names = tuple(class_names)
         self.category_ids = tuple(range(1, 1 + len(self.class_names)))
         listed_in = str(_list(Path(root), split))
-        self.files = [*find_files(Path(root) / "JPEGImages", [*files], IMAGE_SUFFIXES, listed_in=listed_in).values()]
+        self.files = [*find_by_name(Path(root) / "JPEGImages", [*files], IMAGE_SUFFIXES, listed_in=listed_in).values()]
         self.image_names = [path.name for path in self.files]
         left_out: list[str] = []
         resized: list[str] = []
@@ -130,7 +130,7 @@ class _Annotation(NamedTuple):
 
 def _find_annotations(root: Path, split: VocSplit) -> dict[str, Path]:
     path = _list(root, split)
-    return find_files(root / "Annotations", read_list(path), (".xml",), listed_in=str(path))
+    return find_by_name(root / "Annotations", read_list(path), (".xml",), listed_in=str(path))
 
 
 def listed_names(root: str | Path, split: VocSplit) -> set[str]:

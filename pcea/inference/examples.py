@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pcea.datasets.folders import list_files
 from pcea.io.failures import message_of, summarize
-from pcea.metrics.temperature import fit_temperature
+from pcea.metrics.temperature import KNOWN_SHARE, fit_temperature
 
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _TEMPERATURE = 0.12
 # From this similarity on, two examples are one, and say nothing about how alike others are.
 _SAME = 0.9999
-# The share of the examples that would be known if the others alone were there.
-_KNOWN = 0.95
 
 
 class Examples(NamedTuple):
@@ -130,7 +128,8 @@ def fit_examples(class_names: tuple[str, ...], features: Tensor, label: Tensor) 
     closest = _closest(similarity.masked_fill(is_same, -1), label, len(class_names))
     temperature = fit_temperature(closest[has_peer], label[has_peer])
     to_peer = torch.cdist(features, features).masked_fill(~is_peer, torch.inf).amin(1)[has_peer]
-    farthest = float(to_peer.quantile(_KNOWN, interpolation="higher"))
+    # Each example is judged as if the others alone were there.
+    farthest = float(to_peer.quantile(KNOWN_SHARE, interpolation="higher"))
     return Examples(class_names, features, label, mean, std, temperature, known_above=-farthest)
 
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.inference.images import ImageSource, Window, load_image
+from pcea.inference.images import Crop, ImageSource, load_image
 from pcea.inference.recording import record_on_cpu
 from pcea.nn.attention import AttentionMap
 from pcea.visualization.images import pixel_index, resize_picture, to_greyscale
 from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import View, view_class, view_parts
+from pcea.visualization.views import SHOWN_CLASSES, View, view_class, view_parts
 
 if TYPE_CHECKING:
     from pcea.inference.images import ImagePredictor
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from pcea.inference.objects import ObjectPredictor
 
 Result = TypeVar("Result")
-
-# Classes that are named in a legend.
-_CLASSES = 5
 
 
 class ImageSubject(Subject):
@@ -37,7 +34,7 @@ class ImageSubject(Subject):
         source: The image.
         image: Its colours, (3, H, W) uint8.
         layers: Attention recorded from the network.
-        window: The part of it that the network sees.
+        crop: The part of it that the network sees.
         size: Longest side of what is drawn, in pixels.
         title: Follows the file name above the drawing.
         head: Which attention head is shown; None averages over all.
@@ -53,15 +50,15 @@ class ImageSubject(Subject):
         image: Tensor,
         layers: Mapping[str, AttentionMap],
         *,
-        window: Window,
+        crop: Crop,
         size: int,
         title: str = "",
         head: int | None = None,
         color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
     ):
         self.source = str(source) if isinstance(source, str | Path) else "The image"
-        self._window, self._size = window, (image.shape[1], image.shape[2])
-        self.shown = resize_picture(window.cut(image), size)
+        self._window, self._size = crop, (image.shape[1], image.shape[2])
+        self.shown = resize_picture(crop.cut(image), size)
         name = Path(self.source).stem + (f": {title}" if title else "")
         points = pixel_points(*self.shown.shape[1:])
         picture = to_greyscale(self.shown)
@@ -123,10 +120,10 @@ class ClassSubject(ImageSubject):
     def __init__(self, source: ImageSource, predictor: ImagePredictor, *, size: int, head: int | None = None):
         image = load_image(source)
         with record_on_cpu(predictor.network) as layers:
-            self._prediction = predictor.rank(named_errors(source, predictor.logits, image), _CLASSES)
+            self._prediction = predictor.rank(named_errors(source, predictor.logits, image), SHOWN_CLASSES)
         title = self._prediction.title
-        window, bases = predictor.window(image), predictor.description.color_bases
-        super().__init__(source, image, layers, window=window, size=size, title=title, head=head, color_bases=bases)
+        crop, bases = predictor.crop(image), predictor.description.color_bases
+        super().__init__(source, image, layers, crop=crop, size=size, title=title, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image as it is, with the probabilities of classes."""
@@ -143,8 +140,8 @@ class MaskSubject(ImageSubject):
         with record_on_cpu(predictor.network) as layers:
             self._logits = named_errors(source, predictor.logits, image)
         self._class_names = predictor.class_names
-        window, bases = predictor.window(image), predictor.description.color_bases
-        super().__init__(source, image, layers, window=window, size=size, head=head, color_bases=bases)
+        crop, bases = predictor.crop(image), predictor.description.color_bases
+        super().__init__(source, image, layers, crop=crop, size=size, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The class of every pixel; the legend names those that occur, largest first."""
@@ -169,8 +166,8 @@ class ObjectSubject(ImageSubject):
             seen, _ = transform([image.float() / 255])
             share = tuple(own / whole for own, whole in zip(seen.image_sizes[0], seen.tensors.shape[2:]))
             layers = {name: _without_filling(attention, share) for name, attention in layers.items()}
-        window, bases = Window(0, 0, *image.shape[1:]), predictor.description.color_bases
-        super().__init__(source, image, layers, window=window, size=size, head=head, color_bases=bases)
+        crop, bases = Crop(0, 0, *image.shape[1:]), predictor.description.color_bases
+        super().__init__(source, image, layers, crop=crop, size=size, head=head, color_bases=bases)
 
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image with boxes, masks, names and scores."""

@@ -65,18 +65,18 @@ class ImagePredictor(ClassPredictor):
         return self.network(self._prepare(image))[0].float().cpu() / self.description.temperature
 
     def _prepare(self, image: Tensor) -> Tensor:
-        shown = self.window(image).cut(image)
+        shown = self.crop(image).cut(image)
         return prepare(shown, self.description.image_size or shown.shape[1:], self)
 
-    def window(self, image: Tensor) -> Window:
+    def crop(self, image: Tensor) -> Crop:
         """The part of an image (3, H, W) that the network sees: the middle, shaped like its training images."""
         H, W = image.shape[1:]
         if not self.description.image_size:
-            return Window(0, 0, H, W)
+            return Crop(0, 0, H, W)
         rows, columns = self.description.image_size
         scale = min(H / rows, W / columns)
         height, width = max(1, round(scale * rows)), max(1, round(scale * columns))
-        return Window((H - height) // 2, (W - width) // 2, height, width)
+        return Crop((H - height) // 2, (W - width) // 2, height, width)
 
     def subject(self, source: ImageSource, *, size: int = 600, head: int | None = None) -> Any:
         """What the network attends to in an image; the arguments are those of `pcea visualize`."""
@@ -85,7 +85,7 @@ class ImagePredictor(ClassPredictor):
         return ClassSubject(source, self, size=size, head=head)
 
 
-class Window(NamedTuple):
+class Crop(NamedTuple):
     """The part of an image that a network sees, in pixels."""
 
     top: int

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcea.inference.base import Predictor, in_evaluation
-from pcea.inference.images import ImageSource, Window, load_image, prepare
+from pcea.inference.images import Crop, ImageSource, load_image, prepare
 from pcea.visualization.colors import palette
 from pcea.visualization.images import blend, to_greyscale
 
@@ -99,9 +99,9 @@ class MaskPredictor(Predictor):
         images = prepare(image, size, self).contiguous(memory_format=torch.channels_last)
         return self.network(images)[0].float().cpu()
 
-    def window(self, image: Tensor) -> Window:
+    def crop(self, image: Tensor) -> Crop:
         """The part of an image (3, H, W) that the network sees: all of it."""
-        return Window(0, 0, *image.shape[1:])
+        return Crop(0, 0, *image.shape[1:])
 
     def write(self, folder: Path, stem: str, prediction: MaskPrediction) -> None:
         """Write `<stem>.png` and `<stem>_overlay.jpg`; see `write_masks`."""

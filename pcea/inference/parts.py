@@ -18,7 +18,7 @@ from pcea.inference.points import CloudSource, check_num_points, check_seed, loa
 from pcea.inference.pose import up_rotation
 from pcea.io.ply import write_ply
 from pcea.io.points import Points, check_axis, normalize_points, sample_points
-from pcea.io.surroundings import Shape, choose_points, find_standing, shape_of
+from pcea.io.surroundings import SurroundedShape, choose_points, find_standing, shape_of
 from pcea.models.subsets import classify_in_subsets
 from pcea.visualization.colors import color_parts
 
@@ -94,7 +94,7 @@ class PartFile(NamedTuple):
     """
 
     cloud: Points
-    shape: Shape
+    shape: SurroundedShape
 
 
 class PartPredictor(Predictor):
@@ -191,7 +191,7 @@ class PartPredictor(Predictor):
             *cloud, part_label, confidence, found.part_names, found.category, found.parts, " and ".join(around)
         )
 
-    def _count_planes(self, shape: Shape, *, category: str | None, rotation: Tensor) -> int:
+    def _count_planes(self, shape: SurroundedShape, *, category: str | None, rotation: Tensor) -> int:
         """How many of the planes around a shape are no part of it."""
         if not shape.standing:
             return 0
@@ -257,7 +257,7 @@ class PartPredictor(Predictor):
         if up != "auto":
             return up_rotation(up or self.description.up or "y")
         finder = self._pose_finder.to(self.device)
-        if not isinstance(cloud, Shape):
+        if not isinstance(cloud, SurroundedShape):
             cloud = sample_points(cloud, min(len(cloud.points), finder.description.num_points))
         rotation: Tensor = finder.pose_standing(cloud)[0].rotation
         return rotation
@@ -303,7 +303,7 @@ class PartPredictor(Predictor):
 def read_scene(source: CloudSource, *, usual: int, **options: Any) -> PartFile:  # noqa: ARG001
     """Load a cloud that may hold anything; arguments as for `read_object`."""
     cloud = load_cloud(source, **options)
-    return PartFile(cloud, Shape(*cloud))
+    return PartFile(cloud, SurroundedShape(*cloud))
 
 
 def read_object(source: CloudSource, *, usual: int, seed: int = 0, **options: Any) -> PartFile:

@@ -16,13 +16,10 @@ from pcea.inference.recording import record_on_cpu
 from pcea.io.points import Normalization, Points
 from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import View, view_class, view_parts, view_values
+from pcea.visualization.views import SHOWN_CLASSES, View, view_class, view_parts, view_values
 
 if TYPE_CHECKING:
     from pcea.inference.parts import PartPrediction, PartPredictor
-
-# Classes that are named in a legend.
-_CLASSES = 5
 
 
 class PointSubject(Subject):
@@ -92,7 +89,7 @@ class PointSubject(Subject):
         assert isinstance(self.predictor, PointPredictor)
         shown = Points(cloud.points[seen], None if cloud.normals is None else cloud.normals[seen])
         posed = self.predictor.pose(shown, up=self._up or "auto")
-        self._class = self.predictor.rank(posed.logits, _CLASSES, score=posed.score, pose=posed.name)
+        self._class = self.predictor.rank(posed.logits, SHOWN_CLASSES, score=posed.score, pose=posed.name)
         return posed.rotation, seen
 
     def _run(self) -> str:

@@ -28,7 +28,7 @@ from pcea.io.points import (
     normalize_points,
     sample_points,
 )
-from pcea.io.surroundings import Shape, choose_points, find_standing, leave_out_strays, shape_of
+from pcea.io.surroundings import SurroundedShape, choose_points, find_standing, leave_out_strays, shape_of
 from pcea.ops.grouping import gather_points
 from pcea.ops.neighbors import knn
 from pcea.transforms.points import axis_rotations
@@ -109,7 +109,7 @@ class PointPredictor(ClassPredictor):
                 raise ValueError("The examples were read with another network: read them with this one.")
             return [self._compare(cloud, like, top) for cloud in contents]
         sizes = {len(cloud.points) for cloud in contents}
-        stands = any(isinstance(cloud, Shape) and cloud.standing for cloud in contents)
+        stands = any(isinstance(cloud, SurroundedShape) and cloud.standing for cloud in contents)
         if len(sizes) == 1 and not stands and not self._finds_pose(up):
             all_posed = self._judge_upright(contents, up)
         else:
@@ -122,7 +122,7 @@ class PointPredictor(ClassPredictor):
         A network that cannot tell shapes from background is asked of the whole cloud only.
         """
         best, planes = self.pose(cloud, up=up), 0
-        if isinstance(cloud, Shape) and self.description.background:
+        if isinstance(cloud, SurroundedShape) and self.description.background:
             for count, (ground, standing) in enumerate(zip(cloud.grounds, cloud.standing), 1):
                 other = self.pose(standing, up=up)
                 evidence = float(other.logits.logsumexp(0) - best.logits.logsumexp(0))
@@ -133,12 +133,12 @@ class PointPredictor(ClassPredictor):
                     best, planes = other._replace(name=name), count
         return best, planes
 
-    def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], Shape]:
+    def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], SurroundedShape]:
         """See `Predictor.reader`."""
         about = self.description
         return partial(read_shape, num_points=about.num_points or None, with_normals=about.has_normals, seed=seed)
 
-    def read(self, source: CloudSource, *, seed: int = 0) -> Shape:
+    def read(self, source: CloudSource, *, seed: int = 0) -> SurroundedShape:
         """What the network is to see of a file, or of data in memory; arguments and errors as for `predict`."""
         return self.reader(seed=seed)(source)  # type: ignore[arg-type]
 
@@ -149,7 +149,8 @@ class PointPredictor(ClassPredictor):
 
     def _compare(self, cloud: Points, like: Examples, top: int) -> ClassPrediction:
         """The folders of examples that a cloud, or what stands on its ground, is like: the most alike."""
-        features = [self._feature(each) for each in (cloud, *(cloud.standing if isinstance(cloud, Shape) else ()))]
+        standing = cloud.standing if isinstance(cloud, SurroundedShape) else ()
+        features = [self._feature(each) for each in (cloud, *standing)]
         logits, best = max(((like.compare(each), each) for each in features), key=lambda pair: float(pair[0].max()))
         prediction = rank(logits, top, like.class_names)
         if like.known_above is None:
@@ -175,7 +176,7 @@ class PointPredictor(ClassPredictor):
         cloud, drawn = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
         return explain(self, cloud, drawn, up=up, num_regions=num_regions)
 
-    def _named_of(self, seen: Shape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
+    def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
         """What the class is of, and the points of it that are drawn: no strays, and no ground if it is without."""
         drawn = seen.choose(drawn)
         near = shape_of(drawn, seed=0).includes(drawn.points)
@@ -297,7 +298,7 @@ def make_denser(points: Tensor, num_points: int) -> Tensor:
     return torch.cat([points, between], dim=1)
 
 
-def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> Shape:
+def read_shape(source: CloudSource, *, num_points: int | None, with_normals: bool, seed: int) -> SurroundedShape:
     """Load a cloud to be classified as a whole, with a warning if it is no shape of one object; see `load_cloud`.
 
     Stray points are left out, and the ground and wall around it are looked for.

@@ -72,7 +72,7 @@ class Ground(NamedTuple):
         return torch.from_numpy(height <= self.thickness)
 
 
-class Shape(Points):
+class SurroundedShape(Points):
     """The cloud of a file, and what is left of it without the planes around it.
 
     Attributes:
@@ -111,7 +111,7 @@ class Shape(Points):
         return others if included.all() else choose_points(others, included)
 
 
-def leave_out_strays(cloud: Points, name: str) -> Shape:
+def leave_out_strays(cloud: Points, name: str) -> SurroundedShape:
     """A cloud without the few points that lie far from all others, with a warning that names the file."""
     strays = find_strays(cloud.points)
     if strays is not None:
@@ -120,7 +120,7 @@ def leave_out_strays(cloud: Points, name: str) -> Shape:
     return shape_without(cloud, strays)
 
 
-def shape_of(cloud: Points, *, seed: int) -> Shape:
+def shape_of(cloud: Points, *, seed: int) -> SurroundedShape:
     """A sample of the shape in a whole cloud, without strays; these are looked for among the outermost points too."""
     sample = sample_points(cloud, min(len(cloud.points), _LOOKED_AT), seed=seed)
     far = (cloud.points - sample.points.median(0).values).norm(dim=1).topk(min(len(cloud.points), _FARTHEST)).indices
@@ -128,11 +128,11 @@ def shape_of(cloud: Points, *, seed: int) -> Shape:
     return shape_without(sample, None if strays is None else strays[: len(sample.points)])
 
 
-def shape_without(cloud: Points, strays: Tensor | None) -> Shape:
+def shape_without(cloud: Points, strays: Tensor | None) -> SurroundedShape:
     """A cloud without its strays, (N,), if there are any."""
     if strays is None:
-        return Shape(*cloud)
-    shape = Shape(*choose_points(cloud, ~strays))
+        return SurroundedShape(*cloud)
+    shape = SurroundedShape(*choose_points(cloud, ~strays))
     shape.reach = _reach(shape.points)
     return shape
 
@@ -143,7 +143,7 @@ def _reach(points: Tensor) -> float:
 
 
 def find_standing(
-    shape: Shape, load: Callable[[int], Points], num_points: int, *, seed: int, pedestals: bool = True
+    shape: SurroundedShape, load: Callable[[int], Points], num_points: int, *, seed: int, pedestals: bool = True
 ) -> None:
     """Look for the ground or pedestal that a shape stands on, for a wall, and for what is left without them.
 

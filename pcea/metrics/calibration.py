@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from pcea.metrics.temperature import fit_temperature
+from pcea.metrics.temperature import KNOWN_SHARE, fit_temperature
 
 
 class Trust(NamedTuple):
@@ -21,10 +21,6 @@ class Trust(NamedTuple):
 
     temperature: float
     known_above: float | None
-
-
-# The share of the samples that counts as known.
-_KNOWN = 0.95
 
 
 class Calibration(Metric):
@@ -57,4 +53,4 @@ class Calibration(Metric):
         logits, labels = dim_zero_cat(self.logits).cpu().double(), dim_zero_cat(self.labels).cpu()
         temperature = fit_temperature(logits, labels)
         scores = (logits / temperature).logsumexp(1)
-        return Trust(temperature, float(scores.quantile(1 - _KNOWN)))
+        return Trust(temperature, float(scores.quantile(1 - KNOWN_SHARE)))

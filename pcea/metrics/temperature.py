@@ -1,4 +1,4 @@
-"""The temperature of a classifier."""
+"""The temperature of a classifier, and the share of what it knows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor
+
+# The share of known samples that is to count as known.
+KNOWN_SHARE = 0.95
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

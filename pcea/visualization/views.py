@@ -15,6 +15,8 @@ from pcea.visualization.point_weights import check_cloud, weights_at, weights_of
 GREY = (190, 190, 190)
 # More slots than this could not be told apart by colour, and their legend could not be read.
 MAX_COLORED_SLOTS = 12
+# Classes that a legend names.
+SHOWN_CLASSES = 5
 
 
 class ColorBar(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from examples import mounted_disk
 
 from pcea.datasets import cache
-from pcea.datasets.cache import cache_path, cached, join, read_files, read_h5_clouds, write_h5
+from pcea.datasets.cache import cache_path, cached, join, parse_files, read_h5_clouds, write_h5
 from pcea.io.points import Points
 
 
@@ -295,15 +295,15 @@ def test_unreadable_files_are_counted_and_named():
     with pytest.raises(
         ValueError, match=r"^12 of 14 files cannot be read: bad0 is bad; .*bad9 is bad; and 2 more. Rep"
     ):
-        join(read_files(files, range(14), read, description=""))
-    arrays = join(read_files(files, range(14), read, description="", skip_unreadable=True))
+        join(parse_files(files, range(14), read, description=""))
+    arrays = join(parse_files(files, range(14), read, description="", skip_unreadable=True))
     assert arrays["label"].tolist() == [0, 13]
     np.testing.assert_array_equal(arrays["data"], [[[0, -1, 0], [0, 1, 0]]] * 2)  # normalised
     assert len(arrays["skipped"]) == 12
     with pytest.raises(ValueError, match="1 of 1 files cannot be read"):
-        join(read_files([Path("bad")], [0], read, description="", skip_unreadable=True))
+        join(parse_files([Path("bad")], [0], read, description="", skip_unreadable=True))
     with pytest.raises(ValueError, match="this split has no files"):
-        join(read_files([], [], read, description="Reading"))
+        join(parse_files([], [], read, description="Reading"))
 
 
 @pytest.fixture

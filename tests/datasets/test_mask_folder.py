@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.mask_folder import check_classes, has_mask_splits, read_class_names, read_mask_folder
+from pcea.datasets.mask_folder import check_mask_classes, has_mask_splits, read_class_names, read_mask_folder
 
 
 def write(root, *names, mask=(0, 1, 255)):
@@ -122,21 +122,21 @@ def test_masks_of_0_and_255_are_refused_with_what_to_do(tmp_path):
         match=r"'thing' has no pixel in the 2 training masks under .*, whose values are 0, 255\. The value 255 is "
         r"ignored \(ignore_value\)\. .*: class_values: \[0, 255\]\.$",
     ):
-        check_classes(read_mask_folder(tmp_path, "train"), tmp_path)
-    check_classes(read_mask_folder(tmp_path, "train", class_values=[0, 255]), tmp_path)
+        check_mask_classes(read_mask_folder(tmp_path, "train"), tmp_path)
+    check_mask_classes(read_mask_folder(tmp_path, "train", class_values=[0, 255]), tmp_path)
     write(tmp_path, "a", "b", mask=(255, 255, 255))
     with pytest.raises(ValueError, match=r"'ground', 'thing' have no pixel .*The value 255 is ignored"):
-        check_classes(read_mask_folder(tmp_path, "train"), tmp_path)
+        check_mask_classes(read_mask_folder(tmp_path, "train"), tmp_path)
 
 
 def test_a_class_that_no_mask_has_is_named(tmp_path):
     write(tmp_path, "a", mask=(0, 1, 255))
     write(tmp_path, "b", mask=(0, 0, 3))
-    check_classes(read_mask_folder(tmp_path, "train", num_classes=2), tmp_path)
+    check_mask_classes(read_mask_folder(tmp_path, "train", num_classes=2), tmp_path)
     with pytest.warns(
         UserWarning, match=r"'class 2', 'class 4' have no pixel in the 2 training masks .* values are 0, 1, 3, 255\. A"
     ):
-        check_classes(read_mask_folder(tmp_path, "train", num_classes=5), tmp_path)
+        check_mask_classes(read_mask_folder(tmp_path, "train", num_classes=5), tmp_path)
 
 
 def test_looking_for_classes_stops_early(tmp_path):

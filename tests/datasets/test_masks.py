@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.masks import MaskFiles, find_files, number_classes, pair_files, read_list, read_mask
+from pcea.datasets.masks import MaskFiles, find_by_name, number_classes, pair_files, read_list, read_mask
 
 
 def save(path, values, mode=None):
@@ -118,23 +118,23 @@ def touch(folder, *names):
 
 def test_files_by_name(tmp_path):
     folder = touch(tmp_path, "b.png", "a.c.PNG", "list.txt", ".hidden.png")
-    assert find_files(folder, None, (".png",)) == {"a.c": folder / "a.c.PNG", "b": folder / "b.png"}
-    assert [*find_files(folder, ["b"], (".png",))] == ["b"]
-    assert [*find_files(folder, ["b", "a.c"], (".png",))] == ["b", "a.c"]
+    assert find_by_name(folder, None, (".png",)) == {"a.c": folder / "a.c.PNG", "b": folder / "b.png"}
+    assert [*find_by_name(folder, ["b"], (".png",))] == ["b"]
+    assert [*find_by_name(folder, ["b", "a.c"], (".png",))] == ["b", "a.c"]
     with pytest.raises(FileNotFoundError, match=r"train\.txt names x, but .* no such file in .*\(2 of 3 .* in \.png"):
-        find_files(folder, ["b", "x", "y"], (".png",), listed_in="train.txt")
+        find_by_name(folder, ["b", "x", "y"], (".png",), listed_in="train.txt")
     with pytest.raises(FileNotFoundError, match=r"No files in .* that end in \.bmp, \.gif"):
-        find_files(folder, None, (".bmp", ".gif"))
+        find_by_name(folder, None, (".bmp", ".gif"))
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere"):
-        find_files(tmp_path / "nowhere", None, (".png",))
+        find_by_name(tmp_path / "nowhere", None, (".png",))
     touch(folder, "b.jpg")
     with pytest.raises(ValueError, match=r"b\.jpg and b\.png have one name"):
-        find_files(folder, None, (".png", ".jpg"))
+        find_by_name(folder, None, (".png", ".jpg"))
 
 
 def test_images_are_paired_by_name(tmp_path):
-    images = find_files(touch(tmp_path / "i", "b.jpg", "a.jpg"), None, (".jpg",))
-    masks = find_files(touch(tmp_path / "m", "b.png", "a.png"), None, (".png",))
+    images = find_by_name(touch(tmp_path / "i", "b.jpg", "a.jpg"), None, (".jpg",))
+    masks = find_by_name(touch(tmp_path / "m", "b.png", "a.png"), None, (".png",))
     ours, theirs = pair_files(images, masks)
     assert [path.name for path in ours] == ["a.jpg", "b.jpg"]
     assert [path.name for path in theirs] == ["a.png", "b.png"]

@@ -113,7 +113,7 @@ def test_parsed_layouts_are_cached(tmp_path, monkeypatch, layout, write):
     first = ModelNet40(tmp_path, "train", num_points=7, with_normals=True, cache=False)
     assert not (folder / ".pcea").exists()
     ModelNet40(tmp_path, "train", num_points=7)
-    monkeypatch.setattr(modelnet40, "read_files", None)  # from here on only the cache can serve
+    monkeypatch.setattr(modelnet40, "parse_files", None)  # from here on only the cache can serve
     again = ModelNet40(tmp_path, "train", num_points=7, with_normals=True, layout=layout)
     assert torch.equal(first.points, again.points)
     assert torch.equal(first.normals, again.normals)

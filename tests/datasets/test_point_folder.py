@@ -144,14 +144,14 @@ def test_the_cache_notices_changes(root, monkeypatch):
     first = PointFolder(root, "train", num_points=5, cache=False)
     assert not (root / ".pcea").exists()
     PointFolder(root, "train", num_points=5)
-    read_files = folder_module.read_files
-    monkeypatch.setattr(folder_module, "read_files", None)  # from here on only the cache can serve
+    parse_files = folder_module.parse_files
+    monkeypatch.setattr(folder_module, "parse_files", None)  # from here on only the cache can serve
     again = PointFolder(root, "train", num_points=5)
     assert torch.equal(first.points, again.points)
     for options in ({"up": "z"}, {"seed": 1}, {"with_normals": True}, {"num_points": 6}):
         with pytest.raises(TypeError, match="NoneType"):
             PointFolder(root, "train", **{"num_points": 5, **options})
-    monkeypatch.setattr(folder_module, "read_files", read_files)
+    monkeypatch.setattr(folder_module, "parse_files", parse_files)
     changed = root / sorted(files(root, "train") - {"key/old/4.OFF"})[0]
     write_cloud(changed, 99)
     os.utime(changed, ns=(1, 1))

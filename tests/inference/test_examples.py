@@ -12,7 +12,7 @@ from pcea.inference.examples import feature_of, fit_examples, read_examples
 from pcea.inference.points import PointPredictor, make_denser
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Points, normalize_points
-from pcea.io.surroundings import Shape
+from pcea.io.surroundings import SurroundedShape
 from pcea.transforms.points import axis_rotations
 
 
@@ -102,7 +102,7 @@ def test_examples_are_of_one_network(network: PointPredictor, folder: Path) -> N
 def test_the_ground_under_a_shape_is_not_compared(network: PointPredictor, folder: Path) -> None:
     """If that is more like an example; an untrained network may say otherwise."""
     examples = read_examples(network, folder)
-    whole = Shape(torch.rand(128, 3))
+    whole = SurroundedShape(torch.rand(128, 3))
     whole.standing = (Points(torch.from_numpy(np.load(min(folder.glob("*/*.npy")))[:128])),)
     clouds = [Points(*whole), *whole.standing]
     closest = max(clouds, key=lambda cloud: float(examples.compare(network.embed(cloud)).max()))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pcea.commands.predict import predict
 from pcea.datasets.images import read_image
 from pcea.datasets.masks import number_classes, read_mask, read_values
-from pcea.inference.images import ImagePredictor, Window, load_image
+from pcea.inference.images import Crop, ImagePredictor, load_image
 from pcea.inference.masks import MaskPrediction, MaskPredictor, to_masks, write_masks
 from pcea.io.description import NetworkDescription
 from pcea.visualization import palette
@@ -85,24 +85,24 @@ def test_colours_are_normalized_by_the_checkpoints_mean_and_deviation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "image_size", "window"),
+    ("size", "image_size", "crop"),
     [
-        ((30, 40), (10, 10), Window(0, 5, 30, 30)),
-        ((40, 30), (10, 10), Window(5, 0, 30, 30)),
-        ((30, 40), (10, 20), Window(5, 0, 20, 40)),
-        ((5, 4), (10, 10), Window(0, 0, 4, 4)),
-        ((32, 32), (32, 32), Window(0, 0, 32, 32)),
-        ((1, 900), (10, 10), Window(0, 449, 1, 1)),
-        ((900, 1), (10, 20), Window(449, 0, 1, 1)),
+        ((30, 40), (10, 10), Crop(0, 5, 30, 30)),
+        ((40, 30), (10, 10), Crop(5, 0, 30, 30)),
+        ((30, 40), (10, 20), Crop(5, 0, 20, 40)),
+        ((5, 4), (10, 10), Crop(0, 0, 4, 4)),
+        ((32, 32), (32, 32), Crop(0, 0, 32, 32)),
+        ((1, 900), (10, 10), Crop(0, 449, 1, 1)),
+        ((900, 1), (10, 20), Crop(449, 0, 1, 1)),
     ],
 )
 def test_a_classifier_sees_the_middle_in_the_form_of_its_training(
-    size: tuple[int, int], image_size: tuple[int, int], window: Window
+    size: tuple[int, int], image_size: tuple[int, int], crop: Crop
 ) -> None:
     given = torch.randint(256, (3, *size), dtype=torch.uint8)
-    assert trained(per_pixel=False, image_size=image_size).window(given) == window
+    assert trained(per_pixel=False, image_size=image_size).crop(given) == crop
     assert shown(given, trained(per_pixel=False, image_size=image_size)).shape == (1, 3, *image_size)
-    assert trained(per_pixel=True, image_size=image_size).window(given) == Window(0, 0, *size)
+    assert trained(per_pixel=True, image_size=image_size).crop(given) == Crop(0, 0, *size)
 
 
 def test_a_classifier_that_was_trained_on_these_pixels_sees_them_unchanged() -> None:
