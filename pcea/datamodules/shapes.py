@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import torch
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from pcea.datamodules.parts import PartDataModule
 from pcea.datamodules.points import PointDataModule
-from pcea.datasets.parts import PartDataset, number_parts
-from pcea.datasets.shapes import PARTS, Shapes
+from pcea.datasets.parts import PartDataset
+from pcea.datasets.points import PointDataset
+from pcea.datasets.shapes import Shapes, ShapesParts
+from pcea.datasets.splits import Split
 
 
 class ShapesDataModule(PointDataModule):
@@ -23,7 +24,7 @@ class ShapesDataModule(PointDataModule):
         **options: Those of `PointDataModule`. Shapes have `num_points` points; `val_fraction` has no effect.
     """
 
-    target: Literal["category", "part"] = "category"
+    _make: ClassVar[Callable[..., PointDataset | PartDataset]] = Shapes
 
     def __init__(
         self, *, num_train: int = 2000, num_val: int = 300, num_test: int = 1000, data_seed: int = 0, **options: Any
@@ -32,18 +33,15 @@ class ShapesDataModule(PointDataModule):
         self.counts = {"train": num_train, "val": num_val, "test": num_test}
         self.data_seed = data_seed
 
-    def load(self, split: Literal["train", "val", "test"]) -> Any:
+    def load(self, split: Split) -> Any:
         """Make the shapes of one split."""
-        shapes = Shapes(
+        return self._make(
             split,
             num_shapes=self.counts[split],
             num_points=self.num_points,
-            target=self.target,
+            with_normals=self.with_normals,
             seed=self.data_seed,
         )
-        if not self.with_normals:
-            shapes.normals = None
-        return shapes
 
     def load_val(self) -> Any:
         """Make the validation shapes."""
@@ -53,18 +51,4 @@ class ShapesDataModule(PointDataModule):
 class ShapesPartsDataModule(ShapesDataModule, PartDataModule):
     """Procedural shapes with the part of every point; arguments as for `ShapesDataModule`."""
 
-    target = "part"
-
-    def load(self, split: Literal["train", "val", "test"]) -> PartDataset:
-        """Make the shapes of one split."""
-        shapes = super().load(split)
-        L, N = shapes.points.shape[:2]
-        return PartDataset(
-            shapes.points.flatten(0, 1),
-            shapes.label.flatten(),
-            torch.full((L,), N),
-            class_names=shapes.class_names,
-            normals=None if shapes.normals is None else shapes.normals.flatten(0, 1),
-            category=shapes.category,
-            parts=number_parts(PARTS)[0],
-        )
+    _make = ShapesParts

@@ -19,7 +19,7 @@ from .points import PointDataset
 from .pyg import from_pyg, parts_from_pyg
 from .scanobjectnn import ScanObjectNN
 from .shapenetpart import ShapeNetPart
-from .shapes import Shapes
+from .shapes import Shapes, ShapesParts
 from .voc2012 import read_voc2012
 from .voc_objects import VocObjects
 
@@ -43,6 +43,7 @@ __all__ = [
     "ScanObjectNN",
     "ShapeNetPart",
     "Shapes",
+    "ShapesParts",
     "VocObjects",
     "from_pyg",
     "parts_from_pyg",

@@ -25,11 +25,9 @@ class PointDataset(Dataset):
 
     Args:
         points: Coordinates, (L, N, 3).
-        label: Class of each cloud, (L,), or of each point, (L, N); int64.
+        label: Class of each cloud, (L,) int64.
         class_names: Name of each class.
         normals: Unit normals, (L, N, 3).
-        category: Object category of each cloud, (L,), where `label` is per point.
-        category_names: Name of each category.
 
     Raises:
         ValueError: If shapes disagree, coordinates are not finite or a label is outside `class_names`.
@@ -42,14 +40,13 @@ class PointDataset(Dataset):
         *,
         class_names: Sequence[str],
         normals: Array | None = None,
-        category: Tensor | None = None,
-        category_names: Sequence[str] = (),
     ):
         if points.ndim != 3 or points.shape[-1] != 3:
             raise ValueError(f"points must be (clouds, points, 3), got {tuple(points.shape)}.")
-        if label.shape not in (points.shape[:1], points.shape[:2]):
+        if label.shape != points.shape[:1]:
             raise ValueError(
-                f"label must be {tuple(points.shape[:1])} or {tuple(points.shape[:2])}, got {tuple(label.shape)}."
+                f"label must be {tuple(points.shape[:1])}, got {tuple(label.shape)}. Clouds with per-point labels make "
+                "a PartDataset."
             )
         if isinstance(points, Tensor):
             bad = ~points.isfinite().flatten(1).all(1)
@@ -59,40 +56,27 @@ class PointDataset(Dataset):
                     f"{int(bad.sum())} of {len(points)} clouds have NaN or infinite coordinates, first: cloud {first}."
                 )
         check_clouds(points, label, normals, class_names)
-        if category is not None and category.shape != points.shape[:1]:
-            raise ValueError(f"category must be {tuple(points.shape[:1])}, got {tuple(category.shape)}.")
-        if category is not None and not torch.isin(category, torch.arange(len(category_names))).all():
-            raise ValueError(f"category must be in 0..{len(category_names) - 1}, got {sorted({*category.tolist()})}.")
         self.points, self.label, self.normals = points, label.long(), normals
-        self.category = None if category is None else category.long()
-        self.class_names, self.category_names = tuple(class_names), tuple(category_names)
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.points)
 
     def __getitem__(self, index: int) -> Data:
-        """One cloud as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
+        """One cloud as `torch_geometric.data.Data` with pos, y, and normal if there is one."""
         batch = self.batch([index])
-        return as_item(
-            batch.points[0],
-            batch.label[0],
-            None if batch.normals is None else batch.normals[0],
-            None if batch.category is None else batch.category[0],
-        )
+        return as_item(batch.points[0], batch.label[0], None if batch.normals is None else batch.normals[0])
 
     def batch(self, indices: Sequence[int]) -> PointBatch:
         """Many clouds at once, by one operation per array, so that loading takes little of a training step."""
         index = torch.as_tensor(indices)
         normals = None if self.normals is None else self.normals[index]
-        category = None if self.category is None else self.category[index]
-        return PointBatch(self.points[index], self.label[index], normals, category)
+        return PointBatch(self.points[index], self.label[index], normals)
 
     @property
     def strata(self) -> Tensor:
         """The groups that a random split keeps balanced, (L,) int64."""
-        if self.category is not None:
-            return self.category
-        return self.label if self.label.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
+        return self.label
 
     def with_classes(self, class_names: Sequence[str], parts: object = None) -> PointDataset:  # noqa: ARG002
         """The same clouds with the classes in another order, that of `class_names`; matched by name.
@@ -105,8 +89,6 @@ class PointDataset(Dataset):
             class_order(self.class_names, class_names)[self.label],
             class_names=class_names,
             normals=self.normals,
-            category=self.category,
-            category_names=self.category_names,
         )
 
     def subset(self, indices: Tensor) -> PointDataset:
@@ -116,8 +98,6 @@ class PointDataset(Dataset):
             self.label[indices],
             class_names=self.class_names,
             normals=None if self.normals is None else select(self.normals, indices),
-            category=None if self.category is None else self.category[indices],
-            category_names=self.category_names,
         )
 
 
@@ -142,7 +122,7 @@ def check_clouds(points: Array, label: Array, normals: Array | None, class_names
         raise ValueError(f"labels must be in 0..{len(class_names) - 1}, got {int(label.min())}..{int(label.max())}.")
 
 
-def as_item(points: Tensor, label: Tensor, normals: Tensor | None, category: Tensor | None) -> Data:
+def as_item(points: Tensor, label: Tensor, normals: Tensor | None, category: Tensor | None = None) -> Data:
     """One cloud, (N, 3), as `torch_geometric.data.Data` with pos, y, and normal and category where there are any."""
     from torch_geometric.data import Data
 

@@ -26,37 +26,29 @@ def from_pyg(
     """Sample every item of a PyTorch Geometric dataset to one size; zero mean, unit sphere.
 
     Args:
-        dataset: Sized and indexed; items are `Data` with pos (N, 3), y, and perhaps face (meshes), normal and category.
-            y is the class of the item, or, with one entry per point, the part of each point.
+        dataset: Sized and indexed; items are `Data` with pos (N, 3), one y, and perhaps face (meshes) and normal.
         num_points: Points per cloud: meshes are sampled by area, clouds give a random subset.
-        class_names: Default: the dataset's `categories` or `raw_file_names` if their number fits the labels of whole
-            clouds, else "0", "1", ...
+        class_names: Default: the dataset's `categories` or `raw_file_names` if their number fits the labels, else "0",
+            "1", ...
         with_normals: Also give unit normals: of meshes those of their faces, of clouds the items' `normal`, or `x` if
             it has three columns.
         seed: Decides the samples.
 
     Raises:
-        ValueError: If the dataset is empty, or an item lacks what is needed, has too few points or is a mesh with
-            per-vertex labels; or if only some items have a category.
+        ValueError: If the dataset is empty, or an item lacks what is needed, has too few points or per-point labels.
     """
     _check_not_empty(dataset)
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}.")
     with torch.random.fork_rng(devices=[]):  # SamplePoints draws from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         items = [_sample(_checked(dataset[i], i), num_points, i) for i in range(len(dataset))]
-    if len({item.y.shape for item in items}) > 1:
-        raise ValueError("Some items have one y, others one for each point: all must be alike.")
     label = torch.stack([item.y for item in items])
-    category = torch.stack([item.category for item in items]) if _all_have(items, "category") else None
-    names = [str(name) for name in getattr(dataset, "categories", ())]
     return PointDataset(
         normalize_points(torch.stack([item.pos.double() for item in items])),
         label,
         class_names=class_names or _class_names(dataset, label),
         normals=torch.stack([_normals(item, i) for i, item in enumerate(items)]) if with_normals else None,
-        category=category,
-        category_names=names if category is not None else (),
     )
 
 
@@ -137,21 +129,21 @@ def _checked(data: Any, index: int) -> Any:
 
 
 def _sample(data: Any, num_points: int, index: int) -> Any:
-    """`num_points` points of one item, with y as () or (num_points,)."""
+    """`num_points` points of one item, with y as ()."""
     from torch_geometric.transforms import SamplePoints
 
-    N, y = len(data.pos), data.y
+    N = len(data.pos)
+    if data.y.numel() != 1:
+        raise ValueError(
+            f"Item {index} has {data.y.numel()} labels, one per point: use `parts_from_pyg` or `PyGPartDataModule`."
+        )
+    data.y = data.y[0]
     if data.get("face") is not None:
-        if y.numel() != 1:
-            raise ValueError(f"Item {index} is a mesh with per-vertex labels, which cannot be sampled. Drop its faces.")
-        data = SamplePoints(num_points, include_normals=True)(data)
-        data.y = y[0]
-        return data
+        return SamplePoints(num_points, include_normals=True)(data)
     if num_points > N:
         raise ValueError(f"Item {index} holds {N} points, fewer than num_points={num_points}.")
     keep = torch.randperm(N)[:num_points]
     data.pos = data.pos[keep]
-    data.y = y[0] if y.numel() == 1 else y[keep]
     for name in ("normal", "x"):
         if data.get(name) is not None and len(data[name]) == N:
             data[name] = data[name][keep]
@@ -187,9 +179,8 @@ def _normals(data: Any, index: int) -> Tensor:
 
 def _class_names(dataset: Any, label: Tensor) -> list[str]:
     count = int(label.max()) + 1
-    if label.ndim == 1:
-        for attribute in ("categories", "raw_file_names"):
-            names = getattr(dataset, attribute, None)
-            if isinstance(names, (list, tuple)) and len(names) >= count:
-                return [str(name) for name in names]
+    for attribute in ("categories", "raw_file_names"):
+        names = getattr(dataset, attribute, None)
+        if isinstance(names, (list, tuple)) and len(names) >= count:
+            return [str(name) for name in names]
     return [str(number) for number in range(count)]

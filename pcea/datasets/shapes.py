@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pcea.datasets.parts import PartDataset, number_parts
 from pcea.datasets.points import PointDataset
+from pcea.datasets.splits import SPLITS, Split
 from pcea.datasets.surfaces import (
     FloatArray,
     Surface,
@@ -47,7 +50,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     "vase": ("body", "neck", "foot", "handles"),
 }
 CATEGORIES: tuple[str, ...] = tuple(PARTS)
-SPLITS = ("train", "val", "test")
 CELLS = 10
 HELD_OUT_CELLS = (1, 5, 9)
 SEEN_CELLS = tuple(cell for cell in range(CELLS) if cell not in HELD_OUT_CELLS)
@@ -409,8 +411,45 @@ def sample_shape(category: str, parameters: Parameters, *, num_points: int) -> S
     return Shape(points / max(radius, 1e-12), normals, part)
 
 
+class ShapeArrays(NamedTuple):
+    """Many objects.
+
+    Attributes:
+        points: Coordinates, zero mean, in the unit sphere, (L, N, 3) fp32.
+        normals: Unit normals, (L, N, 3) fp32.
+        category: Index into `CATEGORIES`, (L,) int64.
+        part: Index into `PARTS` of the category, (L, N) int64.
+    """
+
+    points: Tensor
+    normals: Tensor
+    category: Tensor
+    part: Tensor
+
+
+def make_shapes(split: Split, *, num_shapes: int, num_points: int, seed: int) -> ShapeArrays:
+    """Make the objects of `Shapes`, whose arguments these are.
+
+    Raises:
+        ValueError: If a number is below its minimum, or `split` is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    for name, value, minimum in (("num_shapes", num_shapes, 1), ("num_points", num_points, 1), ("seed", seed, 0)):
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {name}={value}.")
+    category = np.arange(num_shapes, dtype=np.int64) % len(CATEGORIES)
+    points, normals = np.empty((2, num_shapes, num_points, 3), np.float32)
+    part = np.empty((num_shapes, num_points), np.int64)
+    for i, k in enumerate(category):
+        rng = np.random.default_rng((seed, SPLITS.index(split), i))
+        parameters = Parameters(rng, held_out=split == "test")
+        points[i], normals[i], part[i] = sample_shape(CATEGORIES[k], parameters, num_points=num_points)
+    return ShapeArrays(*map(torch.from_numpy, (points, normals, category, part)))
+
+
 class Shapes(PointDataset):
-    """Objects of `CATEGORIES` made from random parameters, with exact parts and normals.
+    """Objects of `CATEGORIES` made from random parameters, with exact normals.
 
     Shape i is of category i % 12 and depends on (seed, split, i) alone, not on `num_shapes`; machines agree up to
     rounding. Points are in random order, so the first n are a uniform sample too. Objects are turned by up to 20
@@ -425,44 +464,36 @@ class Shapes(PointDataset):
         split: "train", "val" or "test".
         num_shapes: Number of clouds L.
         num_points: Number of points N per cloud.
-        target: "category" gives one label per cloud, (L,); "part" one per point, (L, N), of the parts of all
-            categories in the order of `PARTS`, named like "chair/back", and fills `category`, (L,).
+        with_normals: Also give normals.
         seed: Another seed gives other shapes from the same distribution.
 
     Raises:
-        ValueError: If a number is below its minimum, or `split` or `target` is unknown.
+        ValueError: If a number is below its minimum, or `split` is unknown.
     """
 
     def __init__(
-        self,
-        split: Literal["train", "val", "test"],
-        *,
-        num_shapes: int,
-        num_points: int = 1024,
-        target: Literal["category", "part"] = "category",
-        seed: int = 0,
+        self, split: Split, *, num_shapes: int, num_points: int = 1024, with_normals: bool = True, seed: int = 0
     ):
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-        if target not in ("category", "part"):
-            raise ValueError(f"target must be category or part, got {target!r}.")
-        for name, value, minimum in (("num_shapes", num_shapes, 1), ("num_points", num_points, 1), ("seed", seed, 0)):
-            if value < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {name}={value}.")
-        category = np.arange(num_shapes, dtype=np.int64) % len(CATEGORIES)
-        points, normals = np.empty((2, num_shapes, num_points, 3), np.float32)
-        part = np.empty((num_shapes, num_points), np.int64)
-        for i, k in enumerate(category):
-            rng = np.random.default_rng((seed, SPLITS.index(split), i))
-            parameters = Parameters(rng, held_out=split == "test")
-            points[i], normals[i], part[i] = sample_shape(CATEGORIES[k], parameters, num_points=num_points)
-        offsets = np.cumsum([0, *(len(parts) for parts in PARTS.values())])
-        per_point = target == "part"
+        made = make_shapes(split, num_shapes=num_shapes, num_points=num_points, seed=seed)
+        normals = made.normals if with_normals else None
+        super().__init__(made.points, made.category, class_names=CATEGORIES, normals=normals)
+
+
+class ShapesParts(PartDataset):
+    """The objects of `Shapes`, whose arguments these are, with the exact part of every point, such as "chair/back"."""
+
+    def __init__(
+        self, split: Split, *, num_shapes: int, num_points: int = 1024, with_normals: bool = True, seed: int = 0
+    ):
+        made = make_shapes(split, num_shapes=num_shapes, num_points=num_points, seed=seed)
+        parts, class_names = number_parts(PARTS)
+        first = torch.tensor([classes[0] for classes in parts.values()])
         super().__init__(
-            torch.from_numpy(points),
-            torch.from_numpy(part + offsets[category][:, None] if per_point else category),
-            class_names=[f"{c}/{part}" for c in CATEGORIES for part in PARTS[c]] if per_point else CATEGORIES,
-            normals=torch.from_numpy(normals),
-            category=torch.from_numpy(category) if per_point else None,
-            category_names=CATEGORIES if per_point else (),
+            made.points.flatten(0, 1),
+            (made.part + first[made.category, None]).flatten(),
+            torch.full((num_shapes,), num_points),
+            class_names=class_names,
+            normals=made.normals.flatten(0, 1) if with_normals else None,
+            category=made.category,
+            parts=parts,
         )

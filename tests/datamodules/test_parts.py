@@ -17,7 +17,7 @@ from pcea.datamodules.parts import (
 )
 from pcea.datamodules.shapes import ShapesPartsDataModule
 from pcea.datasets.parts import PartDataset
-from pcea.datasets.shapes import PARTS, Shapes
+from pcea.datasets.shapes import PARTS, ShapesParts
 from pcea.transforms.points import RandomJitter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
@@ -236,9 +236,10 @@ def test_parts_of_shapes():
     assert batch.points.shape == (5, 37, 3)
     assert (batch.normals, batch.mask) == (None, None)
     for split, clouds in data.sets.items():
-        made = Shapes(split, num_shapes=len(clouds), num_points=37, target="part")
+        made = ShapesParts(split, num_shapes=len(clouds), num_points=37)
         batch = clouds.batch(range(len(clouds)))
-        for value, expected in zip(batch, (made.points, made.label, None, made.category)):
+        points, label = made.points.view(-1, 37, 3), made.label.view(-1, 37)
+        for value, expected in zip(batch, (points, label, None, made.category)):
             assert value is expected is None or torch.equal(value, expected)
     again = ShapesPartsDataModule(num_train=24, num_val=13, num_points=37, with_normals=True)
     again.setup("validate")

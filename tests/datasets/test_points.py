@@ -13,13 +13,12 @@ def make(**changes):
 
 
 def test_a_batch_holds_the_clouds_asked_for():
-    clouds = make(category=torch.tensor([3, 4, 3, 4, 3]), category_names="abcde")
+    clouds = make()
     batch = clouds.batch([4, 1])
     assert torch.equal(batch.points, clouds.points[[4, 1]])
     assert torch.equal(batch.normals, -clouds.points[[4, 1]])
     assert batch.label.tolist() == [0, 1]
-    assert batch.category.tolist() == [3, 4]
-    assert batch.mask is None
+    assert (batch.category, batch.mask) == (None, None)
     assert make(normals=None).batch([0]).normals is None
 
 
@@ -40,11 +39,6 @@ def test_an_item_is_pyg_data():
     assert "category" not in item
 
 
-def test_labels_a_point():
-    parts = torch.arange(35).reshape(5, 7) % 3
-    assert torch.equal(make(label=parts).batch([3]).label, parts[[3]])
-
-
 def test_labels_of_any_whole_numbers_are_no_masks():
     """Which torch takes uint8 for where it is an index."""
     clouds = make(label=torch.tensor([0, 1, 2, 1, 0], dtype=torch.uint8))
@@ -52,39 +46,31 @@ def test_labels_of_any_whole_numbers_are_no_masks():
     assert clouds.with_classes(["c", "a", "b"]).label.tolist() == [1, 2, 0, 2, 1]
 
 
-def test_a_split_is_of_clouds_also_where_labels_are_of_points():
+def test_a_split_is_balanced_by_class():
     assert make().strata.tolist() == [0, 1, 2, 1, 0]
-    assert make(label=torch.arange(35).reshape(5, 7) % 3).strata.tolist() == [0] * 5
-    parts = torch.zeros(5, 7, dtype=torch.long)
-    assert make(label=parts, category=torch.tensor([0, 1, 0, 1, 0]), category_names="ab").strata.tolist() == [
-        0,
-        1,
-    ] * 2 + [0]
 
 
 def test_subset():
-    clouds = make(category=torch.tensor([0, 1, 0, 1, 0]), category_names=["x", "y"])
+    clouds = make()
     subset = clouds.subset(torch.tensor([3, 0]))
     assert torch.equal(subset.points, clouds.points[[3, 0]])
     assert torch.equal(subset.normals, clouds.normals[[3, 0]])
     assert subset.label.tolist() == [1, 0]
-    assert subset.category.tolist() == [1, 0]
-    assert (subset.class_names, subset.category_names) == (("a", "b", "c"), ("x", "y"))
+    assert subset.class_names == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"points": torch.zeros(5, 7)}, r"points must be \(clouds, points, 3\), got \(5, 7\)"),
-        ({"label": torch.zeros(4, dtype=torch.long)}, r"label must be \(5,\) or \(5, 7\), got \(4,\)"),
+        ({"label": torch.zeros(4, dtype=torch.long)}, r"label must be \(5,\), got \(4,\)"),
+        ({"label": torch.zeros(5, 7, dtype=torch.long)}, r"label must be \(5,\), got \(5, 7\).*PartDataset"),
         ({"normals": torch.zeros(5, 6, 3)}, r"shape of points \(5, 7, 3\), got \(5, 6, 3\)"),
         ({"class_names": ["a", "b"]}, r"labels must be in 0..1, got 0..2"),
         ({"label": torch.tensor([0, 1, -1, 1, 0])}, r"labels must be in 0..2, got -1..1"),
         ({"label": torch.full((5,), 0.7)}, "labels must be whole numbers, as int64, got torch.float32"),
         ({"points": torch.zeros(5, 7, 3, dtype=torch.int64)}, "points must be floating-point numbers, got torch.int64"),
         ({"normals": torch.full((5, 7, 3), torch.nan)}, "35 normals are NaN or infinite"),
-        ({"category": torch.zeros(3, dtype=torch.long)}, r"category must be \(5,\), got \(3,\)"),
-        ({"category": torch.arange(5), "category_names": "abcd"}, r"category must be in 0..3, got \[0, 1, 2, 3, 4\]"),
     ],
 )
 def test_shapes_and_labels_are_checked(changes, message):

@@ -57,20 +57,13 @@ def test_meshes_are_sampled_by_area():
     assert item.face.shape == (3, 2)
 
 
-def test_labels_a_point_follow_their_points():
+def test_normals_follow_their_points():
     item = cloud(50, category=torch.tensor([1]))
-    item.y = (item.pos[:, 0] > 0.5).long() * 2
     angle = item.pos[:, 0]
     item.normal = torch.stack([angle.sin(), angle.cos(), 0 * angle], dim=1)
-    clouds = from_pyg(Named([item]), num_points=31, with_normals=True)
-    assert clouds.label.shape == (1, 31)
-    points, parts = clouds.points[0], clouds.label[0]
-    assert points[parts == 2, 0].min() > points[parts == 0, 0].max()
-    assert torch.equal(clouds.normals[0, :, 0].argsort(), points[:, 0].argsort())
-    assert clouds.class_names == ("0", "1", "2")
-    assert clouds.category.tolist() == [1]
-    assert clouds.category_names == ("Mug", "Legend")
-    assert clouds.batch([0]).category.tolist() == [1]
+    clouds = from_pyg([item], num_points=31, with_normals=True)
+    assert torch.equal(clouds.normals[0, :, 0].argsort(), clouds.points[0, :, 0].argsort())
+    assert clouds.batch([0]).category is None
 
 
 def test_names_of_the_dataset():
@@ -84,11 +77,10 @@ def test_errors():
         ([cloud(), cloud(4)], r"Item 1 holds 4 points, fewer than num_points=5"),
         ([data(pos=torch.rand(7, 3))], r"Item 0 .* must have pos and y"),
         ([data(pos=torch.rand(7, 3), y=torch.zeros(3))], r"Item 0: y must have 1 or 7 entries"),
-        ([triangle], r"Item 0 is a mesh with per-vertex labels"),
+        ([triangle], r"Item 0 has 3 labels, one per point: use `parts_from_pyg`"),
         ([cloud(y=0), cloud(y=-1)], r"Item 1: y must be whole numbers from 0, got -1"),
         ([cloud(y=torch.tensor(1.5))], r"Item 0: y must be whole numbers from 0, got 1.5"),
-        ([cloud(), data(pos=torch.rand(7, 3), y=torch.zeros(7))], r"Some items have one y, others one for each point"),
-        ([cloud(), cloud(category=1)], r"1 of 2 items have no category, first item 0"),
+        ([cloud(), data(pos=torch.rand(7, 3), y=torch.zeros(7))], r"Item 1 has 7 labels, one per point"),
         ([data(pos=torch.full((7, 3), torch.nan), y=torch.tensor(0))], r"NaN or infinite"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -245,6 +237,8 @@ def test_doubles_far_from_the_origin_keep_their_digits():
     pos = torch.rand(50, 3, dtype=torch.float64)
     near, far = ([data(pos=pos + offset, y=torch.arange(50) % 2)] for offset in (0, 2**23))
     torch.testing.assert_close(parts_from_pyg(far).points, parts_from_pyg(near).points)
+    for (item,) in (near, far):
+        item.y = torch.tensor(1)
     torch.testing.assert_close(from_pyg(far, num_points=50).points, from_pyg(near, num_points=50).points)
 
 

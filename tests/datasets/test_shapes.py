@@ -14,7 +14,10 @@ from pcea.datasets.shapes import (
     PARTS,
     SEEN_CELLS,
     Parameters,
+    ShapeArrays,
     Shapes,
+    ShapesParts,
+    make_shapes,
     sample_shape,
 )
 from pcea.datasets.surfaces import Surface, box, rod
@@ -29,8 +32,13 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="module")
-def parts() -> Shapes:
-    return Shapes("train", num_shapes=20 * len(CATEGORIES), num_points=1024, target="part")
+def made() -> ShapeArrays:
+    return make_shapes("train", num_shapes=20 * len(CATEGORIES), num_points=1024, seed=0)
+
+
+@pytest.fixture(scope="module")
+def parts() -> ShapesParts:
+    return ShapesParts("train", num_shapes=20 * len(CATEGORIES), num_points=1024)
 
 
 def assert_share(is_inside: np.ndarray, expected: float) -> None:
@@ -119,34 +127,37 @@ class TestShapes:
         data = Shapes("test", num_shapes=L, num_points=N)
         assert data.label.tolist() == [i % len(CATEGORIES) for i in range(L)]
         assert data.class_names == CATEGORIES
-        assert data.category is None
         assert data.points.shape == data.normals.shape == (L, N, 3)
 
-    def test_targets_describe_the_same_points(self):
+    def test_classes_and_parts_describe_the_same_points(self):
         whole = Shapes("train", num_shapes=L, num_points=N)
-        split = Shapes("train", num_shapes=L, num_points=N, target="part")
-        assert torch.equal(whole.points, split.points)
+        split = ShapesParts("train", num_shapes=L, num_points=N)
+        assert torch.equal(whole.points.flatten(0, 1), split.points)
+        assert torch.equal(whole.normals.flatten(0, 1), split.normals)
         assert torch.equal(whole.label, split.category)
-        assert split.label.shape == (L, N)
-        assert split.category_names == CATEGORIES
+        assert split.sizes.tolist() == [N] * L
+        assert tuple(split.parts) == CATEGORIES
+        assert Shapes("train", num_shapes=2, num_points=N, with_normals=False).normals is None
+        assert ShapesParts("train", num_shapes=2, num_points=N, with_normals=False).normals is None
 
-    def test_points_are_centred_in_the_unit_sphere_and_normals_have_unit_length(self, parts):
-        assert parts.points.dtype == parts.normals.dtype == torch.float32
-        torch.testing.assert_close(parts.points.mean(dim=1), torch.zeros(len(parts), 3), atol=1e-6, rtol=0)
-        torch.testing.assert_close(parts.points.norm(dim=-1).amax(dim=1), torch.ones(len(parts)))
-        torch.testing.assert_close(parts.normals.norm(dim=-1), torch.ones(len(parts), 1024))
+    def test_points_are_centred_in_the_unit_sphere_and_normals_have_unit_length(self, made):
+        points, normals, _, _ = made
+        assert points.dtype == normals.dtype == torch.float32
+        torch.testing.assert_close(points.mean(dim=1), torch.zeros(len(points), 3), atol=1e-6, rtol=0)
+        torch.testing.assert_close(points.norm(dim=-1).amax(dim=1), torch.ones(len(points)))
+        torch.testing.assert_close(normals.norm(dim=-1), torch.ones(len(points), 1024))
 
     def test_part_labels_belong_to_their_category_and_all_occur(self, parts):
         assert parts.class_names == tuple(f"{category}/{part}" for category in PARTS for part in PARTS[category])
-        for label, category in zip(parts.label, parts.category):
+        for label, category in zip(parts.label.view(-1, 1024), parts.category):
             owners = {parts.class_names[part].split("/")[0] for part in label.unique()}
-            assert owners == {parts.category_names[category]}
+            assert owners == {CATEGORIES[category]}
         assert parts.label.unique().tolist() == list(range(len(parts.class_names)))
 
     def test_named_parts_are_where_they_should_be(self, parts):
         for below, above in (("chair/legs", "chair/back"), ("lamp/base", "lamp/shade"), ("bottle/body", "bottle/cap")):
             low, high = parts.class_names.index(below), parts.class_names.index(above)
-            for points, label in zip(parts.points, parts.label):
+            for points, label in zip(parts.points.view(-1, 1024, 3), parts.label.view(-1, 1024)):
                 if (label == high).any():
                     assert points[label == low, 1].mean() < points[label == high, 1].mean()
 
@@ -160,7 +171,6 @@ class TestShapes:
             ({"num_points": 0}, "num_points must be at least 1, got num_points=0"),
             ({"seed": -1}, "seed must be at least 0, got seed=-1"),
             ({"split": "valid"}, "split must be one of train, val, test, got 'valid'"),
-            ({"target": "parts"}, "target must be category or part, got 'parts'"),
         ],
     )
     def test_errors_name_the_rule(self, arguments, message):
