@@ -87,16 +87,19 @@ def _color_bases(predictor: Predictor, files: list[Path]) -> dict[str, list[list
 
 def _write_graph(path: Path, suffix: str, network: nn.Module, description: NetworkDescription) -> int:
     """Write the graph; returns the fewest points per cloud that it takes, 0 for images."""
-    from pcea.models.capture import export_onnx, export_program, fewest_points
+    from pcea.models.capture import example_inputs, export_onnx, export_program, fewest_points
 
     fewest = fewest_points(network) or 0
     metadata = _metadata(description, min_points=fewest)
     try:
+        inputs = example_inputs(network, description)
         if suffix == ".onnx":
-            export_onnx(network, path, metadata=metadata)
+            export_onnx(network, path, inputs, metadata=metadata)
         else:
             with path.open("wb") as file:
-                torch.export.save(export_program(network), file, extra_files={"metadata.json": json.dumps(metadata)})
+                torch.export.save(
+                    export_program(network, inputs), file, extra_files={"metadata.json": json.dumps(metadata)}
+                )
     except TypeError as error:
         raise ValueError(f"A network for {description.task} cannot be captured as a graph: {error}") from error
     return fewest

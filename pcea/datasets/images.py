@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +26,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
 
-class ImageDataset(Dataset):
-    """Images with a class each, or a class a pixel.
+class ImageDataset(Dataset, ABC):
+    """Images with one class each, or one per pixel.
 
     Attributes:
         class_names: Name of each class.
@@ -114,7 +114,7 @@ class ImageTensors(ImageDataset):
         return self.images[index], self.label[index]
 
     def in_memory(self, description: str) -> ImageTensors:  # noqa: ARG002
-        """It is."""
+        """Return itself."""
         return self
 
     def with_classes(self, class_names: Sequence[str], parts: object = None) -> ImageTensors:  # noqa: ARG002
@@ -233,9 +233,10 @@ class TransformedImages(TransformedDataset):
 def read_image(path: str | Path) -> Tensor:
     """Read a picture file as colours.
 
-    Grey values become equal colours, 16-bit values are scaled by 255/65535 (with a warning at the first image of 12
-    bits or fewer, which is dark then), palettes and CMYK are converted, what is
-    transparent is laid over white, and a camera's note which side is up is followed.
+    Grey values become equal colours; those of 16 bits are scaled by 255/65535, with a warning at the first image of 12
+    bits or fewer, which is dark then; those of 32 bits are taken for 8 bits if none exceeds 255, and for 16 bits
+    otherwise. Palettes and CMYK are converted, what is transparent is laid over white, and the EXIF orientation is
+    applied.
 
     Returns:
         Red, green and blue in 0..255, (3, H, W) uint8.
@@ -246,14 +247,17 @@ def read_image(path: str | Path) -> Tensor:
     """
     from PIL import ImageOps
 
-    picture = ImageOps.exif_transpose(open_picture(path))
+    opened = open_picture(path)
+    picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{path}: grey values must be 8 or 16 bits, got {values.min()}..{values.max()}.")
+        # Pillow reads a PGM of 16 bits into numbers of 32.
+        is_8_bits = picture.mode == "I" and opened.format != "PPM" and values.max() <= 255
         if 0 < values.max() < 4096:
-            _warn_of_few_bits(path, picture.mode, int(values.max()))
-        if picture.mode == "I" and values.max() <= 255:  # 8 bits in numbers of 32
+            _warn_of_few_bits(path, int(values.max()), is_8_bits=is_8_bits)
+        if is_8_bits:
             values *= 257
         grey = torch.from_numpy((values * 255 + 32767) // 65535).to(torch.uint8)
         return grey.expand(3, *grey.shape).contiguous()
@@ -270,12 +274,12 @@ def read_image(path: str | Path) -> Tensor:
 _warned_of_few_bits = False
 
 
-def _warn_of_few_bits(path: str | Path, mode: str, highest: int) -> None:
+def _warn_of_few_bits(path: str | Path, highest: int, *, is_8_bits: bool) -> None:
     global _warned_of_few_bits
     if _warned_of_few_bits:
         return
     _warned_of_few_bits = True
-    if mode == "I" and highest <= 255:
+    if is_8_bits:
         text = f"{path} has 32 bits, but no value above {highest}: it is taken for an image of 8 bits."
     else:
         text = f"{path} has 16 bits, but no value above {highest}: it is seen as nearly black, as 65535 is white."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pcea.datasets.transformed import TransformedDataset
 Target = dict[str, Tensor]
 
 
-class ObjectDataset(Dataset):
+class ObjectDataset(Dataset, ABC):
     """Images with the objects in each.
 
     Attributes:

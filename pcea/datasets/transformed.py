@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 _OFFSET = 2**40
 
 
-class TransformedDataset(Dataset):
+class TransformedDataset(Dataset, ABC):
     """A set of samples that go through transforms one by one, handed out a batch at a time.
 
     What the transforms draw depends on `seed` and the number of the sample alone: `index + epoch * len`, so that every
@@ -46,7 +46,7 @@ class TransformedDataset(Dataset):
     def _seeded(self, number: int) -> Any:
         sample = self.samples[number % len(self.samples)]
         if self.transforms:
-            torch.manual_seed(self.seed + number)
+            torch.default_generator.manual_seed(self.seed + number)  # others, of a GPU, go on as they were
         return self._transform(sample)
 
     @abstractmethod

@@ -19,28 +19,29 @@ class ClassPrediction(NamedTuple):
     Attributes:
         class_names: Their names, most probable first.
         probabilities: Their probabilities, in 0..1.
-        score: How well the network knows what it saw: the logarithm of the odds, or of the sum, of all classes; where
-            it is compared with examples, minus the distance to the nearest.
-        is_known: Whether the score is above that of 95 % of the network's held-out samples, or of the examples; True if
-            that is unknown, as where each example is alone in its folder: the score is NaN then.
+        score: How well the network knows what it saw: the log-odds of any class against the background; without a
+            background the log-sum-exp of the logits; with examples, minus the distance to the nearest one. NaN if each
+            example is alone in its folder.
+        is_known: Whether the score exceeds that of the lowest 5 % of the network's held-out samples, or of the
+            examples; None if there is nothing to compare with, as for weights that were never calibrated.
         pose: How a cloud lies, such as "z up", if that was found; else "".
     """
 
     class_names: tuple[str, ...]
     probabilities: tuple[float, ...]
     score: float = math.nan
-    is_known: bool = True
+    is_known: bool | None = None
     pose: str = ""
 
     @property
     def title(self) -> str:
         """The best class on a picture."""
         best = f"{self.class_names[0]} {100 * self.probabilities[0]:.0f} %"
-        return best if self.is_known else f"unsure ({best})"
+        return best if self.is_known is not False else f"unsure ({best})"
 
     def __str__(self) -> str:
         pose = f"  ({self.pose})" if self.pose else ""
-        if not self.is_known:
+        if self.is_known is False:
             return (
                 f"unsure: nothing it knows (closest: {self.class_names[0]} {100 * self.probabilities[0]:.0f} %){pose}"
             )
@@ -64,7 +65,7 @@ class ClassPredictor(Predictor):
     def rows(self, prediction: ClassPrediction) -> list[tuple[object, ...]]:
         """One row per class, the most probable first."""
         ranked = zip(prediction.class_names, prediction.probabilities)
-        known = "" if math.isnan(prediction.score) else "yes" if prediction.is_known else "no"
+        known = {None: "", True: "yes", False: "no"}[prediction.is_known]
         return [(rank, name, f"{p:.4f}", known, prediction.pose) for rank, (name, p) in enumerate(ranked, start=1)]
 
     def num_rows(self, *, top: int = 3, like: Any = None, **_: Any) -> int:
@@ -82,7 +83,7 @@ class ClassPredictor(Predictor):
         """
         score = float(logits.logsumexp(-1)) if score is None else score
         least = self.description.known_above
-        is_known = least is None or score >= least
+        is_known = None if least is None else score >= least
         return rank(logits, top, self.class_names)._replace(score=score, is_known=is_known, pose=pose)
 
 

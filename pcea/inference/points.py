@@ -77,7 +77,7 @@ class PointPredictor(ClassPredictor):
 
         A cloud of few points is judged twice: as it is, and with points added between its own (`make_denser`). So is
         one that stands on ground wider than itself, or before a wall: as it is, and without them; the surest answer
-        counts. Up to 5 % of the points are left out, with a warning, if they lie far from all others.
+        counts. Up to 5 % of the points, of 96 or more, are left out with a warning if they lie far from all others.
 
         Args:
             source: A file; or points (N, 3), or with normals (N, 6), in any unit.

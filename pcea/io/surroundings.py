@@ -52,7 +52,7 @@ class Ground(NamedTuple):
         point: On the plane, (3,).
         normal: Towards the shape, of unit length, (3,).
         thickness: Points nearer to the plane belong to it.
-        width: Area of its outline, in those of the outline of what stands on it.
+        width: Ratio of the area of its outline to that of what stands on it.
         is_pedestal: Whether it is the top of a pedestal, all of which is below the plane.
     """
 
@@ -78,7 +78,8 @@ class SurroundedShape(Points):
     Attributes:
         grounds: The ground, and what is found when that is left out, as a wall; each may also be a part of the shape,
             as of a table that lies on its top.
-        standing: For each, the cloud without it and those before it, as many points if the file has them.
+        standing: For each, the cloud without it and those before it, resampled to the same number of points where the
+            file has enough.
         reach: Points of the file that are further from the middle of the cloud are strays.
     """
 
@@ -112,8 +113,15 @@ class SurroundedShape(Points):
 
 
 def leave_out_strays(cloud: Points, name: str) -> SurroundedShape:
-    """A cloud without the few points that lie far from all others, with a warning that names the file."""
-    strays = find_strays(cloud.points)
+    """A cloud without the few points that lie far from all others, with a warning that names the file.
+
+    Of fewer than 96 points none is left out: they say nothing about where the shape ends.
+    """
+    if len(cloud.points) <= _MOST:
+        strays = find_strays(cloud.points)
+    else:
+        far = ~shape_of(cloud, seed=0).includes(cloud.points)
+        strays = far if far.any() else None
     if strays is not None:
         share = f"{100 * strays.double().mean():.1f} % of the points"  # of a sample of the file
         warnings.warn(f"{name}: {share} lie far from all others and are left out.", stacklevel=3)
@@ -294,7 +302,7 @@ def _measure(rows: Rows, ground: Ground) -> Ground:
 
 
 def _width(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray[np.bool_] | None = None) -> float:
-    """Area of the outline of what is below, along the normal, in those of what is above; 0 if one of them is a line."""
+    """Ratio of the outline's area of what is below to that of what is above, along the normal; 0 if one is a line."""
     from scipy.spatial import ConvexHull, QhullError
 
     flat = rows @ np.linalg.svd(normal[None])[2][1:].T
@@ -306,7 +314,10 @@ def _width(rows: Rows, normal: Rows, above: NDArray[np.bool_], below: NDArray[np
 
 
 def find_strays(points: Tensor) -> Tensor | None:
-    """Which of a sample of points (N, 3) are few and far from all others, (N,); None if there are none."""
+    """Which of a sample of points (N, 3) are few and far from all others, (N,).
+
+    None if there are none, and for fewer than 96 points or more than 4,096.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree

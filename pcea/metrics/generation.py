@@ -86,7 +86,7 @@ class GenerationMetrics:
     def compute(self) -> dict[str, Tensor]:
         """The measured values by name."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the scores divide the images into parts at random
+            torch.default_generator.manual_seed(0)  # the scores divide the images into parts at random
             values = {name: metric.compute() for name, metric in self._metrics.items()}
         for name in values:
             if name.endswith("score"):

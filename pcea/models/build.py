@@ -209,8 +209,9 @@ def _arguments(builder: Callable[..., Any], written: Mapping[str, Any], where: s
         if hint in (int, float, bool, str) and not isinstance(value, (int, float) if hint is float else hint):
             raise ValueError(f"{name} must be {hint.__name__}, got {type(value).__name__}.")
         depths = value if isinstance(value, list | tuple) else [value]
-        if name == "depth" and any(isinstance(blocks, int) and blocks > _MOST_BLOCKS for blocks in depths):
-            raise ValueError(f"depth must be at most {_MOST_BLOCKS:,} blocks, got {value}.")
+        is_too_deep = any(isinstance(blocks, int) and blocks > _MOST_BLOCKS for blocks in depths)
+        if name in ("depth", "depths") and is_too_deep:
+            raise ValueError(f"{name} must be at most {_MOST_BLOCKS:,} blocks, got {value}.")
     return {name: _argument(value, hints.get(name), where) for name, value in written.items()}
 
 
@@ -337,7 +338,7 @@ def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Modul
         module, _, name = builder.rpartition(".")
         function = getattr(importlib.import_module(module), name)
         arguments = {**stored, **_replacing(function, arguments, stored)[1]}
-        open_sizes = [name for name in _HEAD_SIZES if hasattr(network, name)]
+        open_sizes = [name for name in _HEAD_SIZES if name in inspect.signature(function).parameters]
     else:
         open_sizes = [name for name in _HEAD_SIZES if name in arguments and arguments[name] is None]
     arguments |= {name: getattr(network, name) for name in open_sizes}

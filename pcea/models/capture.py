@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
+from pcea.io.description import NetworkDescription
+
 Result = TypeVar("Result")
+
+# Points of an example for a network that does not say how many it needs.
+_EXAMPLE_POINTS = 64
 
 # Names of the axes that stay free, by the argument's name.
 _POINTS = {0: "batch", 1: "points"}
@@ -30,30 +35,40 @@ _FREE_AXES = {
 }
 
 
-def example_inputs(network: nn.Module) -> dict[str, Tensor]:
-    """Inputs that a network of pcea takes, by the names of its arguments: points, features and category, or images.
+def example_inputs(network: nn.Module, description: NetworkDescription | None = None) -> dict[str, Tensor]:
+    """Inputs that a network takes, by the names of its arguments: points, features and category, or images.
+
+    Args:
+        network: The network.
+        description: What it is; None for a network of pcea, whose own attributes tell.
 
     Raises:
         TypeError: If the network is neither for points nor for images.
     """
-    if hasattr(network, "min_points"):
-        encoder: Any = network.encoder
-        count = encoder.min_captured_points
+    encoder: Any = getattr(network, "encoder", network)
+    if description is not None:
+        task, num_features = description.task, 3 * description.has_normals
+    elif hasattr(network, "min_points"):
+        task, num_features = "points", encoder.in_channels - 3
+    else:
+        is_for_images = hasattr(network, "in_channels") and hasattr(network, "num_classes")
+        task, num_features = "images" if is_for_images else "", 0
+    if task in ("points", "parts"):
+        count = int(getattr(encoder, "min_captured_points", max(getattr(network, "min_points", 1), _EXAMPLE_POINTS)))
         # 2 clouds, so that their number is no constant of the graph.
         inputs = {"points": torch.rand(2, count, 3)}
-        if encoder.in_channels > 3:
-            inputs["features"] = torch.rand(2, count, encoder.in_channels - 3)
+        if num_features:
+            inputs["features"] = torch.rand(2, count, num_features)
         if getattr(network, "num_categories", 0):
             inputs["category"] = torch.zeros(2, dtype=torch.int64)
         return inputs
-    in_channels: Any = getattr(network, "in_channels", None)
-    if in_channels is not None and hasattr(network, "num_classes"):
-        return {"images": torch.rand(2, in_channels, 64, 96)}
+    if task in ("images", "masks"):
+        return {"images": torch.rand(2, int(getattr(network, "in_channels", 3)), 64, 96)}
     raise TypeError(f"{type(network).__name__} takes neither points nor images: give its inputs.")
 
 
 def fewest_points(network: nn.Module) -> int | None:
-    """Fewest points per cloud that a captured graph of the network takes; None if it takes images.
+    """Fewest points per cloud that a captured graph of the network takes; None if it does not say.
 
     A graph fails where there are fewer: in onnxruntime at an operation `TopK`, in torch.export at a guard.
     """

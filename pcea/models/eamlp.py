@@ -167,6 +167,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         from torchvision.ops import StochasticDepth  # importing pcea must not wait for torchvision
 
+        if norm not in ("layer", "batch"):
+            raise ValueError(f"norm must be layer or batch, got {norm!r}.")
         self.norm1 = nn.LayerNorm(dim)
         self.attention = attention(dim)
         self.norm2 = nn.LayerNorm(dim) if norm == "layer" else nn.BatchNorm1d(dim)

@@ -204,7 +204,7 @@ class _Uses(NamedTuple):
     def of(index: Tensor, num_rows: int, num_clouds: int) -> _Uses:
         """Sort `index` (T, K) into R rows of B clouds."""
         counts = torch.bincount(index.flatten(), minlength=num_rows)
-        return _Uses(index.flatten().argsort(), counts.cumsum(0) - counts, counts, index, num_clouds)
+        return _Uses(index.flatten().argsort(stable=True), counts.cumsum(0) - counts, counts, index, num_clouds)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum the pairs' values, (T K, C), or (T, C) where all K pairs of a centre share one, into (R, C)."""

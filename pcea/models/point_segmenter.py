@@ -292,9 +292,34 @@ def eat_part_segmenter(
     )
 
 
-def eat_semantic_segmenter(num_classes: int, *, in_channels: int = 3, **sizes: object) -> PointTransformerSegmenter:
-    """EAT for scenes: `eat_part_segmenter` without categories; `sizes` are its other arguments."""
-    return eat_part_segmenter(num_classes, 0, in_channels=in_channels, **sizes)  # type: ignore[arg-type]
+def eat_semantic_segmenter(
+    num_classes: int | None = None,
+    *,
+    in_channels: int = 3,
+    neighbor_embedding: bool = True,
+    dim: int = 128,
+    num_neighbors: int = 32,
+    dilation: int = 1,
+    memory_units: int = 64,
+    tied: bool = True,
+    out_channels: int = 1024,
+    widths: tuple[int, int] = (512, 256),
+    dropout: float = 0.5,
+    weights: str | Path | None = None,
+) -> PointTransformerSegmenter:
+    """EAT for scenes: `eat_part_segmenter` without categories; its other arguments are those.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the weights belong to another network, or do not fit a size that is given; or if there are
+            neither weights nor `num_classes`.
+    """
+    arguments = locals()
+    if weights is not None:
+        return start_from(eat_semantic_segmenter, arguments)
+    if num_classes is None:
+        raise ValueError("num_classes is needed where there are no weights.")
+    return eat_part_segmenter(num_categories=0, **arguments)
 
 
 def pct_part_segmenter(

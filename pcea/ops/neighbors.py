@@ -104,9 +104,10 @@ def _knn(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbor
         return _knn_tree(query, source, k, mask)
     if compiled:
         index, squared_distance = _knn_compiled(compiled, query, source, k, mask)
-        if mask is not None:
+        # The loop does not know NaN. At padding distances are infinite.
+        if mask is not None and not squared_distance.isnan().any():
             return _fill(index, squared_distance, squared_distance.isfinite())
-        if squared_distance.sum().isfinite():  # the loop does not know NaN
+        if mask is None and squared_distance.sum().isfinite():
             return Neighbors(index, squared_distance)
     block = _CACHED if source.device.type == "cpu" else _BLOCK
     step = max(1, block // max(1, query.shape[0] * n))

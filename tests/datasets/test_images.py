@@ -75,6 +75,13 @@ def test_8_bits_in_numbers_of_32_are_8_bits(tmp_path, monkeypatch):
     ]
 
 
+def test_a_dark_pgm_of_16_bits_is_dark(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_warned_of_few_bits", False)
+    (tmp_path / "x.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([0, 200], ">u2").tobytes())
+    with pytest.warns(UserWarning, match="x.pgm has 16 bits, but no value above 200"):
+        assert [pixel[0] for pixel in colours(tmp_path / "x.pgm")[0]] == [0, 1]
+
+
 def test_32_bits_that_hold_16_are_scaled_too(tmp_path):
     path = save(tmp_path / "x.tif", np.array([[0, 65535]], dtype=np.int32))
     assert [pixel[0] for pixel in colours(path)[0]] == [0, 255]

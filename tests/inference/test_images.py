@@ -133,6 +133,15 @@ def test_the_class_of_a_picture() -> None:
         assert probabilities == pytest.approx([float(expected[i]) for i in (1, 2, 0)], abs=1e-5)
 
 
+@pytest.mark.parametrize(("known_above", "known"), [(None, ""), (-100.0, "yes"), (100.0, "no")])
+def test_what_is_known_is_left_open_without_calibration(known_above: float | None, known: str) -> None:
+    network = trained(per_pixel=False, image_size=(4, 4))
+    network.description = network.description._replace(known_above=known_above)
+    prediction = network.predict(picture(GREEN))
+    assert [row[3] for row in network.rows(prediction)] == [known] * 3
+    assert str(prediction).startswith("unsure: nothing it knows" if known == "no" else "green 100.0%")
+
+
 @pytest.mark.parametrize("longest_side", [1000, 12])
 def test_the_class_of_every_pixel(longest_side: int) -> None:
     prediction = trained(per_pixel=True).predict(picture(RED, BLUE, BLUE), longest_side=longest_side)

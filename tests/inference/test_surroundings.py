@@ -147,14 +147,15 @@ def test_of_these_nothing_is_a_pedestal(points: Tensor) -> None:
     assert find_pedestal(points) is None
 
 
-def test_strays_are_left_out_with_a_warning() -> None:
-    points = torch.cat([box(1000, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
-    with pytest.warns(UserWarning, match="x.ply: 1.2 % of the points lie far from all others"):
+@pytest.mark.parametrize("count", [1000, 9000])
+def test_strays_are_left_out_with_a_warning(count: int) -> None:
+    points = torch.cat([box(count, 1, 1, 1), 20 + 0.1 * torch.rand(12, 3)])
+    with pytest.warns(UserWarning, match=rf"x.ply: {1200 / len(points):.1f} % of the points lie far from all others"):
         kept = leave_out_strays(Points(points, points), "x.ply")
-    assert kept.points.equal(points[:1000])
+    assert kept.points.equal(points[:count])
     assert kept.normals is not None
-    assert len(kept.normals) == 1000
-    assert kept.choose(Points(points)).points.equal(points[:1000])
+    assert len(kept.normals) == count
+    assert kept.choose(Points(points)).points.equal(points[:count])
 
 
 @pytest.mark.parametrize(

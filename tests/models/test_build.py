@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 import pcea
-from pcea import ExternalAttention, MultiHeadExternalAttention, SelfAttention, eat_classifier, point_ea_classifier
+from pcea import (
+    ExternalAttention,
+    MultiHeadExternalAttention,
+    SelfAttention,
+    eat_classifier,
+    eat_semantic_segmenter,
+    point_ea_classifier,
+)
 from pcea.cli import main
 from pcea.io.description import NetworkDescription, StoredNetwork
 from pcea.io.weights import save_weights
@@ -216,8 +223,11 @@ def test_a_network_of_endless_depth_is_stopped():
     with pytest.raises(ValueError, match="far more parameters than the file has weights"):
         build_network(StoredNetwork(about, {}), "file")
     about.arguments["depth"] = 10**9
-    with pytest.raises(ValueError, match="at most 10,000 blocks"):
+    with pytest.raises(ValueError, match="depth must be at most 10,000 blocks"):
         build_network(StoredNetwork(about, {}), "file")
+    deep = NetworkDescription("points", "pcea.point_ea_classifier", {"num_classes": 3, "depths": [10**9, 1, 1]})
+    with pytest.raises(ValueError, match="depths must be at most 10,000 blocks"):
+        build_network(StoredNetwork(deep, {}), "file")
     nn.ModuleList(nn.Linear(1, 1) for _ in range(200))  # nothing is counted afterwards
 
 
@@ -290,6 +300,21 @@ def test_a_new_head_on_an_encoder_with_another_attention(tmp_path):
     other = point_ea_classifier(5, weights=path)
     assert sum(isinstance(m, MultiHeadExternalAttention) for m in other.modules()) == 5
     assert other.eval()(torch.rand(2, 64, 3)).shape == (2, 5)
+
+
+def test_a_network_for_scenes_starts_from_its_own_weights(tmp_path):
+    sizes = {"num_classes": 3, "dim": 8, "num_neighbors": 4, "out_channels": 8, "widths": [8, 8]}
+    network, path = eat_semantic_segmenter(**sizes), tmp_path / "scenes.safetensors"
+    save_weights(path, stored(network, "pcea.eat_semantic_segmenter", sizes))
+    same, other = eat_semantic_segmenter(weights=path), eat_semantic_segmenter(5, weights=path)
+    assert (same.num_classes, other.num_classes) == (3, 5)
+    halved = {name: value.half().float() for name, value in network.state_dict().items()}
+    for name, value in other.encoder.state_dict().items():
+        torch.testing.assert_close(value.float(), halved[f"encoder.{name}"].float())
+    written = {"num_classes": 5, "weights": str(path)}
+    assert actual_arguments("pcea.eat_semantic_segmenter", written, other) == sizes | {"num_classes": 5}
+    with pytest.raises(ValueError, match="num_classes is needed where there are no weights"):
+        eat_semantic_segmenter()
 
 
 def test_weights_of_another_builder(weights):

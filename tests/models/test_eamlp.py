@@ -395,6 +395,7 @@ def test_a_small_network_from_yaml(attention: str, options: dict[str, Any]) -> N
     ("build", "message"),
     [
         (partial(tiny, norm="group"), "norm must be layer or batch, got 'group'"),
+        (partial(TransformerBlock, 4, attention=SelfAttention, mlp_ratio=2, norm="Layer"), "batch, got 'Layer'"),
         (partial(tiny, kernel_sizes=(3,)), r"same length.* got \[3\] and \[2, 2\]"),
         (partial(tiny, strides=(2, 4)), r"no stride above its kernel size, got \[3, 3\] and \[2, 4\]"),
         (partial(tiny, kernel_sizes=(), strides=()), r"got \[\] and \[\]"),

@@ -83,8 +83,10 @@ def test_nan_is_nobodys_neighbour(n: int) -> None:
     source = torch.rand(1, n, 3) + 1
     assert knn(torch.full((1, 1, 3), torch.nan), source, k=3).squared_distance.isnan().all()
     source[0, 7] = -torch.tensor(torch.nan)  # with its sign bit
+    mask = torch.arange(n)[None] < n - 1
     for dtype in (torch.float32, torch.float64):
-        assert 7 not in knn(torch.zeros(1, 1, 3, dtype=dtype), source.to(dtype), k=3).index
+        for real in (None, mask):
+            assert 7 not in knn(torch.zeros(1, 1, 3, dtype=dtype), source.to(dtype), k=3, mask=real).index
 
 
 @pytest.mark.parametrize("n", [100, 3100])

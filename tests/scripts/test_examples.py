@@ -133,6 +133,10 @@ def test_your_own_network_can_do_what_the_shipped_ones_can(folder, capsys):
 
     succeed(capsys, "export", *weights[1:], "--trust", "own_network", "--output", "own.safetensors")
     assert succeed(capsys, "predict", "shape.npy", "--weights", "own.safetensors", "--trust", "own_network") == out
+    succeed(capsys, "export", "own.safetensors", "--trust", "own_network", "--output", "own.pt2")
+    graph = torch.export.load("own.pt2").module()
+    network = pcea.load("own.safetensors", trust=["own_network"]).network
+    torch.testing.assert_close(graph(points=shapes.points), network(shapes.points))
 
     skip_without_rendering()
     succeed(capsys, "visualize", "shape.npy", *weights, "--trust", "own_network", "--output", "shape.png")
