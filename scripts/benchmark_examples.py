@@ -31,13 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="modelnet40_pointea_files")
     parser.add_argument("--root", default="data")
-    parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 5, 12], help="numbers of examples a folder")
+    parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 5, 12], help="numbers of examples per folder")
     args = parser.parse_args(arguments)
     predictor = pcea.load(args.weights)
     train, test = (LabeledPSB(args.root, split) for split in ("train", "test"))
     (features, label), (queries, truth) = embed_all(predictor, train), embed_all(predictor, test)
     names = tuple(test.parts)
-    print("| examples a folder | accuracy | calibration error | AUROC, unknown | unsure of known | unsure of unknown |")
+    print("| per folder | accuracy | calibration error | AUROC, unknown | unsure of known | unsure of unknown |")
     print("| --- | --- | --- | --- | --- | --- |")
     for number in args.examples:
         accuracies, errors, unknown = [], [], []

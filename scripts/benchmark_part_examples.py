@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data")
-    parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 5, 12], help="numbers of shapes a category")
+    parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 5, 12], help="numbers of shapes per category")
     args = parser.parse_args(arguments)
     train, test = (LabeledPSB(args.root, split, with_normals=True) for split in ("train", "test"))
     new = list(train.parts)[NEW]
     weights = pretrain(args.root, [name for name in train.parts if name not in new])
     starts = {"from scratch": write_config("scratch", None), "fine-tuned": write_config("fine_tuned", weights)}
     print(f"New categories: {', '.join(new)}; instance mIoU of their test shapes, %.")
-    print("| shapes a category |", " | ".join(starts), "|\n| --- |", " | ".join("---" for _ in starts), "|")
+    print("| shapes per category |", " | ".join(starts), "|\n| --- |", " | ".join("---" for _ in starts), "|")
     for number in args.examples:
         root = RUNS / f"files{number}"
         write_files(train, new, root / "train", number)

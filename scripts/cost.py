@@ -4,7 +4,7 @@ Example: 100 epochs of 200,000 clouds of 2,048 points on machines with 10 Gbit/s
 
     python scripts/cost.py --clouds 200000 --points 2048 --epochs 100 --rate 83 --parameters 1.0e6
 
-`--rate` is what one device trains, measured: the progress bar of `pcea fit` shows batches a second; times the batch
+`--rate` is what one device trains, measured: the progress bar of `pcea fit` shows batches per second; times the batch
 size that is the rate. Networks with external attention take time about in proportion to the points, so the rate for
 other sizes is an estimate. In each step every device exchanges the gradients with the others (a ring all-reduce,
 2 (D - 1) / D times their size); nothing of that is taken to overlap with computing, and reading the data costs nothing.
@@ -71,7 +71,7 @@ def main() -> None:
     rows = [cost(options, devices) for devices in counts]
     data = options.clouds * options.points * 6 * 4 / 1e9
     print(f"Points and normals of an epoch: {data:.2f} GB in memory, or --data.init_args.in_memory false.\n")
-    print("| devices | hours | busy | clouds a step |\n| --- | --- | --- | --- |")
+    print("| devices | hours | busy | clouds per step |\n| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {row.devices} | {row.hours:.2f} | {100 * row.efficiency:.0f} % | {row.clouds_a_step} |")
     useful = [row for row in rows if row.efficiency >= WORTH_IT and row.clouds_a_step <= options.clouds / 100]

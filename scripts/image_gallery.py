@@ -56,12 +56,11 @@ def draw_classes(images, trained: ImagePredictor, chosen: Sequence[int]) -> plt.
     figure, axes = plt.subplots(len(chosen) // columns, columns, figsize=(10, 5.6), layout="constrained")
     for axis, index in zip(axes.flat, chosen):
         picture, label = images[index]
-        names, probabilities = trained.predict(picture, top=1)
-        text = f"{names[0]} {100 * probabilities[0]:.0f} %"
-        is_right = names[0] == trained.class_names[int(label)]
+        found = trained.predict(picture, top=1)
+        is_right = found.class_names[0] == trained.class_names[int(label)]
         axis.imshow(picture.permute(1, 2, 0))
         axis.set_title(
-            text if is_right else f"{text}\nis {trained.class_names[int(label)]}",
+            found.title if is_right else f"{found.title}\nis {trained.class_names[int(label)]}",
             fontsize=8, color="black" if is_right else "#c00000",
         )  # fmt: skip
         axis.axis("off")
@@ -69,7 +68,7 @@ def draw_classes(images, trained: ImagePredictor, chosen: Sequence[int]) -> plt.
 
 
 def draw_masks(images, trained: MaskPredictor, chosen: Sequence[int]) -> plt.Figure:
-    """A row a picture: itself, its true classes, those predicted."""
+    """One row per picture: itself, its true classes, those predicted."""
     colors = torch.cat([palette(len(trained.class_names)), torch.zeros(256, 3, dtype=torch.uint8)])
     colors[IGNORE] = 255
     rows, shown = [], set()
@@ -86,7 +85,7 @@ def draw_masks(images, trained: MaskPredictor, chosen: Sequence[int]) -> plt.Fig
 
 
 def draw_boxes(images, trained: ObjectPredictor, chosen: Sequence[int]) -> plt.Figure:
-    """A row a picture: itself, its true objects, those predicted."""
+    """One row per picture: itself, its true objects, those predicted."""
     rows = []
     for index in chosen:
         picture, target = images[index]

@@ -3,7 +3,7 @@
     export PYTHONPATH=scripts                # so that pcea finds this file
     pcea fit --config scripts/many_clouds.yaml --data.init_args.in_memory false
 
-A data module of your own for as much data looks like this one: give `cached` a function that yields it in pieces.
+A data module of your own for as much data looks like this one: give `cached` a function that yields it in chunks.
 """
 
 from collections.abc import Iterator
@@ -44,21 +44,22 @@ class ManyCloudsDataModule(PointDataModule):
     def load(self, split: str) -> PointDataset:
         """Read one split from its file, which is made first if need be."""
         count = self.num_train if split == "train" else self.num_shapes
-        path = Path(self.root, f"{split}_{count}_{self.num_points}.h5")
+        path = Path(self.root, f"{split}_{count}_of_{self.num_shapes}_{self.num_points}.h5")
         arrays = cached(
             path,
-            lambda: self._pieces(split, count),
+            lambda: self._chunks(split, count),
             names=("data", "label", "normal"),
             in_memory=self.in_memory,
         )
         return PointDataset(**to_tensors(arrays, with_normals=self.with_normals), class_names=CATEGORIES)
 
-    def _pieces(self, split: str, count: int) -> Iterator[Arrays]:
+    def _chunks(self, split: str, count: int) -> Iterator[Arrays]:
         shapes = Shapes(split, num_shapes=self.num_shapes, num_points=self.num_points)
         generator = torch.Generator().manual_seed(0)
         for numbers in torch.arange(count).split(256):
             batch = shapes.batch(numbers % self.num_shapes)
             rotations, _ = torch.linalg.qr(torch.randn(len(numbers), 3, 3, generator=generator))
+            rotations *= rotations.det()[:, None, None]  # no reflections
             yield {
                 "data": (batch.points @ rotations).numpy(),
                 "label": batch.label.numpy(),

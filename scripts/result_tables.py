@@ -147,7 +147,7 @@ def headline_table(records: Iterable[Record]) -> str:
 
 
 def robustness_table() -> str:
-    """A markdown table of the records of `benchmark_robustness.py`: a row for what was measured, a column a network."""
+    """A markdown table of the records of `benchmark_robustness.py`: one row per measurement, one column per network."""
     found = [json.loads(path.read_text()) for path in sorted((CONFIGS / "results" / "robustness").glob("*.json"))]
 
     def row(name: str, value: Callable[[Mapping[str, Any]], object]) -> str:

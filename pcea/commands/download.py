@@ -131,7 +131,7 @@ ARCHIVES = {
 def download(name: str, *, root: str | Path = "data") -> Path:
     """Download and unpack a dataset under `root`; what is there already is left alone.
 
-    An interrupted download goes on where it stopped. A zip file that you put under `root` yourself is unpacked.
+    An interrupted download goes on where it stopped. A zip file that you put under `root` is unpacked and kept.
 
     Args:
         name: One of `ARCHIVES`.
@@ -152,11 +152,13 @@ def download(name: str, *, root: str | Path = "data") -> Path:
         return folder
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
-    digest = _verify(path, archive) if path.exists() else _fetch_from_mirrors(name, archive, path)
+    was_there = path.exists()
+    digest = _verify(path, archive) if was_there else _fetch_from_mirrors(name, archive, path)
     _unpack(path, archive.folder, root)
     with atomic_file(root / f"{path.name}.sha256") as checksum:
         checksum.write_text(f"{digest}  {path.name}\n")
-    path.unlink()
+    if not was_there:
+        path.unlink()
     return folder
 
 

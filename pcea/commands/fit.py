@@ -268,7 +268,7 @@ class _RunTimer(Timer):
 
     @property
     def state_key(self) -> str:
-        """That of Lightning's, which older checkpoints have and records are made from."""
+        """Lightning's own key, which older checkpoints and the records use."""
         return "Timer"
 
 

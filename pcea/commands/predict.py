@@ -83,7 +83,7 @@ def predict(
         overwrite: Start the output anew.
         strict: Stop at the first file that cannot be read.
         workers: Processes that read files, so that a damaged one cannot end the run, nor one that takes longer than
-            10 minutes. By default none for less than 100 files, else one less than there are cores, from 1 to 8.
+            10 minutes. By default none for fewer than 100 files, else one less than there are cores, from 1 to 8.
         up: The files' upward axis: x, y, z or, with an equals sign, --up=-x, --up=-y, --up=-z; where shapes face is
             then taken as it is. auto finds both, by default for classes if the network can (modelnet40_pointea_files
             can); else that of the files it was trained on, mostly y.
@@ -272,7 +272,7 @@ def show_progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def tell_of_pose(predictor: Predictor, up: str | None) -> None:
-    """Say so if the pose is to be found by a classifier that cannot."""
+    """Warn if `--up auto` is given to a network that cannot find poses."""
     if up == "auto" and predictor.description.task == "points" and not predictor.description.background:
         print(
             "pcea: this network cannot find poses, as it was trained without background: "

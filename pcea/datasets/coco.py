@@ -216,7 +216,7 @@ def _objects(
         by_image[found.image_id].append(found)
     if twice:
         warnings.warn(
-            f"{path}: {len(twice)} of {len(rows)} annotations stand there twice and are left out once; the first is "
+            f"{path}: {len(twice)} of {len(rows)} annotations are exact duplicates and are dropped; the first is "
             f"{twice[0]}.",
             stacklevel=2,
         )

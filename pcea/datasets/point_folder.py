@@ -31,7 +31,8 @@ class PointFolder(PointDataset):
         num_points: Points per cloud: meshes are sampled by area, clouds give a random subset.
         with_normals: Also read normals; every cloud file must then have them.
         up: The files' upward axis: x, y, z, -x, -y or -z.
-        test_fraction: Share of each class held out if the folder has no splits of its own; at least one file.
+        test_fraction: Share of each class held out if the folder has no splits of its own; at least one file of
+            two or more.
         seed: Decides the split and the samples.
         skip_unreadable: Skip unreadable files, and those of fewer points, with a warning that counts and names them,
             instead of raising.

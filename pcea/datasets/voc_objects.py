@@ -24,8 +24,8 @@ class VocObjects(ObjectDataset):
     """Images with the objects that XML files list: `JPEGImages/x.jpg`, `Annotations/x.xml`, `ImageSets/Main/*.txt`.
 
     Boxes in the files count pixels from 1 and include the last one, so x1 and y1 are lowered by 1. Boxes are clipped to
-    the image; those without area in it are left out, with a warning, as there is one if a file gives another size than
-    its picture has. Objects marked `difficult` are ignored in VOC's own evaluation: they get `iscrowd` 1 and are not
+    the image; those without area in it are dropped, with a warning. A file whose size differs from its picture's causes
+    a warning too. Objects marked `difficult` are ignored in VOC's own evaluation: they get `iscrowd` 1 and are not
     trained on.
 
     Args:

@@ -245,8 +245,7 @@ def check_output_folder(folder: Path, files: Sequence[Path], *, endings: Sequenc
     """
     if folder.is_file() or folder.suffix.lower() in (".csv", ".parquet"):
         raise ValueError(
-            f"--output {folder}: a network that labels points or pixels writes a folder, with {len(endings)} files per "
-            "input."
+            f"--output {folder}: this network writes a folder of results, not a table: give the name of a folder."
         )
     sources: dict[str, Path] = {}
     for file in files:

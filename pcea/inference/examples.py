@@ -19,8 +19,8 @@ from pcea.metrics.temperature import KNOWN_SHARE, fit_temperature
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
 
-# Of similarities in -1..1, if no folder has two examples from which to tell how far alike alike things are: what fits
-# the training shapes of Labeled PSB, with one example of each of its 19 categories.
+# Of similarities in -1..1, if no folder has two examples from which to tell how similar shapes of one folder are: what
+# fits the training shapes of Labeled PSB, with one example of each of its 19 categories.
 _TEMPERATURE = 0.12
 # From this similarity on, two examples are one, and say nothing about how alike others are.
 _SAME = 0.9999

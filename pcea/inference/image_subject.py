@@ -57,7 +57,7 @@ class ImageSubject(Subject):
         color_bases: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
     ):
         self.source = str(source) if isinstance(source, str | Path) else "The image"
-        self._window, self._size = crop, (image.shape[1], image.shape[2])
+        self._crop, self._size = crop, (image.shape[1], image.shape[2])
         self.shown = resize_picture(crop.cut(image), size)
         name = Path(self.source).stem + (f": {title}" if title else "")
         points = pixel_points(*self.shown.shape[1:])
@@ -72,7 +72,7 @@ class ImageSubject(Subject):
     @property
     def seen(self) -> dict[str, int]:
         """The part of the file's pixels that is shown: top, left, height, width."""
-        return self._window._asdict()
+        return self._crop._asdict()
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class ImageSubject(Subject):
 
     def default_query(self) -> int:
         """The pixel in the middle of what the network sees: the default query."""
-        top, left, height, width = self._window
+        top, left, height, width = self._crop
         return self._find_pixel(left + width // 2, top + height // 2)
 
     def find_query(self, text: str) -> int:
@@ -93,15 +93,15 @@ class ImageSubject(Subject):
         try:
             x, y = (int(word) for word in text.split(","))
         except ValueError:
-            raise ValueError(f"--query must be a pixel x,y, got {text!r}.") from None
+            raise ValueError(f"query must be a pixel x,y, got {text!r}.") from None
         return self._find_pixel(x, y)
 
     def _find_pixel(self, x: int, y: int) -> int:
-        top, left, height, width = self._window
+        top, left, height, width = self._crop
         if not (left <= x < left + width and top <= y < top + height):
             seen = "" if (height, width) == self._size else ", which the network sees of it"
             raise ValueError(
-                f"{self.source}: --query must be a pixel x,y with x in {left}..{left + width - 1} and y in "
+                f"{self.source}: query must be a pixel x,y with x in {left}..{left + width - 1} and y in "
                 f"{top}..{top + height - 1}{seen}, got {x},{y}."
             )
         return pixel_index((x - left, y - top), (height, width), self.shown.shape[1:])

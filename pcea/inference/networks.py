@@ -33,7 +33,7 @@ def load(weights: str | Path = DEFAULT_WEIGHTS, *, device: str = "auto", trust: 
     Args:
         weights: A weights file (.safetensors), a checkpoint of `pcea fit` (.ckpt), the name of weights that come with
             pcea, or the name of a configuration: the last checkpoint of its newest run.
-        device: `auto` takes a GPU if there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto` takes a CUDA GPU if there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
         trust: Packages besides pcea that the file may import its network from. Importing runs their code.
 
     Returns:
@@ -73,5 +73,5 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"No device {name!r} on this machine ({reason}). Use --device auto or cpu.") from error
+        raise ValueError(f"No device {name!r} on this machine ({reason}). Use auto or cpu.") from error
     return device

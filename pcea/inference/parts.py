@@ -343,13 +343,13 @@ def find_category(parts: Mapping[str, Sequence[int]], name: str | None) -> str |
     """
     if not parts:
         if name is not None:
-            raise ValueError(f"The network has no categories: leave --category {name} out.")
+            raise ValueError(f"The network has no categories: leave category {name!r} out.")
         return None
     if name is None and len(parts) == 1:
         return next(iter(parts))
     if name not in parts:
         problem = "Say what the files show" if name is None else f"No category {name!r}"
-        raise ValueError(f"{problem}: --category must be one of {', '.join(parts)}.")
+        raise ValueError(f"{problem}: category must be one of {', '.join(parts)}.")
     return name
 
 

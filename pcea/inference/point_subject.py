@@ -147,10 +147,10 @@ class PointSubject(Subject):
         last = len(self.points) - 1
         if len(numbers) == 1 and numbers[0].is_integer():
             if not 0 <= numbers[0] <= last:
-                raise ValueError(f"--query must be the number of a point, 0..{last}, or x,y,z, got {text}.")
+                raise ValueError(f"query must be the number of a point, 0..{last}, or x,y,z, got {text}.")
             return int(numbers[0])
         if len(numbers) != 3 or not np.isfinite(numbers).all():
-            raise ValueError(f"--query must be the number of a point or x,y,z, got {text!r}.")
+            raise ValueError(f"query must be the number of a point or x,y,z, got {text!r}.")
         return int(
             (self.source_points.points.double() - torch.tensor(numbers, dtype=torch.float64)).norm(dim=1).argmin()
         )

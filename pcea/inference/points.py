@@ -177,7 +177,7 @@ class PointPredictor(ClassPredictor):
         return explain(self, cloud, drawn, up=up, num_regions=num_regions)
 
     def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
-        """What the class is of, and the points of it that are drawn: no strays, and no ground if it is without."""
+        """The cloud that is classified, and its points to draw: without strays and the ground that was left out."""
         drawn = seen.choose(drawn)
         near = shape_of(drawn, seed=0).includes(drawn.points)
         if not near.all():  # so few that what the network sees has none of them
@@ -394,9 +394,7 @@ def load_cloud(
             table = source.detach().cpu().numpy() if isinstance(source, Tensor) else _as_array(source)
             source = as_points(table, path=Path(name), normals=normals)
         source = leave_out_empty(source, name)
-        if num_points is not None and min_points is not None:
-            num_points = max(min_points, min(num_points, len(source.points)))
-        cloud = sample_points(source, num_points, seed=seed, path=Path(name))
+        cloud = sample_points(source, num_points, min_points=min_points, seed=seed, path=Path(name))
     if with_normals and cloud.normals is None:
         warnings.warn(
             f"{name} has no normals, which the network needs: they are estimated by Open3D, which costs accuracy.",

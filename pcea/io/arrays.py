@@ -134,7 +134,7 @@ def drop_missing(rows: np.ndarray, path: Path) -> np.ndarray:
         return rows
     if missing == len(rows):
         raise ValueError(f"{path}: all {missing} points are NaN.")
-    warnings.warn(f"{path}: {missing} of {len(rows)} points are NaN and left out.", stacklevel=3)
+    warnings.warn(f"{path}: {missing} of {len(rows)} points have NaN coordinates and are dropped.", stacklevel=3)
     return rows[~is_missing]
 
 

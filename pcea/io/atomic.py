@@ -1,4 +1,4 @@
-"""Write a file, or several into a folder, completely or not at all."""
+"""Write a file completely or not at all; or several into a folder, each of them whole."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def _read_element(body: bytes, start: int, element: _Element, order: str) -> tup
 
 
 def _read_rows(body: bytes, start: int, element: _Element, order: str) -> tuple[dict[str, Any], int]:
-    """The same, number by number."""
+    """Columns by name and the next offset, read value by value."""
     columns: dict[str, list[Any]] = {column.name: [] for column in element.properties}
     for _ in range(element.length):
         for name, kind, size_type in element.properties:

@@ -159,9 +159,7 @@ def load_points(
         cloud = as_points(table, path=path, normals=wanted)
     else:
         cloud = leave_out_empty(as_points(content, path=path, normals=wanted), str(path))
-        if num_points is not None and min_points is not None:
-            num_points = max(min_points, min(num_points, len(cloud.points)))
-        cloud = sample_points(cloud, num_points, seed=seed, path=path)
+        cloud = sample_points(cloud, num_points, min_points=min_points, seed=seed, path=path)
     if normals == "estimate" and cloud.normals is None:
         cloud = cloud._replace(normals=estimate_normals(cloud.points))
     return Points(orient(cloud.points, up), None if cloud.normals is None else orient(cloud.normals, up))
@@ -255,23 +253,27 @@ def empty_points(points: Tensor, name: str) -> Tensor | None:
     return None if rest is points else is_empty
 
 
-def sample_points(cloud: Points, num_points: int | None, *, seed: int = 0, path: Path | None = None) -> Points:
+def sample_points(
+    cloud: Points, num_points: int | None, *, min_points: int | None = None, seed: int = 0, path: Path | None = None
+) -> Points:
     """Keep a random subset of a cloud, without replacement.
 
     Args:
         cloud: N points.
         num_points: How many to keep, M. None keeps all; as many as there are keeps all in another order.
+        min_points: A cloud of fewer than M is kept whole, in another order, if it has at least this many.
         seed: Decides which.
         path: Where the cloud came from, for the message.
 
     Raises:
-        ValueError: If M exceeds N.
+        ValueError: If M exceeds N, and `min_points` too.
     """
     if num_points is None:
         return cloud
-    if num_points > len(cloud.points):
+    least = num_points if min_points is None else min(min_points, num_points)
+    if least > len(cloud.points):
         error = TooFewPointsError(
-            f"{path or 'The cloud'} holds {len(cloud.points)} points, fewer than num_points={num_points}."
+            f"{path or 'The cloud'} holds {len(cloud.points)} points, fewer than num_points={least}."
         )
         error.count = len(cloud.points)
         raise error

@@ -158,7 +158,9 @@ def read_results(path: Path) -> Iterator[dict[str, str]]:
     """The rows of a table by the names of its columns, without those of failed files."""
     with path.open(newline="", encoding="utf-8") as stream:
         rows = _parse(stream, path)
-        header = next(rows)
+        header = next(rows, None)
+        if header is None:
+            raise ValueError(f"{path} is empty: it has no table of results.")
         for row in rows:
             cells = dict(zip(header, row))
             if not cells["error"]:
@@ -198,8 +200,10 @@ def write_parquet(table: Path, output: Path, columns: Mapping[str, type]) -> Non
 
 
 def _parse(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    csv.field_size_limit(_LONGEST_CELL)
+    before = csv.field_size_limit(_LONGEST_CELL)
     try:
         yield from csv.reader(lines)
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from error
+    finally:
+        csv.field_size_limit(before)

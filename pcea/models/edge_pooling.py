@@ -80,7 +80,7 @@ class MLP(Residual):
 
     Args:
         dim: Channels C.
-        ratio: Width of the hidden layer, in C.
+        ratio: Width of the hidden layer as a multiple of C.
         drop_path: See `Residual`.
     """
 
@@ -142,7 +142,7 @@ class Block(nn.Module):
     Args:
         dim: Channels C.
         attention: Builds the attention from its width; None leaves it out.
-        ratio: Width of the MLP's hidden layer, in C.
+        ratio: Width of the MLP's hidden layer as a multiple of C.
         drop_path: See `Residual`.
     """
 

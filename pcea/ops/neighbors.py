@@ -50,8 +50,8 @@ def knn(query: Tensor, source: Tensor, *, k: int, mask: Tensor | None = None) ->
     """Find the k nearest source points of each query point, exactly.
 
     Distances are sums of squared differences, in fp32 at least, never the expansion |a|^2 + |b|^2 - 2ab, which loses
-    near neighbours in fp32. The M x N matrix is built in blocks; for large sources on
-    a CPU a k-d tree (SciPy) takes its place.
+    near neighbours in fp32. On a CPU a compiled loop finds them, or a k-d tree (SciPy) for large sources; elsewhere the
+    distance matrix is built in blocks.
 
     torch.compile and torch.export see one operation, `pcea::knn`; an ONNX graph gets the whole matrix and `TopK`.
 

@@ -252,7 +252,7 @@ class _Writer:
         most = _MAX_OWN_TOKENS if own else _MAX_TOKENS
         chosen = torch.arange(len(weights))
         if own and grid is not None and len(weights) > most:
-            raise ValueError(f"Layer {layer} has {len(weights):,} tokens: draw a picture, a page would be too large.")
+            raise ValueError(f"Layer {layer} has {len(weights):,} tokens, too many for a page. Draw a picture instead.")
         if grid is None and len(weights) > most:
             chosen = _subset(len(weights), most)
             self._notes.append(f"Layer {layer} has {len(weights):,} tokens, of which {most:,} are used.")

@@ -191,11 +191,13 @@ def test_without_a_published_checksum_the_zip_file_is_tried(server, archive, tmp
         download("toys", root=tmp_path)
 
 
-def test_a_file_put_there_by_hand_is_unpacked(server, archive, tmp_path):
+def test_a_file_put_there_by_hand_is_unpacked_and_kept(server, archive, tmp_path):
     archive()
     (tmp_path / "toys.zip").write_bytes(CONTENT)
     download("toys", root=tmp_path)
     assert not server.requests
+    assert (tmp_path / "toys.zip").read_bytes() == CONTENT
+    (tmp_path / "toys.zip").unlink()
     assert is_whole(tmp_path)
 
 

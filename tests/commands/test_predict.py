@@ -214,7 +214,7 @@ def test_what_is_written_if_a_file_of_points_cannot_be_read(tmp_path, part_weigh
 
 
 def test_errors_of_parts(tmp_path, part_weights, cloud):
-    with pytest.raises(ValueError, match="--category must be one of tower, bar"):
+    with pytest.raises(ValueError, match="category must be one of tower, bar"):
         predict([cloud[0]], weights=part_weights)
     with pytest.raises(ValueError, match="names the parts of points: --top is not for it"):
         predict([cloud[0]], weights=part_weights, category="bar", top=3)

@@ -147,7 +147,7 @@ def test_parts(files, tmp_path, capsys) -> None:
     assert set(np.unique(labels)) == set(PARTS["tower"])
     code, _, error = run(capsys, files[2], *options)
     assert code == 2
-    assert "Say what the files show: --category must be one of tower, bar" in error
+    assert "Say what the files show: category must be one of tower, bar" in error
 
 
 def test_without_output_the_window_begins_with_what_was_asked_for(files, weights, monkeypatch, capsys) -> None:
@@ -178,10 +178,10 @@ BAD = [
     (("cloud.npy", "--grid", "--mode", "slots", "--output", "o.png"), "shows all layers and modes: leave --mode out"),
     (("cloud.npy", "--grid", "--layer", "1", "--output", "o.png"), "shows all layers and modes: leave --layer out"),
     (("cloud.npy", "--grid"), "--grid is a picture: add --output sheet.png"),
-    (("cloud.npy", "--query", "300", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
-    (("cloud.npy", "--query=-1", "--output", "o.ply"), "--query must be the number of a point, 0..299, or x,y,z"),
-    (("cloud.npy", "--query", "1,2", "--output", "o.ply"), "--query must be the number of a point or x,y,z, got '1,2'"),
-    (("cloud.npy", "--query", "leg", "--output", "o.ply"), "--query must be the number of a point or x,y,z, got 'leg'"),
+    (("cloud.npy", "--query", "300", "--output", "o.ply"), "query must be the number of a point, 0..299, or x,y,z"),
+    (("cloud.npy", "--query=-1", "--output", "o.ply"), "query must be the number of a point, 0..299, or x,y,z"),
+    (("cloud.npy", "--query", "1,2", "--output", "o.ply"), "query must be the number of a point or x,y,z, got '1,2'"),
+    (("cloud.npy", "--query", "leg", "--output", "o.ply"), "query must be the number of a point or x,y,z, got 'leg'"),
     (("cloud.npy", "--layer", "4", "--output", "o.ply"), "layer must be one of 0 (encoder.blocks.0.attention)"),
     (("cloud.npy", "--slot", "8", "--output", "o.ply"), "slot must be in 0..7, got 8"),
     (

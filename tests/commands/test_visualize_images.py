@@ -191,7 +191,7 @@ def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
     assert subject.find_query("29,24") == 32 * 48 - 1
     assert subject.default_query() == subject.find_query("15,15")
     with pytest.raises(
-        ValueError, match=r"halves\.png: --query .* y in 5\.\.24, which the network sees of it, got 3,2"
+        ValueError, match=r"halves\.png: query .* y in 5\.\.24, which the network sees of it, got 3,2"
     ):
         subject.find_query("3,2")
 
@@ -218,9 +218,9 @@ BAD = [
     (("halves.png", "--layer", "3", "--mode", "prediction", *OUT), "layer must be one of 0 (attention.attention)"),
     (("halves.png", "--slot", "3", *OUT), "slot must be in 0..2, got 3"),
     (("halves.png", "--head", "1", *OUT), "head must be in 0..0, got 1"),
-    (("halves.png", "--query", "30,2", *OUT), "--query must be a pixel x,y with x in 0..29 and y in 0..29, got 30,2"),
-    (("halves.png", "--query", "5", *OUT), "--query must be a pixel x,y, got '5'"),
-    (("halves.png", "--query", "ear", *OUT), "--query must be a pixel x,y, got 'ear'"),
+    (("halves.png", "--query", "30,2", *OUT), "query must be a pixel x,y with x in 0..29 and y in 0..29, got 30,2"),
+    (("halves.png", "--query", "5", *OUT), "query must be a pixel x,y, got '5'"),
+    (("halves.png", "--query", "ear", *OUT), "query must be a pixel x,y, got 'ear'"),
     (
         ("halves.png", "--mode", "critical", *OUT),
         "has the modes colors, slots, slot, query, prediction, not 'critical'",

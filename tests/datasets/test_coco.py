@@ -293,7 +293,7 @@ def test_a_picture_of_another_size(tmp_path):
 def test_what_stands_twice_counts_once(tmp_path):
     once = [annotation(1, segmentation=SQUARE), annotation(2, bbox=(1, 1, 3, 3), segmentation=SQUARE)]
     write(tmp_path, [*once, annotation(3, segmentation=SQUARE), annotation(1, category=3, segmentation=SQUARE)])
-    with pytest.warns(UserWarning, match="1 of 4 annotations stand there twice and are left out once.*annotation 3"):
+    with pytest.warns(UserWarning, match="1 of 4 annotations are exact duplicates and are dropped.*annotation 3"):
         found = read(tmp_path, masks=True)
     assert found[0][1]["labels"].tolist() == [2, 2, 1]
     pictures = [{"id": n, "file_name": "10.png", "height": H, "width": W} for n in (10, 4)]

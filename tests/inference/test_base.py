@@ -25,7 +25,7 @@ def test_results_that_would_overwrite_something(tmp_path):
         check(tmp_path / "b" / ".." / "a", [tmp_path / "a" / "scan.ply"])
     (tmp_path / "file").touch()
     for output in ("file", "parts.csv"):
-        with pytest.raises(ValueError, match="writes a folder, with 2 files per input"):
+        with pytest.raises(ValueError, match="writes a folder of results, not a table"):
             check(tmp_path / output, files[:1])
 
 

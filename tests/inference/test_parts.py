@@ -94,7 +94,7 @@ def test_scenes_have_no_category(generator):
     prediction = network.predict(Points(cube(70, generator)))
     assert (prediction.category, prediction.parts) == ("", (0, 1, 2, 3, 4))
     assert list(prediction.shares) == list(NAMES)
-    with pytest.raises(ValueError, match="no categories: leave --category tower out"):
+    with pytest.raises(ValueError, match="no categories: leave category 'tower' out"):
         network.predict(Points(cube(70, generator)), category="tower")
 
 
@@ -102,9 +102,9 @@ def test_find_category():
     assert find_category({}, None) is None
     assert find_category({"mug": (0, 1)}, None) == "mug"
     assert find_category(PARTS, "bar") == "bar"
-    with pytest.raises(ValueError, match="--category must be one of tower, bar"):
+    with pytest.raises(ValueError, match="category must be one of tower, bar"):
         find_category(PARTS, None)
-    with pytest.raises(ValueError, match="No category 'mug': --category must be one of tower, bar"):
+    with pytest.raises(ValueError, match="No category 'mug': category must be one of tower, bar"):
         find_category(PARTS, "mug")
 
 

@@ -100,7 +100,7 @@ def test_a_zip_bomb_is_refused(tmp_path):
 
 def test_missing_points_are_counted(tmp_path):
     rows = np.vstack([POINTS, [[np.nan, 0, 0]]])
-    with pytest.warns(UserWarning, match=r"a: 1 of 3 points are NaN and left out"):
+    with pytest.warns(UserWarning, match=r"a: 1 of 3 points have NaN coordinates and are dropped"):
         np.testing.assert_array_equal(drop_missing(rows, "a"), POINTS)
     assert drop_missing(POINTS, "a") is POINTS
     assert drop_missing(np.arange(6).reshape(2, 3), "a").tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -74,7 +74,7 @@ def test_an_organized_cloud_loses_what_the_camera_did_not_see(tmp_path, kind):
     points = POINTS.copy()
     points[1] = np.nan
     (tmp_path / "a.pcd").write_bytes(pcd([*columns(points), pad(4)], data=kind, height=2))
-    with pytest.warns(UserWarning, match=r"a.pcd: 1 of 4 points are NaN and left out\.$"):
+    with pytest.warns(UserWarning, match=r"a.pcd: 1 of 4 points have NaN coordinates and are dropped\.$"):
         np.testing.assert_array_equal(read_pcd(tmp_path / "a.pcd"), POINTS[[0, 2, 3]])
     (tmp_path / "a.pcd").write_bytes(pcd(columns(points * np.nan), data=kind))
     with pytest.raises(ValueError, match=r"a.pcd: all 4 points are NaN"):

@@ -85,7 +85,7 @@ def test_how_many_points(tmp_path):
     some = load_points(path, 5, seed=1).points
     assert len({*map(tuple, some.tolist())} & {*map(tuple, table.astype(np.float32).tolist())}) == 5
     assert len(load_points(path, 17, min_points=11).points) == 13
-    assert len(load_points(path, 7, min_points=5).points) == 7
+    assert len(load_points(path, 7, min_points=9).points) == 7
     with pytest.raises(ValueError, match="holds 13 points, fewer than num_points=15"):
         load_points(path, 17, min_points=15)
 

@@ -278,7 +278,7 @@ def test_ply_clouds(tmp_path):
     header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float X\nproperty float Y\nproperty float Z\n"
     rows = "0 0 0\nnan 0 0\n1 2 3\n"
     path = write(tmp_path / "a.ply", f"{header}end_header\n{rows}")
-    with pytest.warns(UserWarning, match=r"a.ply: 1 of 3 points are NaN and left out"):
+    with pytest.warns(UserWarning, match=r"a.ply: 1 of 3 points have NaN coordinates and are dropped"):
         np.testing.assert_array_equal(read_file(path), [[0, 0, 0], [1, 2, 3]])
     # Faces of one and two corners are points and lines.
     face = "element face 2\nproperty list uchar int vertex_index\n"

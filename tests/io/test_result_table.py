@@ -33,6 +33,9 @@ def test_what_is_written(tmp_path):
             ["two.off", "", "", "no mesh", "top=2"],
         ]
     assert [row["class"] for row in read_results(tmp_path / "a.csv")] == ["car", "bus, red"]
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ValueError, match=r"empty.csv is empty: it has no table"):
+        list(read_results(tmp_path / "empty.csv"))
 
 
 def test_a_table_that_was_cut_anywhere_goes_on_after_the_last_complete_result(tmp_path):
