@@ -5,8 +5,9 @@
     python scripts/ablation.py labeled_psb_pointea --record       # also keep it, for the table in configs/README.md
 
 Each variant and seed is a run of `pcea fit` and `pcea test` in runs/ablation/CONFIG/VARIANT.seed0. A run that was
-interrupted goes on from its last epoch. Parameters, multiplications per cloud (of the matrix products) and clouds per
-second in evaluation are measured with the variant's network on this machine.
+interrupted goes on from its last epoch, and results that are recorded already, of runs elsewhere, stay in the table.
+Parameters, multiplications per cloud (of the matrix products) and clouds per second in evaluation are measured with the
+variant's network on this machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in args.seeds:
             for variant in args.variants:
                 train_and_test(args.config, variant, seed, options)
-    rows = measure_all(args.config, args.variants, args.seeds)
+    path = ABLATIONS / f"{args.config}.json"
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = measure_all(args.config, args.variants, args.seeds, {row["variant"]: row for row in recorded})
     print(ablation_table(rows))
     if args.record:
         ABLATIONS.mkdir(parents=True, exist_ok=True)
-        (ABLATIONS / f"{args.config}.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        rows += [row for row in recorded if row["variant"] not in args.variants]
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def folder_of(config: str, variant: str, seed: int) -> Path:
@@ -100,18 +104,31 @@ def train_and_test(config: str, variant: str, seed: int, options: Sequence[str])
         subprocess.run([sys.executable, "-m", "pcea", *command], check=True)
 
 
-def measure_all(config: str, variants: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A row of the table for each variant that has a record: its name, the result of each seed, and what it costs."""
+def measure_all(
+    config: str, variants: Sequence[str], seeds: Sequence[int], recorded: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row of the table for each variant that has a record: its name, the result of each seed, and what it costs.
+
+    Args:
+        config: Name of the configuration.
+        variants: The rows, in their order.
+        seeds: Whose runs count.
+        recorded: Rows of an earlier table by their variant; runs that are here replace its results.
+    """
     rows = []
     for variant in variants:
-        paths = {seed: path for seed in seeds if (path := record_of(config, variant, seed))}
-        records = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items()}
-        if records:
-            metrics = {seed: record["metrics"] for seed, record in records.items()}
-            name = next(name for name in ABLATED if name in next(iter(metrics.values())))
-            results = {str(seed): values[name] for seed, values in metrics.items()}
-            commits = sorted({record["commit"] for record in records.values()})
-            rows.append({"variant": variant, name: results, "commits": commits, **measure(config, variant)})
+        row = recorded.get(variant, {"commits": []})
+        name = next((name for name in ABLATED if name in row), "")
+        results, commits = dict(row.get(name, {})), {*row["commits"]}
+        for seed in seeds:
+            if path := record_of(config, variant, seed):
+                record = json.loads(path.read_text(encoding="utf-8"))
+                name = next(name for name in ABLATED if name in record["metrics"])
+                results[str(seed)] = record["metrics"][name]
+                commits.add(record["commit"])
+        if results:
+            results = dict(sorted(results.items()))
+            rows.append({"variant": variant, name: results, "commits": sorted(commits), **measure(config, variant)})
     return rows
 
 

@@ -99,7 +99,8 @@ def predict(
             beside the output or into the current folder.
         longest_side: A larger image is scaled down to this many pixels along its longer side for the network, 1024
             by default. The result has the size of the image.
-        threshold: Objects with a lower score, in 0..1, are left out; 0.5 by default.
+        threshold: Objects with a lower score, in 0..1, are left out; 0.5 by default. The network itself leaves out what
+            is below its score_threshold, mostly 0.05.
     """
     share = Share.of_environment()
     predictor = load(weights, device=_device_of_process(device), trust=trust or ())

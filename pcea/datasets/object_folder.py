@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from pcea.datasets.splits import Split
 _LARGEST = 1 << 32
 # Label maps that are looked at to see whether there are any objects.
 _LOOKED_AT = 20
+# Of fewer pictures of a kind no share can be held out.
+_RARE = 10
 
 
 class ObjectFiles(ObjectDataset):
@@ -65,10 +68,11 @@ class ObjectFiles(ObjectDataset):
 
     @property
     def strata(self) -> Tensor:
-        """Pictures of one size and kind of colours (grey, RGB, ...) are a stratum, (L,) int64."""
+        """Pictures of one size and kind of colours (grey, RGB, ...) are a stratum, all rare ones one, (L,) int64."""
         kinds = [read_header(path) for path in self.files]
-        number = {kind: number for number, kind in enumerate(sorted({*kinds}))}
-        return torch.tensor([number[kind] for kind in kinds])
+        count = Counter(kinds)
+        number = {kind: number for number, kind in enumerate(sorted(kind for kind in count if count[kind] >= _RARE))}
+        return torch.tensor([number.get(kind, len(number)) for kind in kinds])
 
 
 def read_object_folder(root: str | Path, split: Split, *, class_name: str = "object") -> ObjectFiles | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -56,6 +57,13 @@ class ObjectPrediction(NamedTuple):
         return {self.class_names[c]: int(counts[c]) for c in counts.argsort(descending=True, stable=True) if counts[c]}
 
 
+class _Limits(NamedTuple):
+    """The most objects that a network returns for an image, and their lowest score."""
+
+    most: int
+    lowest: float
+
+
 class ObjectPredictor(Predictor):
     """Finds the objects in images."""
 
@@ -72,7 +80,8 @@ class ObjectPredictor(Predictor):
 
         Args:
             source: A file; or colours, a tensor (3, H, W) or an array (H, W, 3), uint8.
-            threshold: Objects with a lower score, in 0..1, are left out.
+            threshold: Objects with a lower score, in 0..1, are left out. The network itself leaves out those below its
+                `score_threshold`, and all but its `max_objects` best ones.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -94,6 +103,12 @@ class ObjectPredictor(Predictor):
         for image in contents:
             [found] = self.network([image.to(self.device).float() / 255])
             found = {name: value.cpu() for name, value in found.items()}
+            if self._limits is not None and (found["scores"] >= threshold).sum() >= self._limits.most:
+                warnings.warn(
+                    f"There may be more objects than the {self._limits.most} that this network finds in an image at "
+                    "most: train it with greater max_objects.",
+                    stacklevel=3,
+                )
             predictions.append(to_objects(found, image, self.class_names, threshold=threshold))
         return predictions
 
@@ -101,6 +116,20 @@ class ObjectPredictor(Predictor):
         """Raise a ValueError for invalid options."""
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be in 0..1, got {threshold}.")
+        if self._limits is not None and threshold < self._limits.lowest:
+            warnings.warn(
+                f"threshold={threshold} leaves nothing out, as this network returns no scores below "
+                f"{self._limits.lowest}: train it with a lower score_threshold for more.",
+                stacklevel=3,
+            )
+
+    @property
+    def _limits(self) -> _Limits | None:
+        """What the network returns at most; None if it is not one of torchvision's kind."""
+        heads: Any = getattr(self.network, "roi_heads", self.network)
+        if not hasattr(heads, "detections_per_img") or not hasattr(heads, "score_thresh"):
+            return None
+        return _Limits(int(heads.detections_per_img), float(heads.score_thresh))
 
     def write(self, folder: Path, stem: str, prediction: ObjectPrediction) -> None:
         """Write the drawn image, `<stem>_objects.jpg`."""

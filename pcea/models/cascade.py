@@ -33,6 +33,7 @@ class CascadeHeads(nn.Module):
 
     def __init__(self, first: RoIHeads):
         super().__init__()
+        self.score_thresh, self.detections_per_img = first.score_thresh, first.detections_per_img
         in_channels, hidden = first.box_head.fc6.in_features, first.box_head.fc6.out_features
         num_classes = first.box_predictor.cls_score.out_features
         later = (

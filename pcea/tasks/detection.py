@@ -90,8 +90,16 @@ class DetectionTask(Task):
             )
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections in images (3, H, W) uint8."""
-        return self.network([image.float() / 255 for image in images])
+        """Detections in images (3, H, W) uint8; only those of one size are a batch.
+
+        The network would pad others to one size, which moves what it finds: results would depend on the batch.
+        """
+        detections: list[dict[str, Tensor]] = [{} for _ in images]
+        for size in dict.fromkeys(image.shape for image in images):
+            numbers = [number for number, image in enumerate(images) if image.shape == size]
+            for number, found in zip(numbers, self.network([images[number].float() / 255 for number in numbers])):
+                detections[number] = found
+        return detections
 
     def training_step(self, batch: ObjectBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The sum of the detector's losses for one batch."""

@@ -190,9 +190,7 @@ def test_the_picture_is_shown_as_far_as_the_network_sees_it(files) -> None:
     assert subject.find_query("0,5") == 0
     assert subject.find_query("29,24") == 32 * 48 - 1
     assert subject.default_query() == subject.find_query("15,15")
-    with pytest.raises(
-        ValueError, match=r"halves\.png: query .* y in 5\.\.24, which the network sees of it, got 3,2"
-    ):
+    with pytest.raises(ValueError, match=r"halves\.png: query .* y in 5\.\.24, which the network sees of it, got 3,2"):
         subject.find_query("3,2")
 
 

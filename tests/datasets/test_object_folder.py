@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from pcea.datasets.object_folder import read_object_folder
+from pcea.datasets.splits import divide
 
 DATA = Path(os.environ.get("PCEA_DATA", "data"))
 # Object 3 has two pieces, object 300 one pixel, and the values have gaps.
@@ -79,13 +80,21 @@ def test_an_image_without_objects(tmp_path):
 
 
 def test_strata_are_sizes_and_kinds_of_colours(tmp_path):
-    write(tmp_path, "a")
-    write(tmp_path, "b", MAP.T)
-    write(tmp_path, "c", mode="L")
-    write(tmp_path, "d")
+    for number in range(10):
+        write(tmp_path, f"{number}a")
+        write(tmp_path, f"{number}b", MAP.T)
+        write(tmp_path, f"{number}c", mode="L")
     strata = read_object_folder(tmp_path, "train").strata
-    assert strata[0] == strata[3]
-    assert len(strata.unique()) == 3
+    assert strata.view(10, 3).unique(dim=0).shape == (1, 3)
+    assert strata.bincount().tolist() == [10, 10, 10]
+
+
+def test_pictures_of_all_sizes_are_divided_too(tmp_path):
+    for number in range(20):
+        write(tmp_path, f"{number:02}", np.ones((3, 7 + number)))
+    files = read_object_folder(tmp_path, "train")
+    assert files.strata.tolist() == [0] * 20
+    assert [len(divide(files, split, test_fraction=0.2)) for split in ("train", "test")] == [16, 4]
 
 
 def test_the_folder_of_the_maps_may_be_called_masks_and_be_divided(tmp_path):
@@ -132,7 +141,7 @@ def test_a_map_of_more_objects_than_memory_holds(tmp_path):
 def test_the_real_nuclei():
     found = read_object_folder(DATA / "dsb2018", "train", class_name="nucleus")
     assert len(found) == 538
-    assert sorted(found.strata.bincount().tolist()) == [3, 4, 90, 107, 334]
+    assert sorted(found.strata.bincount().tolist()) == [7, 90, 107, 334]
     assert sum(len(found[i][1]["boxes"]) for i in range(0, 538, 20)) == sum(
         len(np.unique(np.asarray(Image.open(path)))) - 1 for path in found.labels[::20]
     )

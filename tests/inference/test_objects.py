@@ -53,6 +53,16 @@ def trained(has_masks=True):
     return ObjectPredictor(Colors(has_masks), about)
 
 
+def test_what_the_network_itself_leaves_out_is_said():
+    network = trained()
+    network.network.detections_per_img, network.network.score_thresh = 2, 0.05
+    with pytest.warns(UserWarning, match="more objects than the 2 that this network finds .* max_objects"):
+        assert len(network.predict(picture(), threshold=0.3).boxes) == 2
+    network.predict(picture(), threshold=0.5)
+    with pytest.warns(UserWarning, match=r"threshold=0\.01 leaves nothing out.*no scores below 0\.05"):
+        network.check(threshold=0.01)
+
+
 def picture():
     """A red block of 6 x 4 at x 2, y 1 without its first pixel, and a green one of 3 x 3 at x 12, y 6."""
     image = torch.full((3, 12, 20), 90, dtype=torch.uint8)

@@ -101,6 +101,14 @@ def test_the_table_and_its_record(ablation: Any, commands, monkeypatch: pytest.M
     assert first == {
         "variant": "nothing", "overall_accuracy": {"0": 91.0, "1": 92.0, "2": 93.0}, "commits": ["abc"], **COST
     }  # fmt: skip
+    # Runs elsewhere stay in the record.
+    monkeypatch.setattr(ablation, "RUNS", tmp_path / "other")
+    write_record(ablation, "a", "nothing", 2, overall_accuracy=96.0)
+    ablation.main(["a", "--record", "--variants", "nothing"])
+    assert capsys.readouterr().out.splitlines()[2:] == ["| nothing | 3 | 93.00 ± 2.65 | 0.613M | 25M | 170 |"]
+    rows = json.loads((tmp_path / "records" / "a.json").read_text())
+    assert [row["variant"] for row in rows] == ["nothing", "8 slots"]
+    assert rows[0]["overall_accuracy"] == {"0": 91.0, "1": 92.0, "2": 96.0}
     assert not commands, "it trained"
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pcea.datasets.batches import ObjectBatch
+from pcea.models import FasterRCNN
 from pcea.tasks.detection import DetectionTask
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -89,6 +90,19 @@ def test_the_metrics_by_hand(trainer):
     cat = (3 + 7 * 51 / 101) / 10
     assert metrics == pytest.approx({"test/box_ap": cat / 2, "test/box_ap50": 0.5}, abs=1e-6)
     assert task.by_category == {"cat": (2, pytest.approx(cat)), "dog": (1, 0.0)}
+
+
+@pytest.mark.slow
+def test_what_is_found_in_an_image_does_not_depend_on_the_batch():
+    network = FasterRCNN(num_classes=2, depth=18, channels=16, hidden=16, image_size=None, score_threshold=0.0)
+    task = DetectionTask(network, SGD).eval()
+    images = [torch.randint(0, 256, (3, height, 96), dtype=torch.uint8) for height in (64, 128, 64)]
+    with torch.no_grad():
+        together, alone = task(images), [task([image])[0] for image in images]
+    for one, other in zip(together, alone):
+        assert len(one["boxes"]) > 50
+        torch.testing.assert_close(one["scores"], other["scores"])
+        torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-3, rtol=1e-4)
 
 
 def test_validation_counts_like_the_test_and_forgets(trainer):
