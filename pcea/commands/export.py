@@ -13,6 +13,7 @@ from pcea.commands.input_files import find_files
 from pcea.commands.record import commit
 from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.inference.base import Predictor
+from pcea.inference.masks import LONGEST_SIDE
 from pcea.inference.networks import load
 from pcea.io.atomic import atomic_file
 from pcea.io.checkpoints import read_network
@@ -120,11 +121,15 @@ def _metadata(description: NetworkDescription, *, min_points: int) -> dict[str, 
             "known_above": description.known_above,
         }
     else:
+        # A segmenter is trained on crops, and shown whole images.
+        shown = (
+            {"longest_side": LONGEST_SIDE} if description.task == "masks" else {"image_size": description.image_size}
+        )
         preprocessing = {
             "channels": "red, green, blue in 0..1",
             "mean": description.mean,
             "std": description.std,
-            "image_size": description.image_size,
+            **shown,
             "temperature": description.temperature,
             "known_above": description.known_above,
         }

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -287,18 +287,37 @@ def _warn_of_few_bits(path: str | Path, highest: int, *, is_8_bits: bool) -> Non
     warnings.warn(f"{text} {advice}", stacklevel=3)
 
 
-def read_header(path: str | Path) -> tuple[str, int, int]:
-    """PIL's mode of a picture file, and height and width of the image that `read_image` gives.
+class Header(NamedTuple):
+    """What a picture file says of its image.
+
+    Attributes:
+        mode: PIL's mode.
+        height: Height of the image that `read_image` gives.
+        width: Its width.
+        is_turned: Whether it lies on its side in the file, and the EXIF orientation says so.
+    """
+
+    mode: str
+    height: int
+    width: int
+    is_turned: bool = False
+
+
+def read_header(path: str | Path) -> Header:
+    """What a picture file says of its image, mostly without reading its pixels.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a picture.
     """
     with _opened(path) as picture:
-        # The camera's notes 5 to 8 turn the picture by a quarter.
         is_turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        height, width = picture.size if is_turned else picture.size[::-1]
-        return picture.mode, height, width
+        if is_turned and picture.format == "TIFF":  # which Pillow turns itself, some versions before they read it
+            picture.load()
+            height, width = picture.size[::-1]
+        else:
+            height, width = picture.size if is_turned else picture.size[::-1]
+        return Header(picture.mode, height, width, is_turned)
 
 
 def open_picture(path: str | Path) -> Image:

@@ -40,8 +40,11 @@ def read_mask_folder(
 
     Raises:
         FileNotFoundError: If a folder, the split or a file that a list names is missing.
-        ValueError: If images and masks do not match, or the classes are not known.
+        ValueError: If images and masks do not match, the classes are not known, or `images` has folders that are no
+            splits.
     """
+    if ignore_value is not None and ignore_value < 0:
+        raise ValueError(f"ignore_value must be a value of pixels, 0 or more, or null for none, got {ignore_value}.")
     names = read_class_names(Path(root) / "classes.yaml", num_classes)
     files = find_pairs(root, split)
     ignored = () if ignore_value is None else (ignore_value,)
@@ -167,6 +170,18 @@ def read_class_names(path: Path, num_classes: int | None) -> Sequence[str]:
 
 
 def _splits(root: Path) -> tuple[list[str], list[str]]:
-    """The splits that are folders in `images`, and those that are lists."""
-    folders = [name for name in SPLITS if (root / "images" / name).is_dir()]
+    """The splits that are folders in `images`, and those that are lists.
+
+    Raises:
+        ValueError: If there are other folders, whose pictures nobody would miss.
+    """
+    images = root / "images"
+    inside = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
+    folders = [name for name in SPLITS if name in inside]
+    others = [name for name in inside if name not in SPLITS and not name.startswith(".")]
+    if others:
+        raise ValueError(
+            f"{images} has the folder {others[0]}, which would not be read: folders there must be called "
+            f"{', '.join(SPLITS[:-1])} or {SPLITS[-1]}. Rename it, or move its pictures."
+        )
     return folders, [name for name in SPLITS if (root / f"{name}.txt").is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,10 @@ def read_mask(path: str | Path, classes: Mapping[int, int]) -> Tensor:
     return torch.from_numpy(labels.astype(np.uint8))
 
 
+# Of PGM files: the highest value stands after the size, and comments end with the line.
+_PGM_HEADER = re.compile(rb"P[25](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)")
+
+
 def read_values(path: str | Path) -> npt.NDArray[np.int32]:
     """Read the numbers that the pixels of a mask hold, (H, W).
 
@@ -159,7 +164,13 @@ def read_values(path: str | Path) -> npt.NDArray[np.int32]:
             f"{path} is a picture of mode {picture.mode}; a mask has one number per pixel: 8- or 16-bit grey, or a "
             "palette."
         )
-    return np.asarray(picture).astype(np.int32)
+    values = np.asarray(picture)
+    header = _PGM_HEADER.match(Path(path).read_bytes()) if picture.format == "PPM" else None
+    if header:  # Pillow stretches the values to 0..255 or 0..65535
+        highest = int(header[1])
+        top = 255 if highest < 256 else 65535
+        values = (values.astype(np.int64) * highest + top // 2) // top
+    return values.astype(np.int32)
 
 
 def find_dataset(root: str | Path, marker: str, *names: str) -> Path:

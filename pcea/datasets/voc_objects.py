@@ -68,7 +68,8 @@ class VocObjects(ObjectDataset):
         if resized:
             warnings.warn(
                 f"{listed_in}: {len(resized)} of {len(found)} files give another size than their picture has, whose "
-                f"boxes are then probably wrong; the first is {resized[0]}. Was the picture scaled?",
+                f"boxes are then probably wrong; the first is {resized[0]}. Was the picture scaled, or labelled on its "
+                "side? Then save it upright and label it again.",
                 stacklevel=2,
             )
         if left_out:
@@ -95,10 +96,12 @@ class VocObjects(ObjectDataset):
     ) -> Target:
         """The objects of one image; those without area are added to `left_out`, a file of another size to `resized`."""
         items, size = annotation
-        height, width = read_header(picture)[1:]
-        # Some tools swap the two, or do not know that the camera's notes turn the picture.
-        if min(size) > 0 and sorted(size) != sorted((height, width)):
-            resized.append(f"{path} ({size[0]}x{size[1]}, the picture {width}x{height})")
+        _, height, width, is_turned = read_header(picture)
+        # Some tools swap the two.
+        is_other = sorted(size) != sorted((height, width)) or (is_turned and size != (width, height))
+        if min(size) > 0 and is_other:
+            turned = ", turned by its EXIF orientation" if is_turned else ""
+            resized.append(f"{path} ({size[0]}x{size[1]}, the picture {width}x{height}{turned})")
         strangers = [item.name for item in items if item.name not in self.class_names]
         if strangers:
             raise ValueError(f"{path} has the class {strangers[0]!r}; known are {', '.join(self.class_names)}.")

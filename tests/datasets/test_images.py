@@ -130,14 +130,14 @@ def test_the_cameras_note_which_side_is_up_is_followed(tmp_path):
 
 def test_the_header_tells_the_size_of_the_image_that_is_read(tmp_path):
     flat = np.zeros((16, 32, 3), dtype=np.uint8)
-    for suffix in ("jpg", "png"):
+    for suffix in ("jpg", "png", "tif"):
         for note, size in ((1, (16, 32)), (3, (16, 32)), (5, (32, 16)), (8, (32, 16))):
             exif = Image.Exif()
             exif[0x0112] = note
             path = save(tmp_path / f"x.{suffix}", flat, exif=exif)
-            assert read_header(path) == ("RGB", *size)
+            assert read_header(path) == ("RGB", *size, note > 4)
             assert read_image(path).shape[1:] == size
-    assert read_header(save(tmp_path / "x.png", flat[:, :, 0])) == ("L", 16, 32)
+    assert read_header(save(tmp_path / "x.png", flat[:, :, 0])) == ("L", 16, 32, False)
     (tmp_path / "x.png").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
         read_header(tmp_path / "x.png")

@@ -88,6 +88,15 @@ def test_the_ignored_value_is_an_option(tmp_path):
     assert read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=2)[0][1].tolist() == [[0, 1, IGNORE]]
     with pytest.raises(ValueError, match=r"a\.png has the value 2 .* Classes are 0\.\.1, ignored values are none"):
         read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=None)[0]
+    with pytest.raises(ValueError, match="ignore_value must be a value of pixels, 0 or more, or null for none, got -1"):
+        read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=-1)
+
+
+@pytest.mark.parametrize("name", ["valid", "site_b"])
+def test_folders_that_would_not_be_read(tmp_path, name):
+    write(tmp_path, "a", f"{name}/b")
+    with pytest.raises(ValueError, match=rf"images has the folder {name}, .* must be called train, val or test"):
+        read_mask_folder(tmp_path, "train", num_classes=2)
 
 
 def test_images_and_masks_that_do_not_match(tmp_path):

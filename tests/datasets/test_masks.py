@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pcea.datasets.batches import IGNORE
-from pcea.datasets.masks import MaskFiles, find_by_name, number_classes, pair_files, read_list, read_mask
+from pcea.datasets.masks import MaskFiles, find_by_name, number_classes, pair_files, read_list, read_mask, read_values
 
 
 def save(path, values, mode=None):
@@ -12,6 +12,17 @@ def save(path, values, mode=None):
     picture = Image.fromarray(np.asarray(values))
     (picture.convert(mode) if mode else picture).save(path)
     return path
+
+
+@pytest.mark.parametrize("highest", [2, 255, 300, 65535])
+def test_a_pgm_holds_the_values_that_are_in_it(tmp_path, highest):
+    values = np.array([[0, 1, 2, highest]])
+    kind = ">u2" if highest > 255 else "u1"
+    path = tmp_path / "x.pgm"
+    path.write_bytes(f"P5\n# a comment 7\n4 1\n{highest}\n".encode() + values.astype(kind).tobytes())
+    assert read_values(path).tolist() == values.tolist()
+    path.write_text(f"P2 4 1 {highest}\n0 1 2 {highest}\n")
+    assert read_values(path).tolist() == values.tolist()
 
 
 def test_classes_of_values():

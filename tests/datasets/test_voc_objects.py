@@ -67,6 +67,18 @@ def test_a_picture_that_was_scaled_is_named(tmp_path):
         VocObjects(tmp_path, "train")
 
 
+def test_boxes_on_a_picture_that_lies_on_its_side_in_the_file(tmp_path):
+    write(tmp_path, "train", size=(W, H), x=[item("a", 1, 1, 3, 3)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (W, H)).save(tmp_path / "JPEGImages" / "x.jpg", exif=exif)
+    with pytest.warns(UserWarning, match=rf"x\.xml \({W}x{H}, the picture {H}x{W}, turned by its EXIF orientation\)"):
+        VocObjects(tmp_path, "train")
+    write(tmp_path, "train", size=(H, W), x=[item("a", 1, 1, 3, 3)])
+    Image.new("RGB", (W, H)).save(tmp_path / "JPEGImages" / "x.jpg", exif=exif)
+    assert VocObjects(tmp_path, "train")[0][0].shape == (3, W, H)
+
+
 def test_boxes_are_clipped_and_left_out_without_area(tmp_path):
     boxes = [item("a", 0, 0, 40, 3), item("a", 5, 5, 5, 5), item("a", 9, 2, 3, 4), item("a", 12, 1, 14, 7)]
     write(tmp_path, "train", x=boxes)
