@@ -161,6 +161,12 @@ def test_masks(capsys, masks, tmp_path, rng):
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(tmp_path / "tall.jpg")
     code, _, errors = run(capsys, "export", last, "--output", tmp_path / "masks.safetensors")
     assert code == 0, errors
+    code, _, errors = run(capsys, "export", last, "--output", tmp_path / "masks.pt2")
+    assert code == 0, errors
+    extra = {"metadata.json": ""}
+    torch.export.load(tmp_path / "masks.pt2", extra_files=extra)
+    shown = json.loads(json.loads(extra["metadata.json"])["preprocessing"])
+    assert (shown["longest_side"], "image_size" in shown) == (1024, False)  # not the size of the crops
     assert "pretrained" not in load_weights(tmp_path / "masks.safetensors").description.arguments  # nothing to download
     for folder, source in (("one", ("--weights", last)), ("two", ("--weights", tmp_path / "masks.safetensors"))):
         code, output, errors = run(capsys, "predict", tmp_path / "tall.jpg", *source, "--output", tmp_path / folder)
