@@ -1,14 +1,13 @@
 from .nn.attention import (
-    AttentionMap,
     ExternalAttention,
     MultiHeadExternalAttention,
     OffsetAttention,
     ResidualAttention,
     SelfAttention,
     double_normalize,
-    record_attention,
 )
 from .nn.layers import ExternalAttention2d, LinearNormAct
+from .nn.recording import AttentionMap, record_attention
 from .inference.networks import load
 from .models.eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t_vit_14, t2t_vit_19
 from .models.eanet import EANet, eanet_50, eanet_101

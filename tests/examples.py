@@ -23,7 +23,7 @@ from pcea.inference.parts import PartPredictor
 from pcea.io.description import NetworkDescription
 from pcea.io.points import normalize_points
 from pcea.models.point_segmenter import eat_part_segmenter
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.subject import Subject
 
 TINY = """\

@@ -141,8 +141,9 @@ def visualize(
             raise ValueError(f"This network {predictor.purpose}: --animate is not for it.")
         if suffix == ".ply":
             raise ValueError("Images have no coordinates: give --output page.html or drawn.png.")
-    is_window = page is output is animate is compare is None and not predictor.sees_images and _has_window()
-    if page is output is animate is None and not is_window:
+    is_shown = output is None and animate is None
+    is_window = is_shown and compare is None and not predictor.sees_images and _has_window()
+    if is_shown and not is_window:
         page = _default_page(files)
     if not predictor.sees_images and is_picture:
         check_rendering()

@@ -27,7 +27,8 @@ class PointDataModule(DataModule):
     exactly where it stopped.
 
     Args:
-        batch_size: Clouds per training batch, on each device; validation and test take twice as many.
+        batch_size: Clouds per training batch, on each device.
+        eval_batch_size: Clouds per batch in validation and test; None for twice as many.
         num_points: Points loaded of each cloud.
         with_normals: Whether the network gets normals as features.
         val_fraction: Stratified share of the training split that is held out for validation. With 0 there is no
@@ -43,6 +44,7 @@ class PointDataModule(DataModule):
         self,
         *,
         batch_size: int = 32,
+        eval_batch_size: int | None = None,
         num_points: int = 1024,
         with_normals: bool = False,
         val_fraction: float = 0.1,
@@ -53,7 +55,7 @@ class PointDataModule(DataModule):
     ):
         super().__init__(
             batch_size=batch_size,
-            eval_batch_size=2 * batch_size,
+            eval_batch_size=2 * batch_size if eval_batch_size is None else eval_batch_size,
             val_fraction=val_fraction,
             split_seed=split_seed,
             num_workers=num_workers,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcea.inference.images import Crop, ImageSource, load_image
 from pcea.inference.recording import record_on_cpu
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.images import pixel_index, resize_picture, to_greyscale
 from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.subject import Subject

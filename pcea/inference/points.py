@@ -322,7 +322,7 @@ def check_shape(points: Tensor, name: str) -> None:
         ValueError: If all are equal.
     """
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     table = normalize_points(points).double().numpy()
     extents = np.linalg.svd(table - table.mean(0), compute_uv=False)
@@ -332,7 +332,7 @@ def check_shape(points: Tensor, name: str) -> None:
         warnings.warn(f"{name} is a line, not a shape: its class means little.", stacklevel=3)
         return
     some = table[np.random.default_rng(0).permutation(len(table))[:_POINTS_TO_CHECK]]
-    near = cKDTree(some).sparse_distance_matrix(cKDTree(some), _GAP, output_type="coo_matrix")
+    near = KDTree(some).sparse_distance_matrix(KDTree(some), _GAP, output_type="coo_matrix")
     sizes = np.bincount(connected_components(near, directed=False)[1])
     parts = int((sizes >= 0.05 * len(some)).sum())
     # Few points lie far apart by themselves.

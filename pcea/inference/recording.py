@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pcea.inference.base import evaluating
-from pcea.nn.attention import AttentionMap, record_attention
+from pcea.nn.recording import AttentionMap, record_attention
 
 
 @contextmanager

@@ -281,16 +281,11 @@ def _buffer_path(folder: Path, uri: str) -> Path:
 
 def _matrix(node: dict[str, Any]) -> np.ndarray:
     """From a node to its parent, (4, 4)."""
+    from scipy.spatial.transform import Rotation
+
     if "matrix" in node:
         return np.array(node["matrix"], dtype=np.float64).reshape(4, 4).T
-    x, y, z, w = np.array(node.get("rotation", (0, 0, 0, 1)), dtype=np.float64)
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    rotation = Rotation.from_quat(node.get("rotation", (0, 0, 0, 1))).as_matrix()
     matrix = np.eye(4)
     matrix[:3, :3] = rotation * np.array(node.get("scale", (1, 1, 1)), dtype=np.float64).reshape(3)
     matrix[:3, 3] = node.get("translation", (0, 0, 0))

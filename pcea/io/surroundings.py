@@ -191,14 +191,14 @@ def find_standing(
 
 def find_ground(points: Tensor) -> Ground | None:
     """The plane at one end of a cloud (N, 3) with the most points, if it is wider than all else; or None."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     rows, center, radius = _in_unit_ball(points)
     if len(rows) < 4 * _STANDING:
         return None
     # Planes through neighbourhoods of random points, and the sides of the box around the cloud.
     chosen = np.random.default_rng(0).permutation(len(rows))[:_TRIED]
-    near = rows[cKDTree(rows).query(rows[chosen], k=16)[1]]
+    near = rows[KDTree(rows).query(rows[chosen], k=16)[1]]
     middle = near.mean(1)
     normals = np.linalg.svd(near - middle[:, None], full_matrices=False)[2][:, 2]
     normals = np.concatenate([normals, np.eye(3), np.eye(3)])
@@ -320,7 +320,7 @@ def find_strays(points: Tensor) -> Tensor | None:
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     rows = points.double().numpy()
     if not _FEWEST <= len(rows) <= _MOST:
@@ -329,7 +329,7 @@ def find_strays(points: Tensor) -> Tensor | None:
     usual = np.quantile(distance, 1 - _STRAYS)
     if not _SMALLER * distance.max() > usual > 0:  # as of nearly all files
         return None
-    pairs = cKDTree(rows).query_pairs(_APART * usual, output_type="ndarray")
+    pairs = KDTree(rows).query_pairs(_APART * usual, output_type="ndarray")
     links = coo_matrix((np.ones(len(pairs), bool), pairs.T), (len(rows), len(rows)))
     group = connected_components(links, directed=False)[1]
     kept = (np.bincount(group) > _STRAYS * len(rows))[group]

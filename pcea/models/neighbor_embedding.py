@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pcea.nn.batch_norm import update_running_statistics
 from pcea.nn.compiled import kernels, run
-from pcea.nn.linear import Linear, linear
+from pcea.nn.linear import Linear, at_least_fp32, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens, zero_padding
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_batched, is_plain
 from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
@@ -126,17 +126,17 @@ class NeighborEmbedding(nn.Module):
         if has_running_statistics(self.norm1):
             scale, shift = batch_norm_affine(self.norm1)
         else:
-            mean, variance = _pair_statistics(_exact(neighbor), _exact(center), index, uses)
+            mean, variance = _pair_statistics(at_least_fp32(neighbor), at_least_fp32(center), index, uses)
             scale, shift = _normalization(self.norm1, mean, variance, index.numel())
         dtype = neighbor.dtype
-        neighbor, center = _exact(neighbor) * scale, _exact(center) * scale + shift
+        neighbor, center = at_least_fp32(neighbor) * scale, at_least_fp32(center) * scale + shift
         pairs = self.linear2(_PairReLU.apply(neighbor, center, index, uses, dtype))
         extreme, mean, variance = _NeighborExtreme.apply(pairs, self.norm2.weight < 0)
         if has_running_statistics(self.norm2):
             scale, shift = batch_norm_affine(self.norm2)
         else:
             scale, shift = _normalization(self.norm2, mean, variance, index.numel())
-        return F.relu(_exact(extreme) * scale + shift).to(extreme.dtype)
+        return F.relu(at_least_fp32(extreme) * scale + shift).to(extreme.dtype)
 
     def _embed_in_evaluation(
         self,
@@ -161,10 +161,6 @@ class NeighborEmbedding(nn.Module):
         for chunk, nearest in zip(center.split(max(1, rows)), index.split(max(1, rows))):
             chunk.copy_(linear(_pair_relu(neighbor, chunk, nearest), weight).amax(1))
         return center.add_(bias).relu_()
-
-
-def _exact(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:

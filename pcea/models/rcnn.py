@@ -33,6 +33,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from pcea.models.cascade import CascadeHeads
 from pcea.models.resnet import ResNet
+from pcea.nn.linear import at_least_fp32
 
 _LEVELS = ("0", "1", "2", "3")
 
@@ -126,8 +127,8 @@ class FasterRCNN(detection.FasterRCNN):
         if image_size is None:
             self.transform = _AsItIs(self.transform)
         self.num_classes = num_classes
-        self.rpn.head.register_forward_hook(_exactly)
-        self.roi_heads.box_predictor.register_forward_hook(_exactly)
+        self.rpn.head.register_forward_hook(_fp32_hook)
+        self.roi_heads.box_predictor.register_forward_hook(_fp32_hook)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Detections in evaluation, losses in training; see the module.
@@ -168,7 +169,7 @@ class CascadeRCNN(FasterRCNN):
         self.has_masks = mask
         self.roi_heads = CascadeHeads(self.roi_heads)
         for stage in self.roi_heads.stages[1:]:
-            stage.box_predictor.register_forward_hook(_exactly)
+            stage.box_predictor.register_forward_hook(_fp32_hook)
         if mask:
             _add_masks(self.roi_heads.stages[-1], self.backbone.out_channels, self.num_classes)
 
@@ -247,7 +248,7 @@ class RetinaNet(detection.RetinaNet):
         if image_size is None:
             self.transform = _AsItIs(self.transform)
         self.num_classes = num_classes
-        self.head.register_forward_hook(_exactly)
+        self.head.register_forward_hook(_fp32_hook)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Detections in evaluation, losses in training; see the module.
@@ -280,21 +281,21 @@ class _Pyramid(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map images (B, 3, H, W) to five maps (B, channels, H', W')."""
         features = self.body(images.contiguous(memory_format=torch.channels_last))  # a tenth faster on a CPU
-        return _exact(self.fpn({level: features[level] for level in self.levels}))
+        return _all_at_least_fp32(self.fpn({level: features[level] for level in self.levels}))
 
 
-def _exact(output: Any) -> Any:
+def _all_at_least_fp32(output: Any) -> Any:
     """Tensors in lists and dictionaries, converted to at least fp32."""
     if isinstance(output, Tensor):
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        return at_least_fp32(output)
     if isinstance(output, dict):
-        return {name: _exact(value) for name, value in output.items()}
-    return type(output)(_exact(value) for value in output)
+        return {name: _all_at_least_fp32(value) for name, value in output.items()}
+    return type(output)(_all_at_least_fp32(value) for value in output)
 
 
-def _exactly(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
+def _fp32_hook(module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG001
     """Hook of the last layers: boxes are made from their output, in its dtype."""
-    return _exact(output)
+    return _all_at_least_fp32(output)
 
 
 def _anchors(sizes: Sequence[int], *, scales: Sequence[float]) -> AnchorGenerator:
@@ -306,7 +307,7 @@ def _add_masks(heads: RoIHeads, channels: int, num_classes: int) -> None:
     heads.mask_roi_pool = MultiScaleRoIAlign(_LEVELS, output_size=14, sampling_ratio=2)
     heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
     heads.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
-    heads.mask_predictor.register_forward_hook(_exactly)
+    heads.mask_predictor.register_forward_hook(_fp32_hook)
 
 
 class _AsItIs(GeneralizedRCNNTransform):

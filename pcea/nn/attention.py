@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.nn.chunks import map_chunks, token_chunks
-from pcea.nn.linear import Linear, linear
+from pcea.nn.linear import Linear, at_least_fp32, linear
 from pcea.nn.norm import linear_norm, zero_padding
-from pcea.nn.recording import AttentionMap as AttentionMap
 from pcea.nn.recording import RecordedLayer
-from pcea.nn.recording import record_attention as record_attention
 from pcea.nn.shortcuts import can_shortcut, is_capturing, is_plain, is_tokenwise
 
 # From this many tokens evaluation keeps no intermediate result of all of them.
@@ -55,14 +53,14 @@ def double_normalize(
 
 
 def _double(logits: Tensor, total: Tensor, mask: Tensor | None, *, slot_mask: Tensor | None = None) -> Tensor:
-    balanced = _exact(logits) - total
+    balanced = at_least_fp32(logits) - total
     if slot_mask is not None:
         balanced = balanced.masked_fill(~slot_mask.unsqueeze(-2), _lowest(balanced))
     return _finish(balanced.softmax(dim=-1), mask, logits.dtype)
 
 
 def _over_tokens(logits: Tensor, total: Tensor, mask: Tensor | None) -> Tensor:
-    balanced = _exact(logits) - total
+    balanced = at_least_fp32(logits) - total
     if mask is not None:
         # Before exp, which may overflow at padded tokens and then has a gradient of NaN.
         balanced = balanced.masked_fill(~mask.unsqueeze(-1), _lowest(balanced))
@@ -70,11 +68,7 @@ def _over_tokens(logits: Tensor, total: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _over_slots(logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:  # noqa: ARG001
-    return _finish(_exact(logits).softmax(dim=-1), mask, logits.dtype)
-
-
-def _exact(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _finish(at_least_fp32(logits).softmax(dim=-1), mask, logits.dtype)
 
 
 def _finish(weights: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -88,7 +82,7 @@ def _lowest(logits: Tensor) -> float:
 
 def _logsumexp_over_tokens(logits: Tensor, mask: Tensor | None, batch: Tensor | None) -> Tensor:
     """Log-sum-exp over the tokens of each cloud, (..., 1, S), or for packed clouds one row per token, (..., N, S)."""
-    logits = _exact(logits)
+    logits = at_least_fp32(logits)
     if mask is not None:
         logits = logits.masked_fill(~mask.unsqueeze(-1), _lowest(logits))
     if batch is None:
@@ -334,7 +328,7 @@ class SelfAttention(RecordedLayer):
         if self.normalization == "double":
             # Unscaled logits reach hundreds, where bf16 values are 1 apart, and training diverges.
             with torch.autocast(tokens.device.type, enabled=False):
-                query, key = self._query_and_key(_exact(tokens))
+                query, key = self._query_and_key(at_least_fp32(tokens))
                 logits = query @ key.transpose(-1, -2)
             # With every token as a slot this is PCT's rule: with q = k the energy is symmetric.
             weights = double_normalize(logits, mask=mask, slot_mask=mask)

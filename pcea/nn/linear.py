@@ -40,6 +40,11 @@ class use_convolutions:  # noqa: N801  # named as torch.set_grad_enabled, which 
         _is_convolution_used = self._before
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Values in fp32, or in fp64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, in fp32 on a CPU as the 1x1 convolution that it equals.
 

@@ -1,4 +1,4 @@
-from .base import OneCycle, Task
+from .base import Task
 from .callbacks import AverageWeights, LogClouds
 from .detection import DetectionTask
 from .generation import GenerationTask, generate, load_generator
@@ -6,7 +6,7 @@ from .image_classification import ImageClassificationTask
 from .image_segmentation import ImageSegmentationTask
 from .point_classification import PointClassificationTask
 from .point_segmentation import PointSegmentationTask
-from .schedules import Poly, Steps, WarmupCosine
+from .schedules import OneCycle, Poly, Steps, WarmupCosine
 
 __all__ = [
     "AverageWeights",

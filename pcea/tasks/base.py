@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
 from pcea.datasets.batches import ImageBatch
@@ -30,23 +30,6 @@ _WHAT_TO_TRY = (
 )
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
-
-
-class OneCycle(OneCycleLR):
-    """Torch's one-cycle schedule with the number of steps second, as `Task` passes it.
-
-    Args:
-        optimizer: The optimizer.
-        total_steps: Optimizer steps of the whole training.
-        max_lr: Learning rate at the peak.
-        pct_start: Share of the steps that rise.
-    """
-
-    def __init__(self, optimizer: Optimizer, total_steps: int, *, max_lr: float, pct_start: float = 0.3):
-        if pct_start * total_steps == 1:  # torch would divide by 0 at the first step, which is the peak
-            pct_start *= 1 + 1e-6
-        shares = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
-        super().__init__(optimizer, [max_lr * share for share in shares], total_steps, pct_start=pct_start)
 
 
 class Task(L.LightningModule):

@@ -16,7 +16,7 @@ from pcea.datamodules.base import data_of
 from pcea.datamodules.points import PointDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.inference.base import evaluating
-from pcea.nn.attention import AttentionMap, record_attention
+from pcea.nn.recording import AttentionMap, record_attention
 from pcea.tasks.point_segmentation import PointSegmentationTask
 from pcea.visualization.colors import color_parts
 from pcea.visualization.pages import Page

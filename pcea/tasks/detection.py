@@ -195,7 +195,8 @@ class DetectionTask(Task):
                 value = value if value >= 0 else torch.full_like(value, math.nan)  # -1: there are no objects
                 # Equal on all devices already.
                 self.log(f"{prefix}{kind}_{name}", value, prog_bar=name == "ap50", sync_dist=True)
-        labels, precision = measured["classes"].flatten(), measured[f"{stored}map_per_class"].flatten()
+        per_class = f"{kinds['mask' if self.has_masks else 'box']}map_per_class"
+        labels, precision = measured["classes"].flatten(), measured[per_class].flatten()
         number = {label: count for label, count in enumerate(objects) if count}
         return number, {label: ap for label, ap in zip(labels.tolist(), precision.tolist()) if label in number}
 

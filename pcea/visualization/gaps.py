@@ -100,9 +100,9 @@ def find_neighbors(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Args:
         points: (N, 3).
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    tree = cKDTree(points)
+    tree = KDTree(points)
     # Neighbours one after another: at a million points that takes half of the time.
     found = tree.query(points[tree.indices], k=np.arange(min(1 + _NEIGHBORS, len(points))) + 1)
     distance, index = (np.empty_like(values) for values in found)

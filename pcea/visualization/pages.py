@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pcea.io.atomic import atomic_file
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size
 from pcea.visualization.color_basis import color_tokens
 from pcea.visualization.colors import color_values, palette

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.ops import interpolate_features
 
 # Points per call of the interpolation, so that a million points times 64 slots are never held three times.

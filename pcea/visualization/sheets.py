@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.gaps import bridge_gaps, surface_normals
 from pcea.visualization.images import draw_overlay, view_picture

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.color_basis import color_tokens, fit_color_basis
 from pcea.visualization.point_weights import TokenWeights, check_cloud, interpolate, select_tokens, weights_at
 from pcea.visualization.views import (
@@ -140,7 +140,7 @@ class Subject:
 
     def first_mode(self, slot: int | None = None, query: int | None = None) -> str:
         """The mode in which a slot or a query that was asked for is shown, or else the first one."""
-        return self.modes[0] if slot is query is None else first_mode(slot, query)
+        return self.modes[0] if slot is None and query is None else first_mode(slot, query)
 
     def default_query(self) -> int:
         """The index of the point farthest from the centroid, such as the end of a leg or a wing tip."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.colors import color_parts, color_values, palette
 from pcea.visualization.point_weights import check_cloud, weights_at, weights_of_query
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from pcea.io.readers import SYSTEM_PACKAGES, import_open3d
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.camera import FIELD_OF_VIEW, place_camera, point_size, shade
 from pcea.visualization.gaps import bridge_gaps
 from pcea.visualization.legends import draw_legend

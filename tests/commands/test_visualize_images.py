@@ -15,8 +15,9 @@ from pcea.inference.images import ImagePredictor
 from pcea.inference.masks import MaskPredictor
 from pcea.io.description import NetworkDescription
 from pcea.models.eamlp import ImageTransformer
-from pcea.nn.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
+from pcea.nn.attention import MultiHeadExternalAttention, SelfAttention
 from pcea.nn.layers import ExternalAttention2d
+from pcea.nn.recording import AttentionMap, record_attention
 from pcea.visualization import palette
 from pcea.visualization.images import to_greyscale
 

@@ -16,7 +16,8 @@ from pcea.inference.pose import up_rotation
 from pcea.io.description import NetworkDescription
 from pcea.io.points import Normalization, Points, normalize_points, orient
 from pcea.models.point_transformer import PointTransformerClassifier, PointTransformerEncoder
-from pcea.nn.attention import ExternalAttention, OffsetAttention, record_attention
+from pcea.nn.attention import ExternalAttention, OffsetAttention
+from pcea.nn.recording import record_attention
 from pcea.visualization import palette
 from pcea.visualization.subject import shared_views
 

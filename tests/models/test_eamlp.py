@@ -25,7 +25,8 @@ from pcea.models.eamlp import (
     t2t_vit_14,
     t2t_vit_19,
 )
-from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
+from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention
+from pcea.nn.recording import record_attention
 
 ATTENTIONS = {
     "external": partial(MultiHeadExternalAttention, num_heads=2, memory_units=5),

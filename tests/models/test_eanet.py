@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcea.models.eanet import EANet, eanet_50, eanet_101
-from pcea.nn.attention import record_attention
+from pcea.nn.recording import record_attention
 
 
 def tiny(**options: Any) -> EANet:

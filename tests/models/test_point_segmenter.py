@@ -27,7 +27,8 @@ from pcea.models.point_segmenter import (
     pct_part_segmenter,
 )
 from pcea.models.point_transformer import PointTransformerEncoder
-from pcea.nn.attention import OffsetAttention, record_attention
+from pcea.nn.attention import OffsetAttention
+from pcea.nn.recording import record_attention
 
 
 def stream(monkeypatch: pytest.MonkeyPatch, above: int) -> None:

@@ -21,7 +21,8 @@ from pcea.models.point_transformer import (
     naive_pct_classifier,
     pct_classifier,
 )
-from pcea.nn.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention, record_attention
+from pcea.nn.attention import ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
+from pcea.nn.recording import record_attention
 from pcea.ops import farthest_point_sample, gather_points
 
 ATTENTIONS = {

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pcea.models.rcnn import CascadeRCNN, FasterRCNN, MaskRCNN, RetinaNet
-from pcea.nn.attention import record_attention
+from pcea.nn.recording import record_attention
 
 SMALL = {"num_classes": 3, "depth": 18, "channels": 16, "image_size": (64, 96), "anchor_sizes": (8, 16, 32, 64, 128)}
 TWO_STAGES = {"hidden": 32, "proposals": (60, 30), "box_batch": 16}

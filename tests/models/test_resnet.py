@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from pcea.models.resnet import ResNet
-from pcea.nn.attention import record_attention
+from pcea.nn.recording import record_attention
 
 
 def randomize(model: nn.Module) -> None:

@@ -15,7 +15,8 @@ from pcea.models.sagan import (
     GeneratorBlock,
     ScaledAttention,
 )
-from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention, record_attention
+from pcea.nn.attention import ExternalAttention, MultiHeadExternalAttention, SelfAttention
+from pcea.nn.recording import record_attention
 
 external = partial(ExternalAttention, memory_units=5)
 LABEL = torch.tensor([0, 6, 2])

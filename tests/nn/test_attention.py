@@ -20,8 +20,8 @@ from pcea.nn.attention import (
     ResidualAttention,
     SelfAttention,
     double_normalize,
-    record_attention,
 )
+from pcea.nn.recording import record_attention
 
 B, N, C, S = 2, 7, 12, 5
 

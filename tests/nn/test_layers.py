@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from reference import two_step_double_normalize
 from torch import nn
 
-from pcea.nn.attention import ExternalAttention, OffsetAttention, record_attention
+from pcea.nn.attention import ExternalAttention, OffsetAttention
 from pcea.nn.layers import Dropout, ExternalAttention2d, LinearNormAct
+from pcea.nn.recording import record_attention
 
 
 def trained_norm(channels: int) -> nn.BatchNorm1d:

@@ -14,8 +14,8 @@ from pcea.datasets.points import PointDataset
 from pcea.io.checkpoints import read_checkpoint
 from pcea.models.point_ea import point_ea_classifier
 from pcea.models.point_transformer import eat_classifier
-from pcea.tasks.base import OneCycle
 from pcea.tasks.point_classification import PointClassificationTask
+from pcea.tasks.schedules import OneCycle
 from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale, RandomSubset
 
 SMALL = {"num_centers": (16, 8), "dim": 16, "num_neighbors": 4, "memory_units": 8, "out_channels": 32}
@@ -327,13 +327,13 @@ class Boxes(PointDataModule):
 
 def test_classes_are_matched_by_name(tmp_path):
     torch.manual_seed(0)
-    learned = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=1e-2))
-    run = trainer(20, folder=tmp_path)
+    learned = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=3e-3))
+    run = trainer(60, folder=tmp_path)
     run.fit(learned, datamodule=Boxes(CLASSES))
-    last = tmp_path / "epoch=19.ckpt"
+    last = tmp_path / "epoch=59.ckpt"
 
     def accuracy(order):
-        fresh = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=1e-2))
+        fresh = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=3e-3))
         tested = trainer(1, folder=tmp_path / "test")
         tested.test(fresh, datamodule=Boxes(order), ckpt_path=last, verbose=False)
         assert fresh.class_names == CLASSES
@@ -343,9 +343,9 @@ def test_classes_are_matched_by_name(tmp_path):
     with pytest.raises(ValueError, match="the data has class 'broad', which the network does not know and the network"):
         accuracy(("flat", "tall", "broad"))
     # A resumed run goes on by the same numbers.
-    resumed = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=1e-2))
+    resumed = PointClassificationTask(network(3, dropout=0.0), partial(torch.optim.AdamW, lr=3e-3))
     data = Boxes(("tall", "wide", "flat"))
-    trainer(21, folder=tmp_path / "more").fit(resumed, datamodule=data, ckpt_path=last)
+    trainer(61, folder=tmp_path / "more").fit(resumed, datamodule=data, ckpt_path=last)
     assert resumed.class_names == data.class_names == CLASSES
     assert float(trainer(1).test(resumed, datamodule=data, verbose=False)[0]["test/overall_accuracy"]) > 0.8
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization import color_parts, color_values, view_parts, view_picture, view_points
 from pcea.visualization.images import draw_overlay
 from pcea.visualization.navigator import Navigator

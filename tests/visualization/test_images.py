@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pcea.nn.attention import AttentionMap, record_attention
 from pcea.nn.layers import ExternalAttention2d
+from pcea.nn.recording import AttentionMap, record_attention
 from pcea.visualization import palette, render_picture, view_picture
 from pcea.visualization.images import blend, draw_overlay, pixel_index, resize_picture, to_greyscale
 from pcea.visualization.point_weights import interpolate_grid, pixel_points, weights_at

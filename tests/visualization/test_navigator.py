@@ -2,7 +2,7 @@ import pytest
 import torch
 from examples import one_hot, self_attention, subject
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.color_basis import fit_color_basis
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.subject import SharedColors, Subject, shared_views

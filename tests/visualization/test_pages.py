@@ -20,7 +20,8 @@ from pcea.inference.images import ImagePredictor
 from pcea.inference.points import PointPredictor
 from pcea.io.description import NetworkDescription
 from pcea.models.eamlp import ImageTransformer
-from pcea.nn.attention import AttentionMap, MultiHeadExternalAttention, SelfAttention, record_attention
+from pcea.nn.attention import MultiHeadExternalAttention, SelfAttention
+from pcea.nn.recording import AttentionMap, record_attention
 from pcea.visualization import Page, make_page, show
 from pcea.visualization import subject as subject_module
 from pcea.visualization.subject import Subject

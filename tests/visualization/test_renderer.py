@@ -6,7 +6,7 @@ import pytest
 import torch
 from pictures import GREEN, ORANGE, SKY_BLUE, WHITE, draw, grid, is_color, one_color, project, sphere
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization import palette, renderer
 from pcea.visualization.camera import place_camera
 from pcea.visualization.renderer import Renderer, check_rendering

@@ -8,7 +8,7 @@ import torch
 from pictures import GREEN, ORANGE, SKY_BLUE, WHITE, draw, grid, ink, is_color, one_color, sphere
 from scipy.ndimage import label
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.colors import palette
 from pcea.visualization.legends import text_width
 from pcea.visualization.point_weights import pixel_points
@@ -72,7 +72,7 @@ def test_libraries_do_not_write_to_the_terminal(can_draw, capfd):
 
 MILLION = """
 import torch
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization import render
 points = torch.rand(1_000_000, 3)
 weights = torch.randn(1, 1024, 64).softmax(-1)

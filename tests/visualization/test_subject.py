@@ -2,7 +2,7 @@ import pytest
 import torch
 from examples import SLOTS, self_attention, subject
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization import ColorBar, palette, view_query, view_slots, view_values, weights_at
 from pcea.visualization.subject import SharedColors, Subject, shared_views
 

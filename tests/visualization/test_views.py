@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pcea.nn.attention import AttentionMap, ExternalAttention, record_attention
+from pcea.nn.attention import ExternalAttention
+from pcea.nn.recording import AttentionMap, record_attention
 from pcea.visualization import (
     ColorBar,
     palette,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.ndimage import label
 
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization import renderer, show
 from pcea.visualization.window import CONTROLS, check_display, pick_point
 
@@ -194,7 +194,7 @@ def display(tmp_path):
 
 SHOW = """
 import torch
-from pcea.nn.attention import AttentionMap
+from pcea.nn.recording import AttentionMap
 from pcea.visualization.navigator import Navigator
 from pcea.visualization.subject import Subject
 from pcea.visualization.window import open_window
