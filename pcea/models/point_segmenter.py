@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pcea.models.build import check_num_classes, start_from
-from pcea.models.padding import padded_in_graph, without_padding
+from pcea.models.padding import as_padded, padded_in_graph, without_padding
 from pcea.models.point_transformer import PointTransformerEncoder, PooledCenters
 from pcea.nn.attention import STREAMED, AttentionFactory, ExternalAttention, OffsetAttention
 from pcea.nn.chunks import map_chunks, token_chunks
@@ -81,22 +81,31 @@ class PointTransformerSegmenter(nn.Module):
         *,
         category: Tensor | None = None,
         mask: Tensor | None = None,
+        batch: Tensor | None = None,
     ) -> Tensor:
         """Classify every point.
 
         Args:
-            points: (B, N, 3), any N.
-            features: Normals, colours, ...: (B, N, in_channels - 3).
+            points: (B, N, 3), any N; or packed clouds (T, 3) with `batch`.
+            features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             category: Object category of each cloud, (B,) int64, if the network has categories.
             mask: True for real points, (B, N).
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
 
         Returns:
-            Logits, (B, N, num_classes); meaningless at padded points.
+            Logits, (B, N, num_classes), or packed (T, num_classes); meaningless at padded points.
 
         Raises:
             ValueError: If the category is missing, superfluous or unknown, or a shape is wrong.
         """
+        points, features, mask = as_padded(points, features, mask, batch)
         check_category(category, self.num_categories, points.shape[0])
+        logits = self._classify(points, features, category, mask)
+        return logits if batch is None else logits[mask]
+
+    def _classify(
+        self, points: Tensor, features: Tensor | None, category: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         num_points = points.shape[1]
         points, features, mask = padded_in_graph(points, features, mask, least=self.encoder.min_captured_points)
         outputs = self.encoder(points, features, mask=mask).outputs

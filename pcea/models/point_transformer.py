@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pcea.models.build import check_num_classes, start_from
 from pcea.models.neighbor_embedding import NeighborEmbedding
+from pcea.models.padding import as_padded
 from pcea.nn.attention import AttentionFactory, ExternalAttention, OffsetAttention, ResidualAttention, SelfAttention
 from pcea.nn.chunks import map_chunks
 from pcea.nn.layers import Dropout, LinearNormAct
@@ -288,17 +289,26 @@ class PointTransformerClassifier(nn.Module):
             nn.Linear(widths[1], num_classes),
         )
 
-    def forward(self, points: Tensor, features: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        points: Tensor,
+        features: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        batch: Tensor | None = None,
+    ) -> Tensor:
         """Classify.
 
         Args:
-            points: (B, N, 3), N at least the number of centres.
-            features: Normals, colours, ...: (B, N, in_channels - 3).
+            points: (B, N, 3), N at least the number of centres; or packed clouds (T, 3) with `batch`.
+            features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             mask: True for real points, (B, N).
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
 
         Returns:
             Logits, (B, num_classes).
         """
+        points, features, mask = as_padded(points, features, mask, batch)
         return in_shares(self, self._classify, points, features, mask)
 
     def _classify(self, points: Tensor, features: Tensor | None, mask: Tensor | None) -> Tensor:

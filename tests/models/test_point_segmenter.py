@@ -292,6 +292,17 @@ def test_training_does_not_look_at_padded_points(name: str) -> None:
         torch.testing.assert_close(changed_buffer, buffer)
 
 
+@torch.no_grad()
+@variants
+def test_packed_clouds_equal_single_ones(name: str) -> None:
+    model = trained(VARIANTS[name]())
+    clouds = [torch.randn(n, 3) for n in (37, 9, 21)]
+    batch = torch.arange(3).repeat_interleave(torch.tensor([37, 9, 21]))  # as in PyTorch Geometric
+    logits = model(torch.cat(clouds), category=CATEGORY, batch=batch)
+    singles = [model(cloud[None], category=c[None])[0] for cloud, c in zip(clouds, CATEGORY)]
+    torch.testing.assert_close(logits, torch.cat(singles), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_padded_batch_equals_packed_clouds(training: bool) -> None:
     model = trained(VARIANTS["eat pointwise"]().double()).train(training)

@@ -114,6 +114,16 @@ def test_padding_leaves_training_unchanged(name: str) -> None:
         torch.testing.assert_close(buffer, expected, atol=1e-5, rtol=1e-4, msg=lambda m, n=buffer_name: f"{n}: {m}")
 
 
+@torch.no_grad()
+@variants
+def test_packed_clouds_equal_single_ones(name: str) -> None:
+    model = trained(VARIANTS[name]())
+    clouds = [torch.randn(n, 3) for n in (37, 16, 21)]
+    batch = torch.arange(3).repeat_interleave(torch.tensor([37, 16, 21]))  # as in PyTorch Geometric
+    singles = torch.cat([model(cloud[None]) for cloud in clouds])
+    torch.testing.assert_close(model(torch.cat(clouds), batch=batch), singles, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_cloud_with_fewer_real_points_than_centres(training: bool) -> None:
     model = trained(tiny()).train(training)
