@@ -190,7 +190,7 @@ class PceaCLI(LightningCLI):
             return {**kwargs, "ckpt_path": str(self.weights)}
         stored = load_weights(self.weights)
         load_state(self.model.network, stored.state, str(self.weights))
-        self.model.loaded(stored.description)
+        self.model.take_description(stored.description)
         source = stored.description.source
         self.checkpoint = {"epoch": source.get("epoch", 0) - 1, "seed": source.get("seed", -1)}
         return kwargs

@@ -134,10 +134,10 @@ def parse_files(
             if isinstance(error, TooFewPointsError):
                 counts.append(error.count)
             continue
-        piece = {"data": points.numpy()[None], "label": np.array([number], dtype=np.int64)}
+        chunk = {"data": points.numpy()[None], "label": np.array([number], dtype=np.int64)}
         if cloud.normals is not None:
-            piece["normal"] = cloud.normals.numpy()[None]
-        yield piece
+            chunk["normal"] = cloud.normals.numpy()[None]
+        yield chunk
     if skipped and not (skip_unreadable and len(skipped) < len(files)):
         fewer = f"set data.init_args.num_points to {min(counts)}, or " if counts and min(counts) >= _FEWEST else ""
         advice = f"{fewer}repair or remove them, or set skip_unreadable.".capitalize()
@@ -169,7 +169,7 @@ def cached(
 
     Args:
         path: The cache; None caches nothing.
-        make: Gives the arrays in pieces, in which those of one name follow one another along their first axis.
+        make: Gives the arrays in chunks, in which those of one name follow one another along their first axis.
         names: The arrays that are wanted.
         large: Those that are as large as the data. They are `StoredArray` if they are not to be held in memory.
         in_memory: See `fits_in_memory`.
@@ -223,7 +223,7 @@ def _load(path: Path, names: Sequence[str], large: Sequence[str], in_memory: InM
         rows = _rows_of_clouds(stored_array, arrays)
         if len(rows) != len(checksums[name]):
             raise ValueError(f"{path} is damaged: {name!r} is of {len(rows)} clouds, not of {len(checksums[name])}.")
-        stored[name] = stored_array.split(torch.tensor(rows, dtype=torch.int64)).checked(
+        stored[name] = stored_array.split(torch.tensor(rows, dtype=torch.int64)).with_checksums(
             torch.from_numpy(checksums[name].astype(np.int64))
         )
     return {**stored, **arrays}
@@ -268,11 +268,11 @@ def to_tensors(arrays: dict[str, Any], *, with_normals: bool) -> dict[str, Any]:
     return arguments | {name: torch.from_numpy(arrays[name]) for name in ("sizes", "category") if name in arrays}
 
 
-def join(pieces: Iterable[Arrays]) -> Arrays:
+def join(chunks: Iterable[Arrays]) -> Arrays:
     """Pieces of arrays as whole arrays in memory."""
     lists: dict[str, list[np.ndarray]] = {}
-    for piece in pieces:
-        for name, array in piece.items():
+    for chunk in chunks:
+        for name, array in chunk.items():
             lists.setdefault(name, []).append(array)
     return {name: np.concatenate(arrays) for name, arrays in lists.items()}
 
@@ -281,18 +281,18 @@ class CacheError(OSError):
     """The cache cannot be written."""
 
 
-def write_h5(path: Path, pieces: Iterable[Arrays], *, large: Sequence[str] = ()) -> None:
-    """Write arrays that come in pieces under a temporary name, then rename, so that readers see all or nothing.
+def write_h5(path: Path, chunks: Iterable[Arrays], *, large: Sequence[str] = ()) -> None:
+    """Write arrays that come in chunks under a temporary name, then rename, so that readers see all or nothing.
 
     HDF5 stores an array as one block, whose rows can be read by their place in the file, only if it knows the size
-    beforehand. So the pieces go to a temporary file per array first. This takes the space of the arrays twice.
+    beforehand. So the chunks go to a temporary file per array first. This takes the space of the arrays twice.
 
     Beside each array lies its CRC-32. HDF5's own checksums are of chunks, which cannot be read by their place.
 
     Args:
         path: The file. Its folder is made if need be.
-        pieces: Parts of arrays; those of one name follow one another along their first axis, in one type and shape.
-        large: Arrays with a checksum for each cloud, which is a row, or as many as `sizes` in the piece tells.
+        chunks: Parts of arrays; those of one name follow one another along their first axis, in one type and shape.
+        large: Arrays with a checksum for each cloud, which is a row, or as many as `sizes` in the chunk tells.
 
     Raises:
         CacheError: If the folder is read-only or the disk is full. Nothing is left behind.
@@ -303,13 +303,13 @@ def write_h5(path: Path, pieces: Iterable[Arrays], *, large: Sequence[str] = ())
             remove_leftovers(path.parent)
             folder = Path(stack.enter_context(temporary_folder(path.parent)))
         columns: dict[str, _Column] = {}
-        for piece in pieces:
+        for chunk in chunks:
             with _writing(path, sum(column.nbytes for column in columns.values())):
-                for name, array in piece.items():
+                for name, array in chunk.items():
                     if name not in columns:
                         columns[name] = _Column((folder / name).open("wb"), array.dtype, array.shape[1:])
                         stack.callback(columns[name].discard)
-                    columns[name].append(array, _rows_of_clouds(array, piece) if name in large else None)
+                    columns[name].append(array, _rows_of_clouds(array, chunk) if name in large else None)
         with _writing(path, sum(column.nbytes for column in columns.values())):
             _assemble(path, columns)
 

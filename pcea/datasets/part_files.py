@@ -153,15 +153,15 @@ def read_part_files(
             skipped.append(str(error))
             continue
         found.update(label.unique().tolist())
-        piece = {
+        chunk = {
             "data": points.numpy(),
             "label": label.numpy(),
             "sizes": np.array([len(points)], dtype=np.int64),
             "category": np.array([number], dtype=np.int64),
         }
         if cloud.normals is not None:
-            piece["normal"] = cloud.normals.numpy()
-        yield piece
+            chunk["normal"] = cloud.normals.numpy()
+        yield chunk
     if skipped and not (skip_unreadable and len(skipped) < len(files)):
         raise ValueError(f"{summarize(skipped, len(files))} {advice}")
     yield {

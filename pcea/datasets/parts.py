@@ -125,7 +125,7 @@ class PartDataset(Dataset):
         order, label = class_order(self.class_names, class_names), self.label
         return PartDataset(
             self.points,
-            order[label] if isinstance(label, Tensor) else label.renumbered(order),
+            order[label] if isinstance(label, Tensor) else label.renumber(order),
             self.sizes,
             class_names=class_names,
             normals=self.normals,

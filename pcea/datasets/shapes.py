@@ -1,6 +1,6 @@
 """Procedural objects with exact part labels and normals: the dataset that needs no download.
 
-An object is a dict from part name to pieces. Lengths are roughly metres before scaling, y is up and z is the front.
+An object is a dict from part name to surfaces. Lengths are roughly metres before scaling, y is up and z is the front.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def chair(draw: Parameters) -> PartSurfaces:
     legs = posts(draw, width, depth, height) if draw.chance(0.75) else pedestal(draw, width, height)
     return {
         "seat": [seat],
-        "back": [piece.turn("x", -lean).at(0, height + thickness, (strength - depth) / 2) for piece in back],
+        "back": [surface.turn("x", -lean).at(0, height + thickness, (strength - depth) / 2) for surface in back],
         "legs": legs,
         "arms": arms,
     }
@@ -311,8 +311,8 @@ def sofa(draw: Parameters) -> PartSurfaces:
     sides = [side, roll] if draw.chance(0.4) else [side]
     return {
         "seat": [box(wide - gap, height, depth).at(x, lift, 0) for x in places],
-        "back": [piece.at(0, lift + height, (strength - depth) / 2) for piece in back],
-        "arms": [piece.at(x, lift, 0) for x in (-out, out) for piece in sides],
+        "back": [surface.at(0, lift + height, (strength - depth) / 2) for surface in back],
+        "arms": [surface.at(x, lift, 0) for x in (-out, out) for surface in sides],
         "feet": posts(draw, width + 2 * arm, depth, lift),
     }
 
@@ -398,13 +398,13 @@ class Shape(NamedTuple):
 def sample_shape(category: str, parameters: Parameters, *, num_points: int) -> Shape:
     """Build one object, turn it a little about y and sample it uniformly by area, in random order."""
     parts = BUILDERS[category](parameters)
-    labelled = [(part, piece) for part, name in enumerate(PARTS[category]) for piece in parts[name]]
+    labelled = [(part, surface) for part, name in enumerate(PARTS[category]) for surface in parts[name]]
     yaw, rng = parameters.between(-20, 20), parameters.rng
-    owner = pick(rng, np.array([piece.area for _, piece in labelled]), num_points)
+    owner = pick(rng, np.array([surface.area for _, surface in labelled]), num_points)
     points, normals = np.empty((num_points, 3)), np.empty((num_points, 3))
-    for k, (_, piece) in enumerate(labelled):
+    for k, (_, surface) in enumerate(labelled):
         mine = owner == k
-        points[mine], normals[mine] = piece.turn("y", yaw).sample(rng, int(mine.sum()))
+        points[mine], normals[mine] = surface.turn("y", yaw).sample(rng, int(mine.sum()))
     points = points - points.mean(axis=0)
     radius = np.linalg.norm(points, axis=1).max()
     part = np.array([part for part, _ in labelled])[owner]
@@ -453,7 +453,7 @@ class Shapes(PointDataset):
 
     Shape i is of category i % 12 and depends on (seed, split, i) alone, not on `num_shapes`; machines agree up to
     rounding. Points are in random order, so the first n are a uniform sample too. Objects are turned by up to 20
-    degrees about y, no more. Surfaces inside other pieces are sampled too.
+    degrees about y, no more. Surfaces inside other surfaces are sampled too.
 
     Every continuous parameter, the turn included, has its range cut into ten equal cells. "train" and "val" draw from
     cells 0, 2, 3, 4, 6, 7, 8 (other random numbers, one distribution); "test" draws from cells 1, 5 and 9, which the

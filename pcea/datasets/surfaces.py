@@ -1,6 +1,6 @@
 """Surfaces that procedural objects are made of, sampled uniformly by area with exact outward normals.
 
-A piece is a prism, a lathe (surface of revolution) or a ring (part of a torus); the others are made of these.
+A surface is a prism, a lathe (surface of revolution) or a ring (part of a torus); the others are made of these.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Surface:
     sample: Callable[[Generator, int], tuple[FloatArray, FloatArray]]
 
     def at(self, x: float, y: float, z: float) -> Surface:
-        """The piece moved by (x, y, z)."""
+        """The surface moved by (x, y, z)."""
         return self._mapped(np.eye(3), (x, y, z))
 
     def turn(self, axis: Literal["x", "y", "z"], degrees: float) -> Surface:
-        """The piece turned about an axis through the origin, counter-clockwise as seen from the tip of the axis."""
+        """The surface turned about an axis through the origin, counter-clockwise as seen from the tip of the axis."""
         cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         first, second = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
         rotation = np.eye(3)
@@ -40,7 +40,7 @@ class Surface:
         return self._mapped(rotation, (0, 0, 0))
 
     def aim(self, start: Vector, end: Vector) -> Surface:
-        """The piece with its origin at `start` and its y axis towards `end`; mirrored, which symmetric pieces allow."""
+        """The surface with its origin at `start`, its y axis towards `end`; mirrored, which symmetric ones allow."""
         difference = np.array([0.0, 1.0, 0.0]) - np.subtract(end, start) / np.linalg.norm(np.subtract(end, start))
         mirror = np.eye(3) - 2 * np.outer(difference, difference) / max(difference @ difference, 1e-24)
         return self._mapped(mirror, start)

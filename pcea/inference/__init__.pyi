@@ -1,5 +1,7 @@
 from .base import Predictor
 from .classes import ClassPrediction
+from .examples import Examples, read_examples
+from .explanation import Explanation
 from .images import ImagePredictor
 from .masks import MaskPrediction, MaskPredictor
 from .networks import load
@@ -9,6 +11,8 @@ from .points import PointPredictor
 
 __all__ = [
     "ClassPrediction",
+    "Examples",
+    "Explanation",
     "ImagePredictor",
     "MaskPrediction",
     "MaskPredictor",
@@ -19,4 +23,5 @@ __all__ = [
     "PointPredictor",
     "Predictor",
     "load",
+    "read_examples",
 ]

@@ -3,13 +3,14 @@ from .configs import config_names, config_path
 from .description import NetworkDescription, StoredNetwork
 from .meshes import Mesh
 from .ply import read_ply, write_ply
-from .points import Points, estimate_normals, load_points, normalize_points, orient, sample_points
+from .points import Normalization, Points, estimate_normals, load_points, normalize_points, orient, sample_points
 from .readers import read_file
 from .weights import load_weights, save_weights, shipped_weights
 
 __all__ = [
     "Mesh",
     "NetworkDescription",
+    "Normalization",
     "Points",
     "StoredNetwork",
     "config_names",

@@ -96,12 +96,12 @@ class StoredArray:
         checksums = None if self.checksums is None else self.checksums[indices]
         return self._with(self.starts[indices], self.sizes[indices], self.lookup, checksums)
 
-    def renumbered(self, order: Tensor) -> StoredArray:
+    def renumber(self, order: Tensor) -> StoredArray:
         """The same clouds with `order[label]` in place of every label."""
         lookup = order if self.lookup is None else order[self.lookup]
         return self._with(self.starts, self.sizes, lookup, self.checksums)
 
-    def checked(self, checksums: Tensor) -> StoredArray:
+    def with_checksums(self, checksums: Tensor) -> StoredArray:
         """The same clouds with the checksums of their bytes, (L,) int64, which are compared as they are read."""
         return self._with(self.starts, self.sizes, self.lookup, checksums)
 

@@ -69,8 +69,9 @@ class PointTransformerEncoder(nn.Module):
         num_centers: Points kept by each stage of neighbour embedding, decreasing; None keeps every point, () means no
             neighbour embedding (PCT's "naive" layout).
         num_neighbors: Neighbours K of a centre.
-        dilations: One per stage of neighbour embedding: every D-th of the D K nearest points is a neighbour, so that a
-            centre sees further at the same cost (Li et al., DeepGCNs, 2019). None means 1 everywhere, as published.
+        dilations: One per stage of neighbour embedding: with dilation n every n-th of the n K nearest points is a
+            neighbour, so that a centre sees further at the same cost (Li et al., DeepGCNs, 2019). None means 1
+            everywhere, as published.
         input_layers: LinearNormAct layers between neighbour embedding and attention.
         positional_embedding: Whether a linear map of the centres is added before every attention layer, as in the
             authors' later code.

@@ -178,10 +178,10 @@ class ExternalAttention(RecordedLayer):
         whole = batch is not None or bool(self._recordings())
         return map_chunks(self._attend, logits, total, mask, modules=[self.dropout], whole=whole)
 
-    def total(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor | None:
-        """What `attend` must know of all tokens (B, N, C): each slot's log-sum-exp, (B, 1, S); None if it is nothing.
+    def slot_logsumexp(self, tokens: Tensor, *, mask: Tensor | None = None) -> Tensor | None:
+        """Log-sum-exp of each slot's logits over all tokens (B, N, C), which `attend` needs, (B, 1, S).
 
-        Computed a chunk at a time, in the precision of the memory.
+        Computed a chunk at a time, in the precision of the memory. None if weights are normalized over slots alone.
         """
         if self.normalization == "slots":
             return None
@@ -193,7 +193,7 @@ class ExternalAttention(RecordedLayer):
         return torch.cat([torch.cat(of_clouds, 1).logsumexp(1, keepdim=True) for of_clouds in parts.values()])
 
     def attend(self, tokens: Tensor, total: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """What `forward` gives for some of the tokens, (B, N', C), by the `total` over all, (B, 1 or N', S)."""
+        """What `forward` gives for some of the tokens, (B, N', C); `total` is the `slot_logsumexp` of all of them."""
         return self._attend(linear(zero_padding(tokens, mask), self.key), total, mask)
 
     def _attend(self, logits: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -395,7 +395,7 @@ class ResidualAttention(nn.Module):
 
     def _stream(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         attention: Any = self.attention
-        total = attention.total(tokens, mask=mask)
+        total = attention.slot_logsumexp(tokens, mask=mask)
         dtype = self.linear.weight.dtype
 
         def update(stretch: Tensor, total: Tensor | None, mask: Tensor | None) -> Tensor:

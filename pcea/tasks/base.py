@@ -141,12 +141,12 @@ class Task(L.LightningModule):
         self.class_names, self.has_normals = tuple(names), self.data.with_normals
         self._match_classes()
 
-    def loaded(self, description: NetworkDescription) -> None:
+    def take_description(self, description: NetworkDescription) -> None:
         """Take over what is known of weights that were loaded from a weights file."""
-        self.trained_on(description.class_names, description.parts)
+        self.set_trained_classes(description.class_names, description.parts)
         self._compare_arguments(description.as_plain())
 
-    def trained_on(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+    def set_trained_classes(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Say what the weights were trained on, by which the classes of the data are numbered; matched by name.
 
         Args:
@@ -332,7 +332,7 @@ class Task(L.LightningModule):
         Raises:
             ValueError: If a parameter is missing, unknown or of another shape.
         """
-        self.trained_on(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
+        self.set_trained_classes(checkpoint.get("class_names", ()), checkpoint.get("parts", {}))
         self.class_names = tuple(checkpoint.get("class_names", ()))
         self.num_points, self.up = checkpoint.get("num_points", 0), checkpoint.get("up")
         self._total_steps = checkpoint.get("total_steps")

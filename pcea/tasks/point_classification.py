@@ -145,9 +145,9 @@ class PointClassificationTask(Task):
         trust = Trust(1.0, None) if self.trust is None else self.trust
         return description._replace(background=self.background, **trust._asdict())
 
-    def loaded(self, description: NetworkDescription) -> None:
+    def take_description(self, description: NetworkDescription) -> None:
         """Take over what is known of weights that were loaded from a weights file."""
-        super().loaded(description)
+        super().take_description(description)
         self.trust = Trust(description.temperature, description.known_above)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from .corruptions import (
     RandomOutliers,
     RandomRemoval,
 )
-from .images import RandomErase, RandomFlip, RandomScaledCrop, RandomShift
+from .images import ImageTransform, RandomErase, RandomFlip, RandomScaledCrop, RandomShift
 from .points import (
     FarthestSubset,
     FirstPoints,
@@ -20,12 +20,14 @@ from .points import (
     RandomSubset,
     RandomTilt,
     RandomTranslate,
+    Transform,
 )
 
 __all__ = [
     "Corruption",
     "FarthestSubset",
     "FirstPoints",
+    "ImageTransform",
     "Normalize",
     "RandomBackground",
     "RandomDropNormals",
@@ -45,4 +47,5 @@ __all__ = [
     "RandomSubset",
     "RandomTilt",
     "RandomTranslate",
+    "Transform",
 ]

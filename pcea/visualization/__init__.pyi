@@ -5,6 +5,7 @@ from .pages import Page, make_page
 from .picture_files import save_gif, save_png
 from .point_weights import interpolate_tokens, weights_at
 from .sheets import render, render_picture
+from .subject import Subject
 from .views import (
     ColorBar,
     View,
@@ -22,6 +23,7 @@ from .window import show
 __all__ = [
     "ColorBar",
     "Page",
+    "Subject",
     "View",
     "color_parts",
     "color_tokens",

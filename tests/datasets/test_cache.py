@@ -279,7 +279,7 @@ def test_damage_is_found_as_a_cloud_is_read(tmp_path):
     overwrite(tmp_path / "a.h5", PACKED["data"], start=3 * 4)
     some = data.split(torch.tensor([2, 3])).select(torch.tensor([1, 0]))
     np.testing.assert_array_equal(some[torch.tensor([1])], PACKED["data"][:2])
-    assert label.renumbered(torch.arange(6) + 1)[torch.tensor([1])].tolist() == [3, 3, 6]
+    assert label.renumber(torch.arange(6) + 1)[torch.tensor([1])].tolist() == [3, 3, 6]
     with pytest.raises(ValueError, match=r"^\S*a\.h5 is damaged at byte \d+\. Delete it: it is made anew\.$"):
         some[torch.tensor([0])]
 

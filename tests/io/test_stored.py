@@ -47,7 +47,7 @@ def test_clouds_of_several_sizes_follow_one_another(path):
 
 def test_labels_can_be_renumbered_again_and_again(path):
     array = stored_h5(path, ["label"])["label"].split(SIZES)
-    other = array.renumbered(torch.tensor([2, 0, 1])).renumbered(torch.tensor([7, 8, 9]))
+    other = array.renumber(torch.tensor([2, 0, 1])).renumber(torch.tensor([7, 8, 9]))
     assert other[torch.tensor([3])].tolist() == [8, 9]  # 2 and 0 -> 1 and 2 -> 8 and 9
     assert array[torch.tensor([3])].tolist() == [2, 0]
 
