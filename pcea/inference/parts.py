@@ -171,8 +171,8 @@ class PartPredictor(Predictor):
     ) -> PartPrediction:
         """Name the parts of what the shape includes."""
         rotation = self.rotation(file.shape, up=up)
-        planes = self._count_planes(file.shape, category=category, rotation=rotation)
-        cloud, included = file.cloud, file.shape.includes(file.cloud.points, planes)
+        num_planes = self._count_planes(file.shape, category=category, rotation=rotation)
+        cloud, included = file.cloud, file.shape.includes(file.cloud.points, num_planes)
         found = self.label(
             cloud if included.all() else choose_points(cloud, included),
             category=category,
@@ -184,7 +184,7 @@ class PartPredictor(Predictor):
             return found
         part_label = torch.full(included.shape, -1).masked_scatter(included, found.part_label)
         confidence = torch.zeros(included.shape).masked_scatter(included, found.confidence)
-        around = ([file.shape.name_of_planes(planes)] if planes else []) + (
+        around = ([file.shape.name_of_planes(num_planes)] if num_planes else []) + (
             ["far from all others"] if file.shape.reach < math.inf else []
         )
         return PartPrediction(
@@ -293,10 +293,12 @@ class PartPredictor(Predictor):
 
         category, name = find_category(self.description.parts, category), name_of(source)
         cloud, shape = self._load(source, num_points=num_points, seed=seed)
-        planes = self._count_planes(shape, category=category, rotation=self.rotation(shape, up=up))
-        if planes:
-            warnings.warn(f"{name} is drawn without {shape.name_of_planes(planes)}, which has no part.", stacklevel=2)
-        cloud = shape.choose(cloud, planes)
+        num_planes = self._count_planes(shape, category=category, rotation=self.rotation(shape, up=up))
+        if num_planes:
+            warnings.warn(
+                f"{name} is drawn without {shape.name_of_planes(num_planes)}, which has no part.", stacklevel=2
+            )
+        cloud = shape.choose(cloud, num_planes)
         return PartSubject(name, cloud, self, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
 
 

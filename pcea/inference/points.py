@@ -121,17 +121,17 @@ class PointPredictor(ClassPredictor):
 
         A network that cannot tell shapes from background is asked of the whole cloud only.
         """
-        best, planes = self.pose(cloud, up=up), 0
+        best, num_planes = self.pose(cloud, up=up), 0
         if isinstance(cloud, SurroundedShape) and self.description.background:
-            for count, (ground, standing) in enumerate(zip(cloud.grounds, cloud.standing), 1):
+            for count, (ground, standing) in enumerate(zip(cloud.planes, cloud.standing), 1):
                 other = self.pose(standing, up=up)
                 evidence = float(other.logits.logsumexp(0) - best.logits.logsumexp(0))
                 even = _EVEN_WIDTH_OF_PEDESTAL if ground.is_pedestal else _EVEN_WIDTH
                 is_likelier = evidence + math.log(ground.width / even) > 0
                 if is_likelier and cloud.stands_on(count, other.rotation[1]):  # what becomes y
                     name = f"{other.name}, without {cloud.name_of_planes(count)}".lstrip(", ")
-                    best, planes = other._replace(name=name), count
-        return best, planes
+                    best, num_planes = other._replace(name=name), count
+        return best, num_planes
 
     def reader(self, *, seed: int = 0, **_: Any) -> Callable[[Path], SurroundedShape]:
         """See `Predictor.reader`."""
@@ -185,12 +185,12 @@ class PointPredictor(ClassPredictor):
             what = "1 point" if count == 1 else f"{count} points"
             warnings.warn(f"{name} is drawn without {what} far from all others.", stacklevel=3)
             drawn = choose_points(drawn, near)
-        planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
-        if not planes:
+        num_planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
+        if not num_planes:
             return seen, drawn
-        around = seen.name_of_planes(planes)
+        around = seen.name_of_planes(num_planes)
         warnings.warn(f"{name} is drawn without {around}, no part of what is named.", stacklevel=3)
-        return seen.standing[planes - 1], seen.choose(drawn, planes)
+        return seen.standing[num_planes - 1], seen.choose(drawn, num_planes)
 
     def check(
         self,

@@ -45,7 +45,7 @@ _NAMES = {
 }
 
 
-class Ground(NamedTuple):
+class SupportPlane(NamedTuple):
     """A plane that a shape stands on, or before.
 
     Attributes:
@@ -62,7 +62,7 @@ class Ground(NamedTuple):
     width: float
     is_pedestal: bool = False
 
-    def enlarged(self, center: Rows, radius: float) -> Ground:
+    def enlarged(self, center: Rows, radius: float) -> SupportPlane:
         """The same plane in the coordinates of a cloud that was brought into the unit ball."""
         return self._replace(point=self.point * radius + center, thickness=self.thickness * radius)
 
@@ -76,39 +76,39 @@ class SurroundedShape(Points):
     """The cloud of a file, and what is left of it without the planes around it.
 
     Attributes:
-        grounds: The ground, and what is found when that is left out, as a wall; each may also be a part of the shape,
+        planes: The ground, and what is found when that is left out, as a wall; each may also be a part of the shape,
             as of a table that lies on its top.
         standing: For each, the cloud without it and those before it, resampled to the same number of points where the
             file has enough.
         reach: Points of the file that are further from the middle of the cloud are strays.
     """
 
-    grounds: tuple[Ground, ...] = ()
+    planes: tuple[SupportPlane, ...] = ()
     standing: tuple[Points, ...] = ()
     reach: float = math.inf
 
-    def includes(self, points: Tensor, planes: int = 0) -> Tensor:
+    def includes(self, points: Tensor, num_planes: int = 0) -> Tensor:
         """Which points of the same file are no strays, and not of the first planes or behind them: (N,) for (N, 3)."""
         included = (points - self.points.mean(0)).norm(dim=1) <= self.reach
-        for ground in self.grounds[:planes]:
-            included &= ~ground.is_under(points)
-        if planes:  # the highest points of rough ground lie far from all of the shape
-            rest = self.standing[planes - 1].points
+        for plane in self.planes[:num_planes]:
+            included &= ~plane.is_under(points)
+        if num_planes:  # the highest points of rough ground lie far from all of the shape
+            rest = self.standing[num_planes - 1].points
             included &= (points - rest.mean(0)).norm(dim=1) <= _reach(rest)
         return included
 
-    def stands_on(self, planes: int, up: Tensor) -> bool:
+    def stands_on(self, num_planes: int, up: Tensor) -> bool:
         """Whether one of the first planes is below, with an upward direction (3,)."""
-        return any(float(up.double().numpy() @ ground.normal) > _UPRIGHT for ground in self.grounds[:planes])
+        return any(float(up.double().numpy() @ plane.normal) > _UPRIGHT for plane in self.planes[:num_planes])
 
-    def name_of_planes(self, planes: int) -> str:
+    def name_of_planes(self, num_planes: int) -> str:
         """What the first planes are, such as "the ground under it"."""
-        pedestals = sum(ground.is_pedestal for ground in self.grounds[:planes])
-        return _NAMES[planes - pedestals, pedestals]
+        pedestals = sum(plane.is_pedestal for plane in self.planes[:num_planes])
+        return _NAMES[num_planes - pedestals, pedestals]
 
-    def choose(self, others: Points, planes: int = 0) -> Points:
+    def choose(self, others: Points, num_planes: int = 0) -> Points:
         """Those of other points of the same file that the shape includes."""
-        included = self.includes(others.points, planes)
+        included = self.includes(others.points, num_planes)
         return others if included.all() else choose_points(others, included)
 
 
@@ -185,11 +185,11 @@ def find_standing(
         # Of rough ground some points are left, which are strays then.
         dense = shape_of(dense, seed=seed).choose(dense)
         rest = sample_points(dense, min(num_points, len(dense.points)), seed=seed)
-        shape.grounds += (ground,)
+        shape.planes += (ground,)
         shape.standing += (rest,)
 
 
-def find_ground(points: Tensor) -> Ground | None:
+def find_ground(points: Tensor) -> SupportPlane | None:
     """The plane at one end of a cloud (N, 3) with the most points, if it is wider than all else; or None."""
     from scipy.spatial import KDTree
 
@@ -210,7 +210,7 @@ def find_ground(points: Tensor) -> Ground | None:
     return None if found is None else found.enlarged(center, radius)
 
 
-def find_pedestal(points: Tensor) -> Ground | None:
+def find_pedestal(points: Tensor) -> SupportPlane | None:
     """The top of a pedestal under a shape (N, 3): of the levels along the axes that may be one, that of most points.
 
     It is as wide as all below it, and wider than all above.
@@ -226,7 +226,7 @@ def find_pedestal(points: Tensor) -> Ground | None:
                 continue
             width = _width(rows, direction, above, flat)
             if width >= _WIDER and abs(_width(rows, direction, below, flat) - 1) <= _SAME_OUTLINE:
-                best, most = Ground(level * direction, direction, _THIN, width, is_pedestal=True), int(flat.sum())
+                best, most = SupportPlane(level * direction, direction, _THIN, width, is_pedestal=True), int(flat.sum())
     return None if best is None else best.enlarged(center, radius)
 
 
@@ -247,7 +247,7 @@ def _levels(height: Rows) -> Rows:
     return bins[2:-2][is_peak]
 
 
-def _largest(rows: Rows, distance: Rows, thin: float) -> Ground | None:
+def _largest(rows: Rows, distance: Rows, thin: float) -> SupportPlane | None:
     """The plane with the most points (N, 3), of those at the distances (N, P) from them, that may be ground."""
     inside = distance <= thin
     best, most = None, 0
@@ -261,7 +261,7 @@ def _largest(rows: Rows, distance: Rows, thin: float) -> Ground | None:
             continue
         width = math.inf if above.sum() < 16 else _width(rows, normal, above, height <= thin)
         if width >= _WIDER:
-            best, most = Ground(middle, normal, thin, width), count
+            best, most = SupportPlane(middle, normal, thin, width), count
     return best
 
 
@@ -284,7 +284,7 @@ def _fit(rows: Rows) -> tuple[Rows, Rows]:
     return middle, np.linalg.eigh(np.cov((rows - middle).T))[1][:, 0]
 
 
-def _measure(rows: Rows, ground: Ground) -> Ground:
+def _measure(rows: Rows, ground: SupportPlane) -> SupportPlane:
     """The plane fitted anew to many points, and no thicker than they make it."""
     for _ in range(3):
         height = (rows - ground.point) @ ground.normal

@@ -82,7 +82,7 @@ def test_a_wall_behind_it_is_found_after_the_ground() -> None:
     assert len(alone.points) == 1024
     assert alone.points.abs().amax(0).tolist() == pytest.approx([0.2, 2.0, 0.2], abs=0.05)
     # without the pole's bottom, which is on the ground
-    assert len(cloud.choose(Points(before_wall()), planes=2).points) == pytest.approx(5000, abs=100)
+    assert len(cloud.choose(Points(before_wall()), num_planes=2).points) == pytest.approx(5000, abs=100)
 
 
 def test_of_slabs_the_upper_sides_are_measured() -> None:
@@ -95,7 +95,7 @@ def test_of_slabs_the_upper_sides_are_measured() -> None:
     alone = cloud.standing[1]
     assert len(alone.points) == 1024
     assert alone.points.abs().amax(0).tolist() == pytest.approx([0.25, 1.8, 0.15], abs=0.02)
-    assert [ground.thickness < 0.05 for ground in cloud.grounds] == [True, True]
+    assert [ground.thickness < 0.05 for ground in cloud.planes] == [True, True]
 
 
 def test_what_is_small_on_wide_ground_is_found() -> None:
@@ -226,13 +226,13 @@ def test_a_class_is_of_what_the_network_is_surer_of() -> None:
 def test_the_wider_the_ground_the_likelier_it_is_left_out() -> None:
     """Of one that is twice as wide as what stands on it the surer one counts."""
     cloud = read_shape(on_plate(9000), num_points=1024, with_normals=False, seed=0)
-    [ground] = cloud.grounds
+    [ground] = cloud.planes
     assert ground.width == pytest.approx(3.0**2 / 0.4**2, rel=0.05)
     network = likes(-1)  # sure of the plate, and what stands on it is background
     whole, rest = (float(network.pose(each, up="y").logits.logsumexp(0)) for each in (cloud, *cloud.standing))
     even = 2 * np.exp(whole - rest)
     for width, planes in ((0.98 * even, 0), (1.02 * even, 1)):
-        cloud.grounds = (ground._replace(width=width),)
+        cloud.planes = (ground._replace(width=width),)
         assert network.pose_standing(cloud, up="y")[1] == planes
 
 
