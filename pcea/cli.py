@@ -222,29 +222,30 @@ def _call(
     from jsonargparse import ArgumentParser
 
     documented = docstring_parser.parse(function.__doc__ or "")
+    # Without docstrings, under `python -OO`, there are no help texts.
     helps = {each.arg_name: " ".join((each.description or "").split()) for each in documented.params}
-    summary = f"{documented.short_description} {documented.long_description or ''}"
+    summary = f"{documented.short_description or ''} {documented.long_description or ''}"
     parser = ArgumentParser(prog=f"pcea {function.__name__}", exit_on_error=False, description=summary)
     hints = typing.get_type_hints(function)
     parameters = dict(inspect.signature(function).parameters)
     if files:
         # By default, jsonargparse would read a list from the given file.
-        parser.add_argument("files", nargs="+", type=_FileName(), metavar="FILE", help=helps.pop("files"))
+        parser.add_argument("files", nargs="+", type=_FileName(), metavar="FILE", help=helps.pop("files", None))
         del parameters["files"]
     titled = {title: parser.add_argument_group(f"for {title}") for title in groups}
     places = {name: titled[title] for title, names in groups.items() for name in names}
     for name, parameter in parameters.items():
         place: Any = places.get(name, parser)
         if hints[name] is bool:
-            place.add_argument(f"--{name}", action="store_true", help=helps[name])
+            place.add_argument(f"--{name}", action="store_true", help=helps.get(name))
         elif hints[name] == list[str] | None:
-            place.add_argument(f"--{name}", action="append", default=None, help=helps[name])
+            place.add_argument(f"--{name}", action="append", default=None, help=helps.get(name))
         elif hints[name] == list[Path] | None:
-            place.add_argument(f"--{name}", nargs="+", type=_FileName(), metavar="FILE", help=helps[name])
+            place.add_argument(f"--{name}", nargs="+", type=_FileName(), metavar="FILE", help=helps.get(name))
         elif parameter.default is not parameter.empty:
-            place.add_argument(f"--{name}", type=hints[name], default=parameter.default, help=helps[name])
+            place.add_argument(f"--{name}", type=hints[name], default=parameter.default, help=helps.get(name))
         elif parameter.kind is parameter.KEYWORD_ONLY:
-            place.add_argument(f"--{name}", type=hints[name], required=True, help=helps[name])
+            place.add_argument(f"--{name}", type=hints[name], required=True, help=helps.get(name))
         else:
-            place.add_argument(name, type=hints[name], help=helps[name])
+            place.add_argument(name, type=hints[name], help=helps.get(name))
     function(**parser.parse_args(options).as_dict())

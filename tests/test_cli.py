@@ -241,3 +241,10 @@ def test_an_interruption_within_compiled_code_is_one(monkeypatch):
     monkeypatch.setattr("pcea.cli._configs", broken)
     with pytest.raises(SystemError, match="of its own"):
         main(["configs"])
+
+
+def test_commands_need_no_docstrings(tmp_path):
+    """Which `python -OO` strips."""
+    options = ["-OO", "-m", "pcea", "predict", "--help"]
+    done = subprocess.run([sys.executable, *options], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "--weights" in done.stdout

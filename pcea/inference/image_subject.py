@@ -169,6 +169,11 @@ class ObjectSubject(ImageSubject):
         crop, bases = Crop(0, 0, *image.shape[1:]), predictor.description.color_bases
         super().__init__(source, image, layers, crop=crop, size=size, head=head, color_bases=bases)
 
+    @property
+    def note(self) -> str:
+        """What was found."""
+        return f"{self._prediction}."
+
     def _view_result(self, mode: str) -> View:  # noqa: ARG002
         """The image with boxes, masks, names and scores."""
         from pcea.inference.objects import draw_objects

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pcea.inference.base import evaluating
 from pcea.inference.points import PointPredictor, points_shown
+from pcea.inference.pose import PosedLogits
 from pcea.inference.recording import record_on_cpu
 from pcea.io.points import Normalization, Points
+from pcea.io.surroundings import choose_points
 from pcea.visualization.point_weights import interpolate_tokens
 from pcea.visualization.subject import Subject
 from pcea.visualization.views import SHOWN_CLASSES, View, view_class, view_parts, view_values
@@ -30,6 +32,7 @@ class PointSubject(Subject):
         cloud: Its points, N, in the file's unit and orientation, with normals if the network needs them.
         predictor: The network.
         up: The file's upward axis, or auto; None for what `predict` takes by default. The cloud is drawn upright.
+        posed: What a classifier says of the file, and its pose; None asks it about the points that it is shown.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
         seed: Decides the subset.
@@ -45,11 +48,12 @@ class PointSubject(Subject):
         predictor: PointPredictor | PartPredictor,
         *,
         up: str | None = None,
+        posed: PosedLogits | None = None,
         points_per_pass: int | None = None,
         seed: int = 0,
     ):
         self.source, self.source_points, self.predictor = source, cloud, predictor
-        self._up, self._points_per_pass, self._seed = up, points_per_pass, seed
+        self._up, self._posed, self._points_per_pass, self._seed = up, posed, points_per_pass, seed
         about = predictor.description
         shown = points_shown(about.num_points, points_per_pass)
         chosen = torch.arange(len(cloud.points))
@@ -87,8 +91,7 @@ class PointSubject(Subject):
         A class is that of the points that the network sees, (n,): others, such as a stray one, have no part in it.
         """
         assert isinstance(self.predictor, PointPredictor)
-        shown = Points(cloud.points[seen], None if cloud.normals is None else cloud.normals[seen])
-        posed = self.predictor.pose(shown, up=self._up or "auto")
+        posed = self._posed or self.predictor.pose(choose_points(cloud, seen), up=self._up or "auto")
         self._class = self.predictor.rank(posed.logits, SHOWN_CLASSES, score=posed.score, pose=posed.name)
         return posed.rotation, seen
 

@@ -173,11 +173,14 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.explanation import explain
 
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
-        cloud, drawn = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
+        cloud, drawn, _ = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
         return explain(self, cloud, drawn, up=up, num_regions=num_regions)
 
-    def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Points]:
-        """The cloud that is classified, and its points to draw: without strays and the ground that was left out."""
+    def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Points, PosedLogits]:
+        """The cloud that is classified, its points to draw, and what `predict` says of it.
+
+        Strays are not drawn, nor is ground that was left out.
+        """
         drawn = seen.choose(drawn)
         near = shape_of(drawn, seed=0).includes(drawn.points)
         if not near.all():  # so few that what the network sees has none of them
@@ -185,12 +188,12 @@ class PointPredictor(ClassPredictor):
             what = "1 point" if count == 1 else f"{count} points"
             warnings.warn(f"{name} is drawn without {what} far from all others.", stacklevel=3)
             drawn = choose_points(drawn, near)
-        num_planes = self.pose_standing(seen, up=up)[1] if seen.standing else 0  # else no pose need be found
+        posed, num_planes = self.pose_standing(seen, up=up)
         if not num_planes:
-            return seen, drawn
+            return seen, drawn, posed
         around = seen.name_of_planes(num_planes)
         warnings.warn(f"{name} is drawn without {around}, no part of what is named.", stacklevel=3)
-        return seen.standing[num_planes - 1], seen.choose(drawn, num_planes)
+        return seen.standing[num_planes - 1], seen.choose(drawn, num_planes), posed
 
     def check(
         self,
@@ -269,12 +272,17 @@ class PointPredictor(ClassPredictor):
         points_per_pass: int | None = None,
         seed: int = 0,
     ) -> PointSubject:
-        """What the network attends to in a cloud; the arguments are those of `pcea visualize`."""
+        """What the network attends to in a cloud, and its class and pose, those that `predict` finds with this seed.
+
+        Arguments as for `pcea visualize`.
+        """
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
-        cloud = self._named_of(self.read(source, seed=seed), cloud, up, name_of(source))[1]
-        return PointSubject(name_of(source), cloud, self, up=up, points_per_pass=points_per_pass, seed=seed)
+        _, cloud, posed = self._named_of(self.read(source, seed=seed), cloud, up, name_of(source))
+        return PointSubject(
+            name_of(source), cloud, self, up=up, posed=posed, points_per_pass=points_per_pass, seed=seed
+        )
 
 
 def make_denser(points: Tensor, num_points: int) -> Tensor:

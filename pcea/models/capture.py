@@ -127,7 +127,7 @@ def export_onnx(
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("ONNX files need two more packages. Run `pip install onnx onnxscript`.") from error
+        raise ImportError("ONNX files need two more packages. Run `pip install 'pcea[onnx]'`.") from error
     inputs = _checked_inputs(network, inputs)
     program = _named(
         network,

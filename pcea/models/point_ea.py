@@ -293,7 +293,8 @@ class PointEAClassifier(nn.Module):
             points: (B, N, 3), any N; or packed clouds (T, 3) with `batch`.
             features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             mask: True for real points, (B, N).
-            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric; empty clouds at the end get no
+                row, as it does not tell of them.
 
         Returns:
             Logits, (B, num_classes).
@@ -379,7 +380,8 @@ class PointEASegmenter(nn.Module):
             features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             category: Object category of each cloud, (B,) int64, if the network has categories.
             mask: True for real points, (B, N).
-            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric; empty clouds at the end get no
+                row, as it does not tell of them.
 
         Returns:
             Logits, (B, N, num_classes), or packed (T, num_classes); meaningless at padded points.

@@ -90,7 +90,8 @@ class PointTransformerSegmenter(nn.Module):
             features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             category: Object category of each cloud, (B,) int64, if the network has categories.
             mask: True for real points, (B, N).
-            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric; empty clouds at the end get no
+                row, as it does not tell of them.
 
         Returns:
             Logits, (B, N, num_classes), or packed (T, num_classes); meaningless at padded points.

@@ -304,7 +304,8 @@ class PointTransformerClassifier(nn.Module):
             points: (B, N, 3), N at least the number of centres; or packed clouds (T, 3) with `batch`.
             features: Normals, colours, ...: (B, N, in_channels - 3), or packed (T, in_channels - 3).
             mask: True for real points, (B, N).
-            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric.
+            batch: The cloud of each packed point, (T,) int64, as in PyTorch Geometric; empty clouds at the end get no
+                row, as it does not tell of them.
 
         Returns:
             Logits, (B, num_classes).

@@ -3,6 +3,7 @@
 import pickle
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from examples import NUM_POINTS, PARTS, true_parts
@@ -10,6 +11,7 @@ from examples import POINT_SIZES as SIZES
 from examples import trained_on_parts as trained
 
 from pcea import eat_classifier
+from pcea.inference.networks import load
 from pcea.inference.point_subject import PartSubject, PointSubject
 from pcea.inference.points import PointPredictor
 from pcea.inference.pose import up_rotation
@@ -51,6 +53,16 @@ def test_the_network_sees_a_subset_upright_and_normalized() -> None:
     assert all(subject.layers[name].weights.equal(maps[name].weights) for name in maps)
     best = int(logits.argmax())
     assert subject.name == f"shape: {trained.class_names[best]} {100 * float(logits.softmax(1)[0, best]):.0f} %"
+
+
+def test_the_class_is_that_of_predict() -> None:
+    trained = classifier()
+    for N in (30, 100, 3000):
+        points = torch.rand(N, 3, generator=torch.Generator().manual_seed(N)) * torch.tensor([1.0, 4.0, 2.0])
+        subject, predicted = trained.subject(points, up="z", seed=5), trained.predict(points, up="z", seed=5)
+        assert subject.name == f"The array: {predicted.title}"
+    points = np.random.default_rng(0).random((3000, 3))
+    assert load().subject(points).name == f"The array: {load().predict(points).title}"
 
 
 def test_a_stray_point_that_the_network_does_not_see_changes_nothing() -> None:

@@ -267,6 +267,26 @@ def test_a_click_on_a_pixel_makes_it_the_query(visit):
     assert place_of(again, 99) == pytest.approx(place_of(tab, 99), abs=1)
 
 
+def test_a_second_network_is_asked_of_the_same_place(visit):
+    torch.manual_seed(0)
+    points, network = torch.rand(600, 3) * torch.tensor([3.0, 2, 1]) + 5, trained_on_parts()
+    first, second = (network.subject(some, category="bar") for some in (points, points[200:]))
+    tab = visit(Page({"one": [first], "two": [second]}, mode="query", query=450))
+    tab.evaluate("pcea.compare()")
+    assert tab.evaluate("pcea.panes.map(({ choice }) => choice.query)") == [450, 250]
+
+
+def test_the_marked_thumbnail_is_in_view(visit):
+    subject = cloud_subject(100)
+    tab = visit(Page([subject] * 30))
+    tab.evaluate("pcea.panes[0].choose({ file: 25 })")
+    tab.wait_for_function("() => document.querySelector('#files [aria-current=true]')")
+    inside = "(box) => box.left >= 0 && box.right <= innerWidth"
+    tab.wait_for_function(
+        f"() => ({inside})(document.querySelector('#files [aria-current=true]').getBoundingClientRect())"
+    )
+
+
 @pytest.mark.slow
 def test_two_networks_side_by_side_and_the_address(visit):
     first, second = cloud_subject(), cloud_subject(points_per_pass=300)

@@ -365,6 +365,9 @@ class App {
     if (this.networks.length > 1) other.network = (first.network + 1) % this.networks.length;
     else if (this.panes[0].subject.layers.length > 1) other.layer = first.layer ? first.layer - 1 : 1;
     else other.file = (first.file + 1) % this.networks[0].subjects.length;
+    const [from, to] = [first, other].map(({ network, file }) => this.networks[network].subjects[file]);
+    // Another network may have been shown other points of the file.
+    if (to !== from && other.file === first.file) other.query = to.pointAt(from.place(first.query));
     return this.setPanes([first, other]);
   }
 
@@ -408,6 +411,7 @@ class App {
   mark() {
     const { file } = this.panes[0].choice, buttons = [...document.getElementById("files").children];
     buttons.forEach((button, i) => button.setAttribute("aria-current", i === file));
+    if (buttons[file]) buttons[file].scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
   /** A small picture of every file. */
@@ -477,7 +481,9 @@ class App {
         context.fillText(name, left + 28, line + 21 + 22 * row);
       });
       context.fillStyle = text;
-      context.fillText(pane.heading, left + 8, 28, widths[i] - 16);
+      let heading = pane.heading;
+      while (heading.length > 1 && context.measureText(heading).width > widths[i] - 16) heading = `${heading.slice(0, -2)}…`;
+      context.fillText(heading, left + 8, 28);
       left += widths[i] + gap;
     });
     const link = element("a", { download: `${this.panes[0].subject.name}.png`, href: sheet.toDataURL("image/png") });

@@ -255,6 +255,16 @@ class Subject {
     return this.frame.map(([x, y, z, offset]) => Number((x * p[0] + y * p[1] + z * p[2] + offset).toFixed(digits)));
   }
 
+  /** The point nearest to a place in the coordinates of the file. */
+  pointAt(place) {
+    let best = 0, least = Infinity;
+    for (let point = 0; point < this.count; point++) {
+      const distance = Math.hypot(...this.place(point).map((x, axis) => x - place[axis]));
+      if (distance < least) [best, least] = [point, distance];
+    }
+    return best;
+  }
+
   /** What a point is by a mode that gives names, such as its part; "" if it has none. */
   nameIn(mode, point) {
     const { names, values } = this.results[mode] || {};
