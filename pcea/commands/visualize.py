@@ -8,7 +8,9 @@ import tempfile
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pcea.commands.input_files import find_files
 from pcea.commands.predict import MISFITS, applicable, misfit, tell_of_pose
@@ -17,14 +19,16 @@ from pcea.inference.base import Predictor, check_not_read
 from pcea.inference.networks import DEFAULT_WEIGHTS, load
 from pcea.io.failures import message_of, summarize
 from pcea.io.ply import write_ply
-from pcea.io.points import Points
 from pcea.io.readers import ENDINGS
 from pcea.visualization.camera import AZIMUTH, ELEVATION
 from pcea.visualization.picture_files import save_gif, save_png
 from pcea.visualization.renderer import check_rendering, check_size
 from pcea.visualization.sheets import draw_sheet
 from pcea.visualization.subject import ATTENTION_MODES, Subject, first_mode, shared_views
-from pcea.visualization.views import View
+from pcea.visualization.views import GREY, View
+
+if TYPE_CHECKING:
+    from pcea.inference.point_subject import PointSubject
 
 _FRAMES = 36
 
@@ -174,8 +178,8 @@ def visualize(
     else:
         views, columns = shared_views(subjects, mode, layer=layer, slot=slot, queries=queries), None
     if output is not None and suffix == ".ply":
-        _write_cloud(output, subjects[0].source_points, views[0], mode)
-        print(f"{output}: {len(subjects[0].points)} points")
+        _write_cloud(output, subjects[0], views[0], mode)
+        print(f"{output}: {len(subjects[0].file_points.points)} points")
     draw = partial(
         draw_sheet,
         views,
@@ -283,14 +287,25 @@ def _all_views(subject: Subject, *, slot: int | None, query: int | None) -> tupl
     return views, columns
 
 
-def _write_cloud(path: Path, cloud: Points, view: View, mode: str) -> None:
-    """Write the points in the file's order and coordinates, with the colours of a view and their legend."""
+def _write_cloud(path: Path, subject: PointSubject, view: View, mode: str) -> None:
+    """Write the points in the file's order and coordinates, with the colours of a view and their legend.
+
+    Points that are not drawn, as of ground, are grey and have the value -1.
+    """
+    cloud, numbers = subject.file_points, subject.numbers.numpy()
     columns = dict(zip("xyz", cloud.points.numpy().T))
     if cloud.normals is not None:
         columns |= dict(zip(("nx", "ny", "nz"), cloud.normals.numpy().T))
-    columns |= dict(zip(("red", "green", "blue"), view.colors.numpy().T))
+    rgb = np.full((len(cloud.points), 3), GREY, np.uint8)
+    rgb[numbers] = view.colors.numpy()
+    columns |= dict(zip(("red", "green", "blue"), rgb.T))
     if view.values is not None:
-        values = view.values.float() if view.values.is_floating_point() else view.values.int()
-        columns[{"slots": "slot", "parts": "part_label"}.get(mode, "value")] = values.cpu().numpy()
-    legend = [f"{name}: red {r} green {g} blue {b}" for name, (r, g, b) in view.legend]
-    write_ply(path, columns, [view.title, *legend])
+        values = (view.values.float() if view.values.is_floating_point() else view.values.int()).cpu().numpy()
+        column = np.full(len(cloud.points), -1, values.dtype)
+        column[numbers] = values
+        columns[{"slots": "slot", "parts": "part_label"}.get(mode, "value")] = column
+    legend = view.legend
+    if len(numbers) < len(cloud.points):
+        legend = (*legend, ("left out", GREY))
+    lines = [f"{name}: red {r} green {g} blue {b}" for name, (r, g, b) in legend]
+    write_ply(path, columns, [view.title, *lines])

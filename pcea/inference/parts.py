@@ -301,8 +301,9 @@ class PartPredictor(Predictor):
             warnings.warn(
                 f"{name} is drawn without {shape.name_of_planes(num_planes)}, which has no part.", stacklevel=2
             )
-        cloud = shape.choose(cloud, num_planes)
-        return PartSubject(name, cloud, self, category=category, up=up, points_per_pass=points_per_pass, seed=seed)
+        options: dict[str, Any] = {"points_per_pass": points_per_pass, "seed": seed}
+        kept = shape.includes(cloud.points, num_planes)
+        return PartSubject(name, cloud, self, category=category, up=up, kept=kept, **options)
 
 
 def read_scene(source: CloudSource, *, usual: int, **options: Any) -> PartFile:  # noqa: ARG001

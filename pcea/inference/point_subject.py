@@ -29,9 +29,10 @@ class PointSubject(Subject):
 
     Args:
         source: The name of the file, for titles and messages.
-        cloud: Its points, N, in the file's unit and orientation, with normals if the network needs them.
+        cloud: Its points, T, in the file's unit and orientation, with normals if the network needs them.
         predictor: The network.
         up: The file's upward axis, or auto; None for what `predict` takes by default. The cloud is drawn upright.
+        kept: Which of the points are of the shape, (T,), N of them: others, as of ground, are not drawn. None for all.
         posed: What a classifier says of the file, and its pose; None asks it about the points that it is shown.
         points_per_pass: Points that the network sees, a random subset; None for as many as it was trained for, 0 for
             all.
@@ -48,11 +49,14 @@ class PointSubject(Subject):
         predictor: PointPredictor | PartPredictor,
         *,
         up: str | None = None,
+        kept: Tensor | None = None,
         posed: PosedLogits | None = None,
         points_per_pass: int | None = None,
         seed: int = 0,
     ):
-        self.source, self.source_points, self.predictor = source, cloud, predictor
+        self.source, self.file_points, self.predictor = source, cloud, predictor
+        self._numbers = torch.arange(len(cloud.points)) if kept is None else kept.nonzero().squeeze(1)
+        self.source_points = cloud = cloud if kept is None else choose_points(cloud, kept)
         self._up, self._posed, self._points_per_pass, self._seed = up, posed, points_per_pass, seed
         about = predictor.description
         shown = points_shown(about.num_points, points_per_pass)
@@ -106,6 +110,11 @@ class PointSubject(Subject):
         return Path(self.source).stem
 
     @property
+    def numbers(self) -> Tensor:
+        """The number in the file of each point, (N,) int64."""
+        return self._numbers
+
+    @property
     def frame(self) -> Tensor:
         """From the coordinates of `points` to those of the file: a matrix and an offset, (3, 4) fp64."""
         return self._frame
@@ -138,20 +147,23 @@ class PointSubject(Subject):
         return interpolate_tokens(counts[:, None], centers[0].cpu(), self.points, k=1)[:, 0]
 
     def find_query(self, text: str) -> int:
-        """Index of the query point, given as a number, or as x,y,z in the file's coordinates for the nearest point.
+        """Index of the query point, given by its number in the file, or as x,y,z for the point nearest to it there.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is neither, or the point is not drawn.
         """
         try:
             numbers = [float(word) for word in text.split(",")]
         except ValueError:
             numbers = []
-        last = len(self.points) - 1
+        last = len(self.file_points.points) - 1
         if len(numbers) == 1 and numbers[0].is_integer():
             if not 0 <= numbers[0] <= last:
                 raise ValueError(f"query must be the number of a point, 0..{last}, or x,y,z, got {text}.")
-            return int(numbers[0])
+            found = (self._numbers == int(numbers[0])).nonzero()
+            if not len(found):
+                raise ValueError(f"query: point {text} is not drawn, as it is no part of the shape.")
+            return int(found)
         if len(numbers) != 3 or not np.isfinite(numbers).all():
             raise ValueError(f"query must be the number of a point or x,y,z, got {text!r}.")
         return int(
@@ -168,6 +180,7 @@ class PartSubject(PointSubject):
         predictor: The network.
         category: What the cloud shows; None for a network without categories.
         up: As for `PointSubject`.
+        kept: As for `PointSubject`.
         points_per_pass: As for `PointSubject`.
         seed: As for `PointSubject`.
     """
@@ -182,11 +195,12 @@ class PartSubject(PointSubject):
         *,
         category: str | None = None,
         up: str | None = None,
+        kept: Tensor | None = None,
         points_per_pass: int | None = None,
         seed: int = 0,
     ):
         self._category = category
-        super().__init__(source, cloud, predictor, up=up, points_per_pass=points_per_pass, seed=seed)
+        super().__init__(source, cloud, predictor, up=up, kept=kept, points_per_pass=points_per_pass, seed=seed)
 
     def _find_rotation(self, cloud: Points, seen: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """As the parts are found: by the whole cloud."""

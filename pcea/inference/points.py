@@ -173,27 +173,28 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.explanation import explain
 
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
-        cloud, drawn, _ = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
-        return explain(self, cloud, drawn, up=up, num_regions=num_regions)
+        cloud, kept, _ = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
+        return explain(self, cloud, choose_points(drawn, kept), up=up, num_regions=num_regions)
 
-    def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Points, PosedLogits]:
-        """The cloud that is classified, its points to draw, and what `predict` says of it.
+    def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Tensor, PosedLogits]:
+        """The cloud that is classified, which points of the file are drawn, (N,), and what `predict` says of it.
 
         Strays are not drawn, nor is ground that was left out.
         """
-        drawn = seen.choose(drawn)
-        near = shape_of(drawn, seed=0).includes(drawn.points)
+        kept = seen.includes(drawn.points)
+        some = choose_points(drawn, kept)
+        near = shape_of(some, seed=0).includes(some.points)
         if not near.all():  # so few that what the network sees has none of them
             count = int((~near).sum())
             what = "1 point" if count == 1 else f"{count} points"
             warnings.warn(f"{name} is drawn without {what} far from all others.", stacklevel=3)
-            drawn = choose_points(drawn, near)
+            kept = kept.masked_scatter(kept, near)
         posed, num_planes = self.pose_standing(seen, up=up)
         if not num_planes:
-            return seen, drawn, posed
+            return seen, kept, posed
         around = seen.name_of_planes(num_planes)
         warnings.warn(f"{name} is drawn without {around}, no part of what is named.", stacklevel=3)
-        return seen.standing[num_planes - 1], seen.choose(drawn, num_planes), posed
+        return seen.standing[num_planes - 1], kept & seen.includes(drawn.points, num_planes), posed
 
     def check(
         self,
@@ -279,10 +280,9 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.point_subject import PointSubject
 
         cloud = load_cloud(source, mesh_points=num_points, seed=seed, with_normals=self.description.has_normals)
-        _, cloud, posed = self._named_of(self.read(source, seed=seed), cloud, up, name_of(source))
-        return PointSubject(
-            name_of(source), cloud, self, up=up, posed=posed, points_per_pass=points_per_pass, seed=seed
-        )
+        _, kept, posed = self._named_of(self.read(source, seed=seed), cloud, up, name_of(source))
+        options: dict[str, Any] = {"points_per_pass": points_per_pass, "seed": seed}
+        return PointSubject(name_of(source), cloud, self, up=up, kept=kept, posed=posed, **options)
 
 
 def make_denser(points: Tensor, num_points: int) -> Tensor:

@@ -235,8 +235,9 @@ class _Writer:
         if normals is not None:
             normals = torch.cat([normals, normals[bridges.nearest]])
             about["normals"] = arrays.add((127 * normals).round().to(torch.int8).numpy())
-        if len(points) < len(subject.points):
-            about["index"] = arrays.add(self._chosen.numpy().astype("<u4"))
+        numbers = subject.numbers[self._chosen]
+        if not numbers.equal(torch.arange(len(numbers))):
+            about["index"] = arrays.add(numbers.numpy().astype("<u4"))
         return about
 
     def _pack(self, positions: Tensor) -> np.ndarray:

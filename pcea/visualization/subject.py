@@ -85,6 +85,11 @@ class Subject:
         return ""
 
     @property
+    def numbers(self) -> Tensor:
+        """The number in the file of each point, (N,) int64."""
+        return torch.arange(len(self.points))
+
+    @property
     def seen(self) -> dict[str, int]:
         """The part of the file's pixels that a picture shows: top, left, height, width."""
         height, width = (0, 0) if self.picture is None else self.picture.shape[:2]

@@ -70,6 +70,19 @@ def test_a_picture_in_each_mode(mode, files, weights, tmp_path, capsys) -> None:
         assert (picture[:, 200:] != 255).any(-1).mean() > 0.01  # the meaning of its colours
 
 
+def test_a_coloured_cloud_has_all_points_of_the_file(tmp_path, capsys) -> None:
+    points = np.concatenate([[[60.0, 0, 0]], np.random.default_rng(0).random((2000, 3))])
+    np.save(tmp_path / "cloud.npy", points)
+    with pytest.warns(UserWarning, match="far from all others"):
+        code, out, _ = run(capsys, tmp_path / "cloud.npy", "--mode", "slots", "--output", tmp_path / "out.ply")
+    assert (code, out.split(": ")[1].strip()) == (0, "2001 points")
+    content = trimesh.load(tmp_path / "out.ply").metadata["_ply_raw"]["vertex"]["data"]
+    assert content["x"].ravel() == pytest.approx(points[:, 0])
+    assert [content[name].ravel()[0] for name in ("red", "green", "blue", "slot")] == [190, 190, 190, -1]
+    assert (content["slot"].ravel()[1:] >= 0).all()
+    assert b"left out: red 190 green 190 blue 190" in (tmp_path / "out.ply").read_bytes()[:2000]
+
+
 @pytest.mark.usefixtures("can_draw")
 def test_sheets(files, weights, tmp_path, capsys) -> None:
     options = ("--weights", weights, "--size", 90, "--num_points", 300, "--grid", "--output", tmp_path / "sheet.png")

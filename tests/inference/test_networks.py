@@ -89,7 +89,7 @@ def test_devices():
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "cuda:99"):
-        with pytest.raises(ValueError, match=rf"No device '{name}' on this machine .*--device auto or cpu"):
+        with pytest.raises(ValueError, match=rf"No device '{name}' on this machine .*Use auto or cpu"):
             find_device(name)
 
 

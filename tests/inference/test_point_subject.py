@@ -55,6 +55,19 @@ def test_the_network_sees_a_subset_upright_and_normalized() -> None:
     assert subject.name == f"shape: {trained.class_names[best]} {100 * float(logits.softmax(1)[0, best]):.0f} %"
 
 
+def test_points_keep_their_numbers_where_some_are_not_drawn() -> None:
+    points, kept = cloud(), torch.arange(100) % 5 > 0
+    subject = PointSubject(FILE, points, classifier(), kept=kept)
+    assert len(subject.points) == 80
+    assert subject.numbers.tolist() == [n for n in range(100) if n % 5]
+    assert subject.find_query("99") == 79
+    assert subject.find_query(",".join(map(str, points.points[7].tolist()))) == 5
+    with pytest.raises(ValueError, match="query: point 10 is not drawn, as it is no part of the shape"):
+        subject.find_query("10")
+    with pytest.raises(ValueError, match=r"the number of a point, 0\.\.99"):
+        subject.find_query("100")
+
+
 def test_the_class_is_that_of_predict() -> None:
     trained = classifier()
     for N in (30, 100, 3000):
