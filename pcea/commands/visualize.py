@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import tempfile
@@ -134,7 +135,11 @@ def visualize(
         "up": up, "seed": seed, "num_points": num_points, "points_per_pass": points_per_pass, "category": category,
         "head": head,
     }  # fmt: skip
-    options = _options(predictor, size, given)
+    other = None if compare is None else load(compare, device=device, trust=trust or ())
+    if other is not None and other.sees_images != predictor.sees_images:
+        raise ValueError(f"--compare {compare} {other.purpose}, but {weights} {predictor.purpose}: no file suits both.")
+    options = _options(predictor, size, given, beside=other)
+    other_options = {} if other is None else _options(other, size, given, beside=predictor)
     for name in drawing_given:
         if not is_picture and not predictor.sees_images:
             raise ValueError(f"--{name} is for a picture: give --output drawn.png or --animate turn.gif.")
@@ -165,8 +170,7 @@ def visualize(
 
         networks = {weights: subjects}
         if compare is not None:
-            other = load(compare, device=device, trust=trust or ())
-            networks[compare] = _make_subjects(other, compare, files, _options(other, size, given))
+            networks[compare] = _make_subjects(other, compare, files, other_options)
         title = ", ".join(file.stem for file in files) if len(files) < 4 else f"{len(files)} files"
         Page(networks, mode=mode, layer=layer, slot=slot, query=queries[0], title=title).save(page)
         print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
@@ -200,13 +204,17 @@ def visualize(
         print(f"{animate}: {_FRAMES} pictures")
 
 
-def _options(predictor: Predictor, size: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that a network takes; one that was given and is not for it is refused."""
+def _options(
+    predictor: Predictor, size: int, given: dict[str, Any], *, beside: Predictor | None = None
+) -> dict[str, Any]:
+    """The options that a network takes; one that is neither for it nor for the network beside it is refused."""
+    known, taken = ({} if p is None else inspect.signature(p.subject).parameters for p in (predictor, beside))
+    given = {name: value for name, value in given.items() if name in known or name not in taken}
     options = applicable(predictor, predictor.subject, **given)
     if predictor.sees_images:
         options["size"] = size
     predictor.check(**options)
-    tell_of_pose(predictor, given["up"])
+    tell_of_pose(predictor, given.get("up"))
     return options
 
 

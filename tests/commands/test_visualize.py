@@ -225,6 +225,17 @@ BAD = [
 ]
 
 
+def test_each_of_two_networks_gets_the_options_that_it_takes(files, weights, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    options = ("--weights", weights, "--compare", "labeled_psb_pointea", "--num_points", 300, "--output", page)
+    code, _, error = run(capsys, files[0], *options, "--category", "Cup")
+    assert (code, page.is_file()) == (0, True), error
+    code, _, error = run(capsys, files[0], *options)
+    assert (code, "category must be one of Airplane" in error) == (2, True)
+    code, _, error = run(capsys, files[0], *options, "--head", "1")
+    assert (code, "--head is not for it" in error) == (2, True)
+
+
 def test_a_network_is_not_compared_with_itself(files, weights, tmp_path, capsys):
     options = ("--weights", weights, "--compare", weights, "--output", tmp_path / "page.html")
     code, _, error = run(capsys, files[0], *options)
