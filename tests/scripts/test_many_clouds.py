@@ -31,7 +31,7 @@ def test_training_from_the_file_and_from_memory(folder, capsys):
         checkpoint = folder / in_memory / "version_0" / "checkpoints" / "last.ckpt"
         weights.append(torch.load(checkpoint, weights_only=False)["state_dict"])
     assert all(torch.equal(read, weights[1][name]) for name, read in weights[0].items())
-    with h5py.File(folder / "data" / "many_clouds" / "train_600_128.h5") as file:
+    with h5py.File(folder / "data" / "many_clouds" / "train_600_of_24_128.h5") as file:
         assert file["data"].shape == (600, 128, 3)
         shape, other_pose = (torch.tensor(file["data"][i]) for i in (5, 29))
     assert not torch.allclose(shape, other_pose, atol=0.01)

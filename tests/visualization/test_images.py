@@ -200,7 +200,7 @@ def test_a_sheet_of_pictures_of_different_shapes():
 
 def test_pictures_need_no_open3d():
     code = (
-        "import sys; sys.modules['open3d'] = None; import torch; from pcea.nn.attention import AttentionMap\n"
+        "import sys; sys.modules['open3d'] = None; import torch; from pcea.nn.recording import AttentionMap\n"
         "from pcea.visualization import render_picture\n"
         "attention = AttentionMap(torch.rand(1, 6, 4), grid=(2, 3))\n"
         "print(render_picture(torch.zeros(3, 20, 30, dtype=torch.uint8), attention, slot=1, size=300).shape[0])"
