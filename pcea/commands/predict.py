@@ -311,7 +311,7 @@ def _explain(predictor: Any, file: Path, output: Path | None, **options: Any) ->
     from pcea.visualization.sheets import draw_sheet
 
     explanation = predictor.explain(file, **{name: value for name, value in options.items() if value is not None})
-    view = explanation.view()
+    view = explanation.view(title=f"{file.stem}: {explanation.prediction.title}")
     path = (output.parent if output else Path()) / f"{file.stem}_explained.png"
     if can_draw():
         save_png(path, next(draw_sheet([view], size=600)))

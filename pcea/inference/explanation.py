@@ -11,7 +11,7 @@ from pcea.inference.base import evaluating
 from pcea.inference.classes import ClassPrediction
 from pcea.io.points import Normalization, Points
 from pcea.ops import farthest_point_sample
-from pcea.visualization.views import View, view_values
+from pcea.visualization.views import View, view_parts
 
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
@@ -59,13 +59,19 @@ class Explanation(NamedTuple):
             lines.append(f"  {number}. {region.place:14} {size}; without it: {region.without.title}")
         return "\n".join(lines)
 
-    def view(self) -> View:
-        """The cloud, coloured by how much probability the class would lose without each region."""
+    def view(self, *, title: str = "") -> View:
+        """The cloud with a colour for each region; the legend says how probable the class is without it.
+
+        Args:
+            title: A line of text; the class by default.
+        """
         name = self.prediction.class_names[0]
-        whole = _probability(self.upright, name)
-        lost = torch.tensor([whole - _probability(region.without, name) for region in self.regions])
-        view = view_values(self.points, 100 * lost[self.region_of], label=f"% of {name} lost without the region")
-        return view._replace(title=self.prediction.title)
+        regions = {
+            number: f"{number + 1}. {region.place}: {name} {100 * _probability(region.without, name):.0f} % without it"
+            for number, region in enumerate(self.regions)
+        }
+        view = view_parts(self.points, self.region_of, regions, title=title or self.prediction.title)
+        return view._replace(legend_title="region")
 
 
 def explain(

@@ -198,9 +198,11 @@ def test_an_explanation_takes_regions_away(network: PointPredictor, folder: Path
     turned = cloud.points @ posed.rotation.T
     alone = network.predict(turned, up="y", top=len(network.class_names))
     assert explanation.upright.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
-    whole = alone.probabilities[alone.class_names.index(name)]
-    lost = 100 * (whole - torch.tensor(left))
-    torch.testing.assert_close(view.values, lost[explanation.region_of], atol=1e-2, rtol=0)
+    assert view.values.equal(explanation.region_of)
+    for number, (text, color) in enumerate(view.legend):
+        region = explanation.regions[number]
+        assert text == f"{number + 1}. {region.place}: {name} {100 * left[number]:.0f} % without it"
+        assert (view.colors[explanation.region_of == number] == torch.tensor(color)).all()
     assert len(cloud.points) == 128
 
 
