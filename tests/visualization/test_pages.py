@@ -276,6 +276,18 @@ def test_a_second_network_is_asked_of_the_same_place(visit):
     assert tab.evaluate("pcea.panes.map(({ choice }) => choice.query)") == [450, 250]
 
 
+def test_the_keyboard_asks_for_the_point_in_the_middle(visit):
+    tab = visit(Page([cloud_subject()]))
+    tab.keyboard.press("q")
+    tab.wait_for_function("() => pcea.panes[0].choice.mode === 'query'")
+    query, x, y = tab.evaluate("""() => {
+        const { scene, choice } = pcea.panes[0], [x, y] = scene.project(choice.query);
+        return [choice.query, x - scene.canvas.width / 2, y - scene.canvas.height / 2];
+    }""")
+    assert (x**2 + y**2) ** 0.5 < 40
+    assert f"point {query} at" in tab.text_content("#status")
+
+
 def test_the_marked_thumbnail_is_in_view(visit):
     subject = cloud_subject(100)
     tab = visit(Page([subject] * 30))

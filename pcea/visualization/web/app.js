@@ -507,6 +507,11 @@ class App {
         pane.choose({ mode: "slot", slot });
       },
       f: () => pane.choose({ file: around(choice.file, this.networks[choice.network].subjects.length) }),
+      q: () => {
+        const { width, height } = pane.scene.canvas, point = pane.scene.pick(width / 2, height / 2);
+        if (point !== null) pane.choose({ query: point, mode: "query" });
+        this.say(point === null ? "There is no point in the middle of the view: turn it." : pane.describe(point));
+      },
       c: () => this.compare(),
       r: () => this.reset(),
       t: () => this.toggleTheme(),
