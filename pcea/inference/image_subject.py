@@ -17,7 +17,7 @@ from pcea.nn.recording import AttentionMap
 from pcea.visualization.images import pixel_index, resize_picture, to_greyscale
 from pcea.visualization.point_weights import pixel_points
 from pcea.visualization.subject import Subject
-from pcea.visualization.views import SHOWN_CLASSES, View, view_class, view_parts
+from pcea.visualization.views import GREY, SHOWN_CLASSES, View, view_class, view_parts
 
 if TYPE_CHECKING:
     from pcea.inference.images import ImagePredictor
@@ -129,7 +129,9 @@ class ClassSubject(ImageSubject):
         """The image as it is, with the probabilities of classes."""
         view = view_class(self.points, dict(zip(self._prediction.class_names, self._prediction.probabilities)))
         picture = self.shown.permute(1, 2, 0)
-        return view._replace(colors=picture.flatten(0, 1), picture=picture)
+        # None of the legend's colours is in the picture.
+        legend = tuple((name, GREY) for name, _ in view.legend)
+        return view._replace(colors=picture.flatten(0, 1), legend=legend, picture=picture)
 
 
 class MaskSubject(ImageSubject):

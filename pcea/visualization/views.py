@@ -276,16 +276,17 @@ def view_parts(points: Tensor, part_label: Tensor, parts: Mapping[int, str], *, 
 
 
 def view_class(points: Tensor, probabilities: Mapping[str, float], *, title: str = "") -> View:
-    """Give all points one colour, that of the most probable class; the legend has the probabilities of the classes.
+    """Give all points one colour, that of the most probable class; in the legend of probabilities others are grey.
 
     Args:
         points: (N, 3).
         probabilities: Of the classes in the legend, most probable first, in 0..1.
         title: A line of text.
     """
-    colors = palette(max(1, len(probabilities)))
-    legend = ((f"{name} {100 * p:.1f} %", _rgb(color)) for (name, p), color in zip(probabilities.items(), colors))
-    return View(points, colors[:1].repeat(len(points), 1), title, tuple(legend), "class").cpu()
+    color = palette(1)
+    names = [f"{name} {100 * p:.1f} %" for name, p in probabilities.items()]
+    legend = tuple((name, GREY if i else _rgb(color[0])) for i, name in enumerate(names))
+    return View(points, color.repeat(len(points), 1), title, legend, "class").cpu()
 
 
 def _rgb(color: Tensor) -> tuple[int, int, int]:

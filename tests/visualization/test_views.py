@@ -169,7 +169,7 @@ def test_parts():
 def test_a_class():
     view = view_class(torch.randn(5, 3), {"chair": 0.912, "sofa": 0.05}, title="file")
     assert view.colors.tolist() == [list(ORANGE)] * 5
-    assert view.legend == (("chair 91.2 %", ORANGE), ("sofa 5.0 %", SKY_BLUE))
+    assert view.legend == (("chair 91.2 %", ORANGE), ("sofa 5.0 %", GREY))
     assert (view.title, view.legend_title) == ("file", "class")
 
 
