@@ -69,7 +69,7 @@ class ObjectFiles(ObjectDataset):
     @property
     def strata(self) -> Tensor:
         """Pictures of one size and kind of colours (grey, RGB, ...) are a stratum, all rare ones one, (L,) int64."""
-        kinds = [read_header(path) for path in self.files]
+        kinds = [read_header(path)[:3] for path in self.files]
         count = Counter(kinds)
         number = {kind: number for number, kind in enumerate(sorted(kind for kind in count if count[kind] >= _RARE))}
         return torch.tensor([number.get(kind, len(number)) for kind in kinds])

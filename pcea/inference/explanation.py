@@ -15,6 +15,7 @@ from pcea.visualization.views import View, view_parts
 
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
+    from pcea.inference.pose import PosedLogits
 
 
 class Region(NamedTuple):
@@ -75,7 +76,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    predictor: PointPredictor, cloud: Points, drawn: Points, *, up: str = "auto", num_regions: int = 8
+    predictor: PointPredictor, cloud: Points, drawn: Points, posed: PosedLogits, *, num_regions: int = 8
 ) -> Explanation:
     """Find what decides the class of a cloud: take its regions away one after another.
 
@@ -83,7 +84,7 @@ def explain(
         predictor: The network.
         cloud: The points that it sees.
         drawn: Points of the same shape that are drawn.
-        up: See `PointPredictor.predict`.
+        posed: What it says of them, and their pose.
         num_regions: Number of regions: the points nearest to as many that lie far apart.
 
     Raises:
@@ -91,7 +92,6 @@ def explain(
     """
     if num_regions < 2:
         raise ValueError(f"num_regions must be at least 2, got {num_regions}.")
-    posed = predictor.pose(cloud, up=up)
     every = len(predictor.class_names)
     whole = predictor.rank(posed.logits, every, score=posed.score, pose=posed.name)
     turned, drawn_turned = (c.points @ posed.rotation.T.to(c.points) for c in (cloud, drawn))

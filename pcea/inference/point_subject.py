@@ -123,7 +123,7 @@ class PointSubject(Subject):
     def note(self) -> str:
         """The probabilities of the likeliest classes, and how the file lies."""
         likely = zip(self._class.class_names[:3], self._class.probabilities)
-        pose = f" ({self._class.pose} in the file)" if self._class.pose else ""
+        pose = f" (in the file: {self._class.pose})" if self._class.pose else ""
         return f"{', '.join(f'{name} {100 * p:.1f} %' for name, p in likely)}{pose}."
 
     @property

@@ -173,8 +173,8 @@ class PointPredictor(ClassPredictor):
         from pcea.inference.explanation import explain
 
         drawn = load_cloud(source, mesh_points=40_000, seed=seed)
-        cloud, kept, _ = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
-        return explain(self, cloud, choose_points(drawn, kept), up=up, num_regions=num_regions)
+        cloud, kept, posed = self._named_of(self.read(source, seed=seed), drawn, up, name_of(source))
+        return explain(self, cloud, choose_points(drawn, kept), posed, num_regions=num_regions)
 
     def _named_of(self, seen: SurroundedShape, drawn: Points, up: str, name: str) -> tuple[Points, Tensor, PosedLogits]:
         """The cloud that is classified, which points of the file are drawn, (N,), and what `predict` says of it.

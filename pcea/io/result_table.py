@@ -200,10 +200,8 @@ def write_parquet(table: Path, output: Path, columns: Mapping[str, type]) -> Non
 
 
 def _parse(lines: Iterable[str], path: Path) -> Iterator[list[str]]:
-    before = csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_LONGEST_CELL)  # for good: other readers may still need it when this one ends
     try:
         yield from csv.reader(lines)
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from error
-    finally:
-        csv.field_size_limit(before)

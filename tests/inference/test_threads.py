@@ -124,4 +124,4 @@ def test_too_little_is_left_to_explain(
 ) -> None:
     cloud = Points(clouds(1)[0][:count])
     with pytest.raises(ValueError, match=message):
-        explain(network, cloud, cloud, num_regions=num_regions)
+        explain(network, cloud, cloud, network.pose(cloud), num_regions=num_regions)

@@ -292,11 +292,12 @@ def test_the_marked_thumbnail_is_in_view(visit):
     subject = cloud_subject(100)
     tab = visit(Page([subject] * 30))
     tab.evaluate("pcea.panes[0].choose({ file: 25 })")
-    tab.wait_for_function("() => document.querySelector('#files [aria-current=true]')")
-    inside = "(box) => box.left >= 0 && box.right <= innerWidth"
-    tab.wait_for_function(
-        f"() => ({inside})(document.querySelector('#files [aria-current=true]').getBoundingClientRect())"
+    marked = "[...document.getElementById('files').children][25]"
+    tab.wait_for_function(f"() => {marked}.getAttribute('aria-current') === 'true'")
+    left, right, width = tab.evaluate(
+        f"(({{ left, right }}) => [left, right, innerWidth])({marked}.getBoundingClientRect())"
     )
+    assert 0 <= left < right <= width
 
 
 @pytest.mark.slow
