@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pcea.models.eamlp import ImageTransformer, eamlp_7
 from pcea.models.eanet import EANet
+from pcea.models.ensemble import ClassifierEnsemble
 from pcea.models.neighbor_embedding import NeighborEmbedding
 from pcea.models.point_ea import point_ea_classifier, point_ea_part_segmenter
 from pcea.models.point_segmenter import PointTransformerSegmenter, eat_part_segmenter, pct_part_segmenter
@@ -65,6 +66,10 @@ def pct_classifier() -> nn.Module:
     return PointTransformerClassifier(encoder, num_classes=4, widths=(10, 6), dropout=0.0)
 
 
+def ensemble() -> nn.Module:
+    return ClassifierEnsemble([point_ea_classifier(4, num_centers=(count, 6, 3), **POINT_EA_SIZES) for count in (9, 8)])
+
+
 def neighbor_inputs(B: int, N: int) -> dict[str, Tensor]:
     features = torch.randn(B, N, C)
     M = min(5, N)
@@ -90,6 +95,7 @@ CASES: dict[str, Case] = {
     "EAT classifier": Case(partial(eat_classifier, 4, num_centers=(8, 6), memory_units=3, **SIZES), points),
     "PCT classifier": Case(pct_classifier, points),
     "PointEA classifier": Case(partial(point_ea_classifier, 4, num_centers=(9, 6, 3), **POINT_EA_SIZES), points),
+    "Ensemble": Case(ensemble, points),
     "EAT segmenter": Case(partial(eat_part_segmenter, 4, 3, memory_units=3, **SIZES), points_and_category),
     "PointEA segmenter": Case(
         partial(point_ea_part_segmenter, 4, 3, num_centers=(None, 7, 3), **POINT_EA_SIZES), points_and_category
@@ -106,8 +112,8 @@ modes = pytest.mark.parametrize("training", [True, False], ids=["training", "eva
 IMAGES = ("ExternalAttention2d", "EAMLP", "EANet")
 WITHOUT_PARAMETERS = ("Dropout",)
 NETWORKS = (
-    "EAT classifier", "PCT classifier", "PointEA classifier", "EAT segmenter", "PCT segmenter", "PointEA segmenter",
-    "EAMLP", "EANet",
+    "EAT classifier", "PCT classifier", "PointEA classifier", "Ensemble", "EAT segmenter", "PCT segmenter",
+    "PointEA segmenter", "EAMLP", "EANet",
 )  # fmt: skip
 # These sample points, so that one token is too few.
 SAMPLED = ("EAT classifier", "PCT classifier")
@@ -415,6 +421,8 @@ def test_other_norms_in_training_and_evaluation(name: str, norm: str) -> None:
         setattr(parent, key, NORMS[norm](child.num_features))
     shape = call(module.train(), inputs).shape
     out = call(module.eval(), inputs)
+    if name == "Ensemble":  # in training it gives the logits of each member
+        shape = (shape[0], *shape[2:])
     assert out.shape == shape
     watched = copy.deepcopy(module)
     for part in watched.modules():

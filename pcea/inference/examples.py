@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pcea.datasets.folders import list_files
 from pcea.io.failures import message_of, summarize
 from pcea.metrics.temperature import KNOWN_SHARE, fit_temperature
+from pcea.models.ensemble import ClassifierEnsemble
 
 if TYPE_CHECKING:
     from pcea.inference.points import PointPredictor
@@ -139,15 +140,19 @@ def _closest(similarity: Tensor, label: Tensor, num_classes: int) -> Tensor:
 
 
 def feature_of(network: nn.Module, *inputs: Any) -> Tensor:
-    """What the last linear layer of a classifier is given for a batch, (B, D).
+    """What the last linear layer of a classifier, or of each member of an ensemble, is given for a batch, (B, D).
 
     Raises:
         ValueError: If the network has no linear layer that gives its classes.
     """
     num_classes = getattr(network, "num_classes", 0)
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no linear layer that gives its classes, so no feature either.")
+    last = []
+    for member in network.members if isinstance(network, ClassifierEnsemble) else [network]:
+        layers = [m for m in member.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+        if not layers:
+            name = type(member).__name__
+            raise ValueError(f"{name} has no linear layer that gives its classes, so no feature either.")
+        last.append(layers[-1])
     given: list[Tensor] = []
     thread = threading.get_ident()  # others may use the network meanwhile
 
@@ -155,9 +160,10 @@ def feature_of(network: nn.Module, *inputs: Any) -> Tensor:
         if threading.get_ident() == thread:
             given.append(arguments[0])
 
-    hook = layers[-1].register_forward_pre_hook(keep)
+    hooks = [layer.register_forward_pre_hook(keep) for layer in last]
     try:
         network(*inputs)
     finally:
-        hook.remove()
-    return given[0].float()
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(given, 1).float()

@@ -5,6 +5,7 @@ from .eamlp import ImageTransformer, eamlp_7, eamlp_14, eamlp_19, t2t_vit_7, t2t
 from .eamlp_checkpoint import load_eamlp_checkpoint
 from .eanet import EANet, eanet_50, eanet_101
 from .edge_pooling import EdgePooling, EllipsoidEncoding
+from .ensemble import ClassifierEnsemble
 from .neighbor_embedding import NeighborEmbedding
 from .pct_checkpoint import load_pct_checkpoint
 from .point_ea import (
@@ -28,6 +29,7 @@ from .sagan import Discriminator, Generator
 
 __all__ = [
     "CascadeRCNN",
+    "ClassifierEnsemble",
     "DilatedResNet",
     "Discriminator",
     "EANet",

@@ -332,14 +332,28 @@ def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Modul
             leaves open are the network's.
         network: The network built from them.
     """
-    arguments = dict(written)
-    if arguments.get("weights"):
-        stored = read_network(arguments["weights"]).description.arguments
-        module, _, name = builder.rpartition(".")
-        function = getattr(importlib.import_module(module), name)
-        arguments = {**stored, **_replacing(function, arguments, stored)[1]}
-        open_sizes = [name for name in _HEAD_SIZES if name in inspect.signature(function).parameters]
-    else:
-        open_sizes = [name for name in _HEAD_SIZES if name in arguments and arguments[name] is None]
-    arguments |= {name: getattr(network, name) for name in open_sizes}
+    arguments = _with_stored(builder, written)
+    arguments |= {name: getattr(network, name) for name in _HEAD_SIZES if arguments.get(name, 0) is None}
     return without_weights(arguments)
+
+
+def _with_stored(builder: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's arguments, together with those of the weights that it or one of its parts starts from."""
+    arguments = {name: _part_with_stored(value) for name, value in written.items()}
+    if not arguments.get("weights"):
+        return arguments
+    stored = read_network(arguments["weights"]).description.arguments
+    module, _, name = builder.rpartition(".")
+    sizes, others = _replacing(getattr(importlib.import_module(module), name), arguments, stored)
+    return {**stored, **others, **sizes}
+
+
+def _part_with_stored(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_part_with_stored(inner) for inner in value]
+    if not is_part(value):
+        return value
+    return {
+        "class_path": value["class_path"],
+        "init_args": _with_stored(value["class_path"], value.get("init_args") or {}),
+    }

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
 from pcea.io.description import NetworkDescription
+from pcea.models.ensemble import ClassifierEnsemble
 
 Result = TypeVar("Result")
 
@@ -45,7 +46,8 @@ def example_inputs(network: nn.Module, description: NetworkDescription | None = 
     Raises:
         TypeError: If the network is neither for points nor for images.
     """
-    encoder: Any = getattr(network, "encoder", network)
+    first: Any = network.members[0] if isinstance(network, ClassifierEnsemble) else network
+    encoder = getattr(first, "encoder", first)
     if description is not None:
         task, num_features = description.task, 3 * description.has_normals
     elif hasattr(network, "min_points"):

@@ -28,7 +28,8 @@ class PointClassificationTask(Task):
 
     Args:
         network: Maps points (B, N, 3) and normals to logits (B, num_classes); has the attribute `num_classes`. With
-            `background` that is one more than the data has classes.
+            `background` that is one more than the data has classes. In training an ensemble gives the logits of its M
+            members, (B, M, num_classes), and each is trained by its own.
         optimizer: Builds the optimizer from the parameters.
         scheduler: Builds the schedule from the optimizer and the total number of steps.
         label_smoothing: As in PyTorch: the share spread over all classes.
@@ -84,19 +85,22 @@ class PointClassificationTask(Task):
         """Cross-entropy of one batch."""
         # Augmentation may leave some batches fewer points.
         self.num_points = max(self.num_points, batch.points.shape[1])
-        logits = self.network(batch.points, batch.normals, mask=batch.mask).float()
-        is_known = batch.label >= 0
-        log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch.label))
+        logits, label = self.network(batch.points, batch.normals, mask=batch.mask).float(), batch.label
+        if logits.ndim == 3:
+            label = label.repeat_interleave(logits.shape[1])
+            logits = logits.flatten(0, 1)
+        is_known = label >= 0
+        log = partial(self.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(label))
         if self.background:
-            loss = self._loss_with_background(logits, batch.label)
+            loss = self._loss_with_background(logits, label)
             is_right = (logits.detach().argmax(1) < logits.shape[1] - 1) == is_known
             log("train/background_accuracy", is_right.float().mean())
             logits = logits[:, :-1]
         elif not is_known.all():
             raise ValueError("RandomBackground makes clouds of no class: set model.init_args.background to true.")
         else:
-            loss = F.cross_entropy(logits, batch.label, label_smoothing=self.label_smoothing)
-        is_right = (logits.detach().argmax(1) == batch.label).float().sum()
+            loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        is_right = (logits.detach().argmax(1) == label).float().sum()
         log("train/loss", loss.detach(), prog_bar=True)
         log("train/overall_accuracy", is_right / is_known.sum().clamp(min=1))
         return loss

@@ -10,6 +10,7 @@ from pcea.datamodules.points import PointDataModule
 from pcea.datamodules.shapes import ShapesDataModule
 from pcea.datasets.batches import PointBatch
 from pcea.datasets.points import PointDataset
+from pcea.models.ensemble import ClassifierEnsemble
 from pcea.models.point_transformer import eat_classifier
 from pcea.tasks.base import vote_scales
 from pcea.tasks.point_classification import PointClassificationTask
@@ -352,3 +353,31 @@ class Clouds(PointDataModule):
 def test_only_a_share_is_smoothed(share):
     with pytest.raises(ValueError, match=rf"label_smoothing must be in 0\.\.1, got {share}"):
         PointClassificationTask(Given(), SGD, label_smoothing=share)
+
+
+def test_each_member_of_an_ensemble_is_trained_by_its_own_loss(batch):
+    torch.manual_seed(0)
+    members = [Logits(), Logits()]
+    task = PointClassificationTask(ClassifierEnsemble(members), SGD, label_smoothing=0.1)
+    task.log = lambda *_, **__: None
+    loss = task.training_step(batch, 0)
+    each = [F.cross_entropy(member.logits.expand(7, -1), batch.label, label_smoothing=0.1) for member in members]
+    torch.testing.assert_close(loss, sum(each) / 2)
+    with_background = PointClassificationTask(ClassifierEnsemble(members), SGD, background=True)
+    with_background.log = lambda *_, **__: None
+    label = torch.tensor([0, 1, -1, 0, 1, -1, 0])
+    loss = with_background.training_step(batch._replace(label=label), 0)
+    target = torch.where(label < 0, 2, label)
+    each = [F.cross_entropy(member.logits.expand(7, -1), target) for member in members]
+    torch.testing.assert_close(loss, sum(each) / 2)
+
+
+class Logits(nn.Module):
+    """The same logits for every cloud."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_classes, self.logits = NUM_CLASSES, nn.Parameter(torch.randn(NUM_CLASSES))
+
+    def forward(self, points, *_, **__):
+        return self.logits.expand(len(points), -1)
