@@ -88,18 +88,26 @@ def as_table(arrays: Mapping[str, np.ndarray], *, path: Path) -> np.ndarray:
         )
     if points.dtype.names:
         points = _stack_fields(points, path)
-    if normals is not None and normals.shape != points.shape:
-        raise ValueError(f"{path}: normals must be {points.shape} like points, got {normals.shape}.")
     if points.ndim == 3 and len(points) != 1:
         raise ValueError(f"{path} holds {len(points)} clouds; one cloud per file is expected, (N, 3) or (1, N, 3).")
     rows = [array[0] if array.ndim == 3 else array for array in (points, normals) if array is not None]
     if len(rows) == 1:
         return rows[0]
+    if rows[0].ndim == 2:
+        rows[0] = rows[0][:, :3]  # what stands behind are colours, or the normals again
+    if rows[1].shape != rows[0].shape:
+        raise ValueError(f"{path}: normals must be {rows[0].shape} like points, got {rows[1].shape}.")
     if rows[0].ndim != 2 or any(array.dtype.kind not in "fiu" for array in rows):
         raise ValueError(
             f"{path}: points and normals must be numbers, (N, 3), got {rows[0].dtype} of shape {rows[0].shape}."
         )
-    return np.hstack(rows)
+    return np.hstack([rows[0], with_unit_length(rows[1])])
+
+
+def with_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Normals (N, 3) of any length as unit vectors; those of length 0 stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def describe_arrays(path: Path) -> str:

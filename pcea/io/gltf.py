@@ -181,6 +181,8 @@ class _Document:
                 raise ValueError(f"node {index} has two parents")
             seen.add(index)
             node = self.item("nodes", index)
+            if node.get("extensions", {}).get("KHR_node_visibility", {}).get("visible") is False:
+                continue  # with all that is in it
             matrix = parent @ _matrix(node)
             yield matrix, node, index
             waiting += [(matrix, child) for child in reversed(node.get("children", ()))]

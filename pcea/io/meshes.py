@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,16 +27,38 @@ class Mesh(NamedTuple):
 
 
 def as_mesh(path: Path, vertices: np.ndarray, polygons: np.ndarray | Sequence[Sequence[float]]) -> Mesh:
-    """Cut polygons, (F, K) or F of different lengths, into triangles, see `cut_polygons`; `path` is for the message.
+    """Cut polygons, (F, K) or F of different lengths, into triangles, see `cut_polygons`; `path` is for the messages.
+
+    There is a warning if most vertices are in no face: they may be a cloud, of which nothing will be seen.
 
     Raises:
         ValueError: If a polygon names a vertex that is not there.
     """
     vertices = np.asarray(vertices, dtype=np.float64)
     try:
-        return Mesh(vertices, cut_polygons(vertices, polygons))
+        faces = cut_polygons(vertices, polygons)
     except (ValueError, OverflowError) as error:  # NaN, or beyond 64 bits
         raise unreadable(path, error) from error
+    unused = int((~_are_used(vertices, faces)).sum())
+    if len(faces) and unused > len(vertices) / 2:
+        warnings.warn(
+            f"{path}: only the faces are read; {unused} of {len(vertices)} vertices are in none and are left out.",
+            stacklevel=3,
+        )
+    return Mesh(vertices, faces)
+
+
+def without_unused(mesh: Mesh) -> Mesh:
+    """A mesh without the vertices that are in no face."""
+    is_used = _are_used(*mesh)
+    return mesh if is_used.all() else Mesh(mesh.vertices[is_used], (np.cumsum(is_used) - 1)[mesh.faces])
+
+
+def _are_used(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Which vertices are in faces, (V,)."""
+    is_used = np.zeros(len(vertices), dtype=bool)
+    is_used[faces] = True
+    return is_used
 
 
 def cut_polygons(vertices: np.ndarray, polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from pcea.io.meshes import Mesh, as_mesh, unreadable
+from pcea.io.meshes import Mesh, as_mesh, unreadable, without_unused
 
-_CONTINUED = re.compile(r"^(?:.*\\\n)+.*", re.MULTILINE)
+# Names, which may end in a backslash, do not go on in the next line.
+_CONTINUED = re.compile(r"^[ ]*(?:v|vn|vt|f|l|p) (?:.*\\\n)+.*", re.MULTILINE)
+# Free-form curves and surfaces, and faces of version 2.
+_UNREAD = ("surf", "curv", "curv2", "fo", "bzp", "bsp", "cdc", "cdp", "res")
 
 
 def read_obj(path: Path) -> Mesh | np.ndarray:
     """Read the faces of an OBJ file, or its points if it has no faces: with normals, if there is one per point.
 
     Objects, groups and materials become one mesh. Vertices of no face are left out. Lines are not read, with a warning
-    if there are neither faces nor points. Our own reader, because trimesh 5.2
-    counts negative indices from the end of the file instead of from their line, takes index 0 for 1, and does not read
-    comments behind a face or indented lines.
+    if there are neither faces nor points; nor are free-form surfaces, with an error if there are no faces.
+
+    Our own reader, because trimesh 5.2 counts negative indices from the end of the file instead of from their line,
+    takes index 0 for 1, and does not read comments behind a face or indented lines.
 
     Raises:
         ValueError: If it is no such file, a vertex has fewer than three coordinates, or a face names a vertex that is
@@ -30,7 +34,10 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
         [number for number, line in enumerate(lines) if line.startswith(f"{kind} ")]
         for kind in ("v", "f", "vn", "l", "p")
     )
+    unread = next((line for line in lines if line.startswith(_UNREAD) and line.split(" ")[0] in _UNREAD), None)
     try:
+        if unread is not None and not face_lines:
+            raise ValueError(f"it has {unread.split(' ')[0]!r}, a curved surface; export it as a mesh of faces")
         points = _read_vectors(lines, vertex_lines)
         if face_lines:
             corners, sizes = _read_corners(lines, face_lines, vertex_lines)
@@ -43,14 +50,14 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
             return Mesh(points, np.empty((0, 3), dtype=np.int64))
     except (ValueError, OverflowError) as error:
         raise unreadable(path, error) from error
-    is_used = np.zeros(len(points), dtype=bool)
-    is_used[corners] = True
-    corners = (np.cumsum(is_used) - 1)[corners]
+    if unread is not None:
+        what = unread.split(" ")[0]
+        warnings.warn(f"{path}: only faces are read, not the curved surfaces ({what}) beside them.", stacklevel=2)
     if (sizes == sizes[0]).all():
-        return as_mesh(path, points[is_used], corners.reshape(len(sizes), sizes[0]))
+        return without_unused(as_mesh(path, points, corners.reshape(len(sizes), sizes[0])))
     ends = np.cumsum(sizes).tolist()
     flat = corners.tolist()
-    return as_mesh(path, points[is_used], [flat[start:end] for start, end in zip([0, *ends], ends)])
+    return without_unused(as_mesh(path, points, [flat[start:end] for start, end in zip([0, *ends], ends)]))
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -258,14 +258,20 @@ def _read_rows(body: bytes, start: int, element: _Element, order: str) -> tuple[
         for name, kind, size_type in element.properties:
             size = 1
             if size_type:
-                counter = struct.Struct(order + np.dtype(size_type).char)
+                counter = struct.Struct(order + _struct_code(size_type))
                 size = int(counter.unpack_from(body, start)[0])
                 start += counter.size
-            values = struct.Struct(f"{order}{size}{np.dtype(kind).char}")
+            values = struct.Struct(f"{order}{size}{_struct_code(kind)}")
             columns[name].append(values.unpack_from(body, start))
             start += values.size
     lists = {column.name for column in element.properties if column.size_type}
     return {name: c if name in lists else np.array(c).reshape(-1) for name, c in columns.items()}, start
+
+
+def _struct_code(kind: str) -> str:
+    """The code of a type in `struct`, whose l is shorter than NumPy's."""
+    code = np.dtype(kind).char
+    return {"l": "q", "L": "Q"}.get(code, code) if np.dtype(kind).itemsize == 8 else code
 
 
 def write_ply(path: Path, columns: Mapping[str, np.ndarray], comments: Sequence[str] = ()) -> None:

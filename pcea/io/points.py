@@ -155,8 +155,12 @@ def load_points(
     content = read_file(path)
     wanted = "file" if normals == "estimate" else normals
     if isinstance(content, Mesh):
-        table = _sample_mesh(content, mesh_points if num_points is None else num_points, seed, path)
-        cloud = as_points(table, path=path, normals=wanted)
+        points, of_faces = _sample_mesh(content, mesh_points if num_points is None else num_points, seed, path)
+        cloud = as_points(points, path=path)
+        if wanted != "none":
+            if not of_faces.isfinite().all():
+                raise ValueError(f"{path} has faces of which no normals can be computed: too large, or too small.")
+            cloud = cloud._replace(normals=of_faces)
     else:
         cloud = leave_out_empty(as_points(content, path=path, normals=wanted), str(path))
         cloud = sample_points(cloud, num_points, min_points=min_points, seed=seed, path=path)
@@ -183,10 +187,11 @@ def as_points(table: np.ndarray, *, path: Path, normals: _InTable = "none") -> P
     """
     if table.size == 0:
         raise ValueError(f"{path} is empty or unreadable: it holds no points.")
+    transposed = ": transpose it" if table.ndim == 2 and table.shape[0] in (3, 6) else ""
     if table.ndim != 2 or not 3 <= table.shape[1] <= 10 or table.dtype.kind not in "fiu":
         raise ValueError(
             f"{path} must hold numbers in rows of x y z or x y z nx ny nz, (N, 3) or (N, 6), perhaps with columns "
-            f"behind, 10 at most; got {table.dtype} of shape {table.shape}."
+            f"behind, 10 at most; got {table.dtype} of shape {table.shape}{transposed}."
         )
     if len(table) == 1:
         raise ValueError(f"{path} holds one point; a cloud needs at least two.")
@@ -203,8 +208,9 @@ def as_points(table: np.ndarray, *, path: Path, normals: _InTable = "none") -> P
 
 def _find_normals(table: np.ndarray, path: Path, normals: _InTable) -> Tensor | None:
     columns = torch.from_numpy(table[:, 3:6].astype(np.float32))
-    # Colours in 0..1 are about as long, but differ in it.
-    if columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().nanmedian()) < 0.1:
+    # Colours in 0..1 are about as long, but differ in it, or have no negative value.
+    is_unit = columns.shape[1] == 3 and float((columns.norm(dim=1) - 1).abs().nanmedian()) < 0.1
+    if is_unit and (normals == "required" or not _are_pure_colors(columns)):
         bad = int((~columns.isfinite()).any(1).sum())
         if bad and normals == "usable":
             return None
@@ -216,6 +222,13 @@ def _find_normals(table: np.ndarray, path: Path, normals: _InTable) -> Tensor | 
     if columns.shape[1] < 3:
         raise ValueError(f"{path} has no normals. Read it without them.")
     raise ValueError(f"{path}: columns 4 to 6 are not unit normals (colours?). Read it without them.")
+
+
+def _are_pure_colors(columns: Tensor) -> bool:
+    """Whether columns (N, 3) are grey, or have no negative value and differ: normals that are alike are a plane's."""
+    if not (columns >= 0).all():
+        return False
+    return bool((columns == columns[:, :1]).all()) or bool((columns != columns[:1]).any())
 
 
 def leave_out_empty(cloud: Points, name: str) -> Points:
@@ -356,13 +369,13 @@ def estimate_normals(points: Tensor) -> Tensor:
     return torch.from_numpy(side * normals).float()
 
 
-def _sample_mesh(mesh: Mesh, num_points: int, seed: int, path: Path) -> np.ndarray:
-    """Points uniform by area and the normals of their faces, (N, 6)."""
+def _sample_mesh(mesh: Mesh, num_points: int, seed: int, path: Path) -> tuple[np.ndarray, Tensor]:
+    """Points uniform by area, (N, 3), and the normals of their faces, (N, 3) float32."""
     import trimesh
 
     if not len(mesh.faces):
         raise ValueError(f"{path} is a mesh without faces, or not a {path.suffix.lower()} file at all.")
-    if not np.isfinite(mesh.vertices).all():
+    if not np.isfinite(mesh.vertices[mesh.faces]).all():
         raise ValueError(f"{path} has vertices with NaN or infinite coordinates.")
     surface = trimesh.Trimesh(*mesh, process=False)
     if not surface.area > 0:
@@ -371,4 +384,4 @@ def _sample_mesh(mesh: Mesh, num_points: int, seed: int, path: Path) -> np.ndarr
     corners = surface.triangles[face]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.hstack([points, normals])
+    return points, torch.from_numpy(normals).float()

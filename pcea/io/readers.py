@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, drop_missing, read_numpy_cloud
+from pcea.io.arrays import NORMAL_NAMES, POINT_NAMES, as_table, drop_missing, read_numpy_cloud, with_unit_length
 from pcea.io.gltf import read_gltf
 from pcea.io.hdf5 import read_h5
 from pcea.io.las import read_las
@@ -68,7 +69,7 @@ def _read_ply_cloud(path: Path) -> Mesh | np.ndarray:
     columns, polygons = read_ply(path)
     if not columns:
         return np.empty((0, 3))
-    named = {name.lower(): column for name, column in columns.items()}
+    named = {re.sub("^normal_([xyz])$", r"n\1", name.lower()): column for name, column in columns.items()}
     axes = ("x", "y", "z", "nx", "ny", "nz")
     if not {*axes[:3]} <= {*named}:
         raise ValueError(f"{path} has no vertices x y z; theirs are {' '.join(columns)}.")
@@ -77,7 +78,8 @@ def _read_ply_cloud(path: Path) -> Mesh | np.ndarray:
         mesh = as_mesh(path, rows[:, :3], polygons)
         if len(mesh.faces):  # else they are single points and lines
             return mesh
-    return drop_missing(rows, path)
+    rows = drop_missing(rows, path)
+    return rows if rows.shape[1] == 3 else np.hstack([rows[:, :3], with_unit_length(rows[:, 3:])])
 
 
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {

@@ -22,6 +22,8 @@ from pcea.io.meshes import Mesh, as_mesh, cut_polygons, unreadable
 # Elements of Collada that say how a surface looks, not where it is. Their textures may be missing.
 _LOOKS = ("library_images", "library_effects", "library_materials", "bind_material")
 
+_SUPPORT = re.compile(rb"""<(?:\w+:)?object\s[^>]*type\s*=\s*["'](?:solid)?support["']""")
+
 # What pycollada leaves out without a word; ph is a polygon with holes.
 _UNREAD = ("tristrips", "trifans", "ph", "convex_mesh", "spline", "brep")
 
@@ -89,6 +91,10 @@ def _collada_triangles(path: Path) -> tuple[list[np.ndarray], int]:
     unknown = next(tree.iter(*(f"{{*}}{name}" for name in _UNREAD)), None)
     if unknown is not None:
         raise ValueError(f"it has {etree.QName(unknown).localname}, which pycollada leaves out; export it as triangles")
+    for name in ("lookat", "skew"):
+        for element in tree.iter(f"{{*}}{name}"):
+            if element.getparent().find(".//{*}instance_geometry") is not None:
+                raise ValueError(f"it places a part by {name}, which pycollada reads wrongly; export it with matrices")
     _check_positions(tree)
     document = collada.Collada(io.BytesIO(etree.tostring(tree)))
     if document.scene is None:
@@ -135,10 +141,13 @@ def _check_3mf(path: Path) -> None:
             check_archive(archive, path)
             models = [name for name in archive.namelist() if name.lower().endswith(".model")]
             beginning = archive.open(models[0]).read(1 << 14) if models else b""
+            has_support = any(_SUPPORT.search(archive.read(name)) for name in models)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise unreadable(path, error) from error
     required = re.search(rb"""requiredextensions\s*=\s*["']([^"']+)["']""", beginning)
-    if len(models) > 1 or required:
+    if has_support:
+        raise unreadable(path, ValueError("it has structures that support the shape in printing; export it without"))
+    if len(models) > 1 or (required and not {*required[1].split()} <= {b"m"}):  # m is materials
         names = required[1].decode(errors="replace") if required else "production (several .model files)"
         raise unreadable(path, ValueError(f"it needs the 3MF extension {names}; export it as one plain model"))
 

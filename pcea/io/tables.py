@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pcea.io.arrays import with_unit_length
+from pcea.io.columns import UNIT_NORMAL, name_columns, names_axes, words_of
 from pcea.io.meshes import first_line
 from pcea.io.text import read_text
 
@@ -18,15 +20,15 @@ from pcea.io.text import read_text
 TABLES = (".txt", ".csv", ".xyz", ".asc", ".xyzn", ".xyzrgb", ".pts")
 
 _COMMENTS = ("#", "//", "%", "!")
-# Names of columns, in lower case, without units: x, pos_x, Points:0 (ParaView), Coord. X (CloudCompare), Normals:2.
-_PREFIX = r"(?:points?|pos|positions?|coords?|coordinates?|location|xyz)[\s._:-]*"
-_COORDINATE = re.compile(rf"(?:{_PREFIX})?([xyz])(?:[\s._-]*(?:coord|coordinate|pos))?|{_PREFIX}([012])")
-_NORMAL = re.compile(r"(?:n|norm|normals?)[\s._:-]*([xyz012])|([xyz])[\s._-]*normal")
-_UNIT = re.compile(r"\s*(?:[\[(].*?[\])]|[ _](?:m|mm|cm|meters?|metres?))\s*$")
-_MAP_NAMES = {"easting": "x", "northing": "y", "elevation": "z", "height": "z", "altitude": "z"}
-_POINT, _UNIT_NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
 _REMARK = re.compile(r"\s+(?:#|//).*")
+_ANY_REMARK = re.compile(r"(?:#|//|%|!).*")
+# 1,234,567.8 and 1.234.567,8.
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?:(?:,\d{3})+(\.\d*)?|(?:\.\d{3})+(,\d*)?)")
+# So many lines before the rows may be their header.
+_HEADERS = 20
 _DECIMAL_COMMA = re.compile(r"[-+]?\d*(,\d+)?([eE][-+]?\d+)?")
+# Of so many rows the first column counts them hardly by chance.
+_COUNTED = 10
 # A header ends within this many characters.
 _HEAD = 2**16
 
@@ -113,7 +115,8 @@ def read_columns(path: Path, *, labels: Sequence[str] = ()) -> Table:
         raise _not_a_table(path, error) from error
     if layout.header and not layout.named:
         warnings.warn(
-            f"{path}: the header {layout.header[:60]!r} names no columns x, y and z, so the first three are taken.",
+            f"{path}: the header {layout.header[:60]!r} does not name columns x, y and z of its rows, so the first "
+            "three are taken.",
             stacklevel=2,
         )
     return Table(rows, tuple(layout.named))
@@ -129,6 +132,13 @@ def read_text_cloud(path: Path) -> np.ndarray:
         ValueError: If the text is not a table of numbers.
     """
     rows, names = read_columns(path)
+    if not names and rows.shape[1] > 3 and len(rows) >= _COUNTED and (np.ptp(rows[:, 0] - np.arange(len(rows))) == 0):
+        warnings.warn(
+            f"{path}: its first column counts the rows. If that is not x, begin it with the names of its columns.",
+            stacklevel=2,
+        )
+    if UNIT_NORMAL[0] in names:
+        rows[:, 3:6] = with_unit_length(rows[:, 3:6])
     extension = path.suffix.lower()
     has_colors = not names and (extension == ".xyzrgb" or (extension == ".pts" and rows.shape[1] != 6))
     return rows[:, : 3 if has_colors else 6]
@@ -155,14 +165,16 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
     if len(text) > _HEAD and len(lines) > 1:
         lines.pop()  # it may be cut
     header, is_only_comment, count, start = "", True, None, 0
+    heads: list[str] = []
     for number, line in enumerate(lines):
         start += len(lines[number - 1]) + 1 if number else 0
         bare = line.strip()
         if not bare:
             continue
-        if bare.startswith(_COMMENTS):
+        if bare.startswith(_COMMENTS) and not _is_row_in_spite(bare, heads, labels):
             comment = bare.lstrip("#/%! \t")
             header = comment or header
+            heads.append(comment)
             continue
         bare = _REMARK.sub("", bare)
         delimiter, comma = _find_delimiter(bare)
@@ -173,24 +185,29 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
             count = int(cells[0])
         elif are_numbers and header == "" and _numbers_columns(cells, delimiter, lines[number + 1 :]):
             header, is_only_comment = bare, False
+            heads.append(bare)
         else:
-            # An empty cell at the end is a missing value where it has a name.
-            named = _name_columns(header, len(padded), delimiter, labels) or _name_columns(
-                header, len(cells), delimiter, labels
-            )
+            named: dict[str, int] = {}
+            if are_numbers or sum(map(_is_number, cells)) >= 3:
+                rows = lines[number:]
+                header, named = _find_header(heads, (len(padded), len(cells)), delimiter, labels, rows) or (header, {})
             if (are_numbers and len(cells) > 1) or (
                 named and all(i < len(cells) and _is_number(cells[i]) for i in named.values())
             ):
-                if delimiter == "," and not named and _has_decimal_commas(lines[number:]):
+                if delimiter == "," and _has_decimal_commas(lines[number:], named, header):
                     raise ValueError(
                         f"{bare[:40]!r} seems to have decimal commas, and commas between columns too; write decimal "
                         f"points, semicolons between columns, or a line of their names"
                     )
                 # A remark is no header.
-                is_header = not is_only_comment or len(_words(header)) == len(cells)
+                if {"ncols", "nrows"} <= {head.split()[0].lower() for head in heads if head.split()}:
+                    raise ValueError("it is a grid of heights (ESRI); export it as rows of x y z")
+                is_header = named or not is_only_comment or len(words_of(header)) == len(cells) or names_axes(header)
                 return _Layout(start, len(cells), delimiter, comma, named, header if is_header else "", count)
+            _check_skipped(heads, bare, cells, delimiter)
+            heads.append(bare)
             header, is_only_comment, count = bare, False, None
-    if is_only_comment or _name_columns(header, len(_words(header)), None, labels):
+    if is_only_comment or name_columns(header, len(words_of(header)), None, labels):
         return None
     cells = [cell.strip() for cell in _split(header, delimiter)]
     words = [cell for cell in cells if not _is_number(cell)]
@@ -198,12 +215,73 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
     raise ValueError(f"{header[:80]!r} is not a row of numbers{what}")
 
 
+def _is_row_in_spite(line: str, heads: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a line that begins like a comment is a row, which has numbers where a header names x, y and z."""
+    delimiter, comma = _find_delimiter(line)
+    if delimiter is None:
+        return False
+    cells = _split(line if comma is None else line.replace(",", comma), delimiter)
+    return any(
+        all(_is_number(cells[i]) for i in named.values())
+        for head in heads[-_HEADERS:]
+        if (named := name_columns(head, len(cells), delimiter, labels))
+    )
+
+
+def _find_header(
+    heads: Sequence[str], counts: Sequence[int], delimiter: str | None, labels: Sequence[str], rows: Sequence[str]
+) -> tuple[str, dict[str, int]] | None:
+    """The last line before the rows that names their columns, and what it names; None if there is none.
+
+    Units, remarks and counts may follow it. `counts` are the columns with and without empty ones at the end, which are
+    missing values where they have a name.
+    """
+    has_row_names = _have_row_names(rows, delimiter)
+    for head in heads[: -_HEADERS - 1 : -1]:
+        for count in counts:
+            if named := name_columns(head, count, delimiter, labels, has_row_names=has_row_names):
+                return head, named
+    return None
+
+
+def _have_row_names(lines: Iterable[str], delimiter: str | None) -> bool:
+    """Whether the first column of rows looks like their names: quoted, words, or numbers that count them."""
+    first = [line.strip() for line in lines if line.strip()][:10]
+    if all(line.startswith(('"', "'")) for line in first):
+        return True
+    cells = [_split(line, delimiter)[0] for line in first]
+    if not all(map(_is_number, cells)):
+        return not any(map(_is_number, cells))
+    return len({float(cell) - i for i, cell in enumerate(cells)}) == 1
+
+
+def _check_skipped(heads: Sequence[str], line: str, cells: Sequence[str], delimiter: str | None) -> None:
+    """Refuse a row with missing values that stands below the header, where it would be left out without a word.
+
+    Raises:
+        ValueError: If it is one: a line of units has no number.
+    """
+    if any(map(_is_number, cells)) and any(name_columns(h, len(cells), delimiter, ()) for h in heads[-_HEADERS:]):
+        word = next(cell for cell in cells if not _is_number(cell))
+        raise ValueError(f"{line[:80]!r} is not a row of numbers, as {word[:40]!r} is none")
+
+
 def _find_delimiter(line: str) -> tuple[str | None, str | None]:
     """The delimiter of a row, None for white space, and what to replace commas with if they are none."""
+    unquoted = re.sub('"[^"]*"', "", line)
     for delimiter in ";|":
-        if delimiter in line:
+        if delimiter in unquoted:
             return delimiter, "."
     words = line.split()
+    thousands = [match for match in map(_THOUSANDS.fullmatch, words) if match]
+    if (
+        len(words) >= 3
+        and (len(thousands) >= 2 or any(match[1] or match[2] for match in thousands))
+        and all(_is_number(word.replace(",", "").replace(".", "")) for word in words)
+        and not all(map(_is_number, words))
+        and not all(map(_DECIMAL_COMMA.fullmatch, words))
+    ):
+        raise ValueError(f"{line[:60]!r} seems to have separators of thousands; write numbers without")
     if "," in line:
         if len(words) > 1 and all(map(_DECIMAL_COMMA.fullmatch, words)):
             return None, "."
@@ -215,11 +293,24 @@ def _find_delimiter(line: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _has_decimal_commas(lines: Iterable[str]) -> bool:
+def _has_decimal_commas(lines: Iterable[str], named: Mapping[str, int], header: str) -> bool:
     """Whether all rows read like 6,370, 2,698, 0,410: with a comma within all columns but one, and one behind each.
 
-    Integers are written like this only if their blanks are as regular as those.
+    Integers are written like this only if their blanks are as regular as those. Without blanks, as in
+    6,370,2,698,0,410, a header names half as many columns as there seem to be, or every second has as many digits, some
+    with a 0 first.
     """
+    lines = list(lines)
+    if not named:
+        cells = [line.strip().split(",") for line in lines if line.strip()]
+        pairs = [row[1::2] for row in cells if len(row) % 2 == 0 and len(row) >= 6]
+        if len(pairs) == len(cells) and all(re.fullmatch(r"[-+]?\d+", cell) for row in cells for cell in row):
+            digits = [cell for row in pairs for cell in row]
+            is_fraction = all(map(str.isdecimal, digits)) and len({*map(len, digits)}) == 1 < len(digits[0])
+            if 2 * len(words_of(header)) == len(cells[0]) or (is_fraction and any(d[0] == "0" for d in digits)):
+                return True
+    if named:
+        return False
     bare = (_REMARK.sub("", line.strip()) for line in lines)
     rows = [re.split(r",\s+", line.rstrip(", ")) for line in bare if line and not line.startswith(_COMMENTS)]
     is_regular = len(rows[0]) >= 3 and all(
@@ -259,76 +350,11 @@ def _numbers_columns(cells: Sequence[str], delimiter: str | None, following: Ite
     return "." in row and (delimiter is not None or len(row.split()) == len(cells) + 1)
 
 
-def _words(header: str) -> list[str]:
-    return [word for word in re.split(r"[\s,;|]+", header) if word]
-
-
-def _name_columns(header: str, num_columns: int, delimiter: str | None, labels: Sequence[str]) -> dict[str, int]:
-    """Index of each column that a header names, in the order x y z [nx ny nz] [label]; {} without x, y and z."""
-    if not header:
-        return {}
-    cells = next(csv.reader([header], delimiter=delimiter or " ", skipinitialspace=True))
-    for names in (cells, _words(header)):
-        while len(names) > num_columns and not names[-1]:
-            names.pop()
-        if names and len(names) == num_columns - 1:
-            names.insert(0, "")  # R names no column of row names
-        if len(names) != num_columns:
-            continue
-        if numbered := _name_numbered(names, labels):
-            return numbered
-        found: dict[str, int] = {}
-        plain = [_UNIT.sub("", name.strip("\"' ").lower()).strip("\"' ") for name in names]
-        for index, name in enumerate(plain):
-            found.setdefault(name, index)  # x before pos_x, whatever their order
-        for index, name in enumerate(plain):
-            found.setdefault(_canonical(name), index)
-        for name, axis in _MAP_NAMES.items():
-            if name in plain:
-                found.setdefault(axis, plain.index(name))
-        label = next((plain.index(name) for name in labels if name in plain), None)
-        if not {*_POINT} <= {*found}:
-            continue
-        wanted = (*_POINT, *_UNIT_NORMAL) if {*_UNIT_NORMAL} <= {*found} else _POINT
-        return {name: found[name] for name in wanted} | ({} if label is None else {"label": label})
-    return {}
-
-
-def _name_numbered(names: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
-    """The columns 0, 1, 2 ... of an array as pandas writes it, perhaps its index first, as `_name_columns` gives them.
-
-    They are x y z [nx ny nz] [label], as in a table without a header.
-    """
-    first = int(names[0] == "")
-    count = next((i for i, name in enumerate(names[first:]) if name != str(i)), len(names) - first)
-    if count < 3:
-        return {}
-    found = dict(zip((*_POINT, *_UNIT_NORMAL) if count >= 6 else _POINT, range(first, first + count)))
-    label = next((names.index(name) for name in labels if name in names), None)
-    if label is None and count in (4, 7) and labels:
-        label = first + count - 1
-    return found if label is None else {**found, "label": label}
-
-
-def _canonical(name: str) -> str:
-    """x, y, z, nx, ny or nz for one of its many names; else the name."""
-    axes = dict(zip("012", "xyz"))
-    if match := _COORDINATE.fullmatch(name):
-        axis = match[1] or match[2]
-        return axes.get(axis, axis)
-    if match := _NORMAL.fullmatch(name):
-        axis = match[1] or match[2]
-        return "n" + axes.get(axis, axis)
-    return name
-
-
 def _parse(text: str, layout: _Layout, *, max_rows: int | None = None, columns: Sequence[int] = ()) -> np.ndarray:
     """All columns of a text, or the given ones."""
-    options: dict[str, Any] = {"delimiter": layout.delimiter, "max_rows": max_rows, "ndmin": 2}
+    options: dict[str, Any] = {"delimiter": layout.delimiter, "max_rows": max_rows, "ndmin": 2, "comments": None}
     if layout.comma is not None and "," in text:
         text = text.replace(",", layout.comma)
-    if any(mark[0] in text for mark in _COMMENTS[1:]):
-        options["comments"] = _COMMENTS
     if '"' in text:
         options["quotechar"] = '"'
     if columns:
@@ -336,6 +362,11 @@ def _parse(text: str, layout: _Layout, *, max_rows: int | None = None, columns: 
     # Few rows of a large file are found in less time than it takes to split all of it.
     rest = text[layout.start :]
     lines = rest.split("\n") if max_rows is None else (match[0] for match in re.finditer(r"[^\n]+", rest))
+    if any(mark in rest for mark in _COMMENTS):
+        lines = _without_remarks(lines, layout)
+    if isinstance(lines, list):
+        while lines and not lines[-1].strip(",;| \t\x1a"):  # empty rows of Excel
+            lines.pop()
     if layout.num_rows is not None:
         lines = _rows_of_scans([line for line in lines if line.strip()], layout.num_rows)
         if max_rows is None and len(lines) < layout.num_rows:
@@ -345,6 +376,25 @@ def _parse(text: str, layout: _Layout, *, max_rows: int | None = None, columns: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy warns of an empty file; the caller reports it
         return np.loadtxt(lines, **options)
+
+
+def _without_remarks(lines: Iterable[str], layout: _Layout) -> list[str]:
+    """Lines without comments. Where columns have names, others may hold the marks: comments are what has no numbers."""
+    rows = []
+    for line in lines:
+        if not layout.named or layout.delimiter is None:
+            bare = _ANY_REMARK.sub("", line)
+        else:
+            bare = _REMARK.sub("", line)
+            if bare.count(layout.delimiter) < layout.num_columns - 1:
+                bare = line
+            if line.lstrip().startswith(_COMMENTS):
+                cells = _split(bare, layout.delimiter)
+                if not all(i < len(cells) and _is_number(cells[i]) for i in layout.named.values()):
+                    continue
+        if bare.strip() or not line.strip():
+            rows.append(bare)
+    return rows
 
 
 def _rows_of_scans(lines: list[str], count: int) -> list[str]:

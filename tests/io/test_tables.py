@@ -38,6 +38,40 @@ FILES = {
     "words in other columns": "x,y,z,kind\n" + "".join(f'{x},{y},"{z}",a car\n' for x, y, z in POINTS),
     "dates": "time;x;y;z\n" + "".join(f"2024-01-02 03:04;{x};{y};{z}\n" for x, y, z in POINTS),
     "missing values in other columns": "x,y,z,i\n" + "".join(f"{x},{y},{z},\n" for x, y, z in POINTS),
+    # Columns without a name, and what else stands before the rows.
+    "one column more": text("X Y Z\n", join(POINTS, COUNT + 0.5), delimiter=" "),
+    "one column more behind //": text("//X Y Z\n", join(POINTS, POINTS), delimiter=" ").replace(
+        " 0.25 1.5 -2.0\n", "\n"
+    ),
+    "a comma too many": text("x,y,z\n", POINTS, end=",\n"),
+    "row names without quotes": text("x y z\n", join(COUNT + 7, POINTS), delimiter=" "),
+    "row names of words": "x,y,z\n" + "".join(f"p{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(POINTS)),
+    "a remark behind the names": text("# id x y z\n# 300 points\n#----\n", join(COUNT, POINTS), delimiter=" "),
+    "a word before the names": text("# columns: id x y z\n", join(COUNT, POINTS), delimiter=" "),
+    "a unit behind the names": text("# id x y z [m]\n", join(COUNT, POINTS), delimiter=" "),
+    "units between the names": text("id x (m) y (m) z (m)\n", join(COUNT, POINTS), delimiter=" "),
+    "commas between the names": text("# id, x (m), y (m), z (m)\n", join(COUNT, POINTS), delimiter=" "),
+    "a row of units": text("id,x,y,z\n-,m,m,m\n", join(COUNT, POINTS)),
+    "a remark behind a header": text("id,x,y,z\n# made by foo\n", join(COUNT, POINTS)),
+    "marks in words": "c,x,y,z\n"
+    + "".join(f"{c},{x},{y},{z}\n" for c, (x, y, z) in zip(("#1", "50 % a", "a#1"), POINTS)),
+    "rows that are left out": text("c,x,y,z\n", join(COUNT, POINTS)) + "#3,1,2,bad\n# the end\n",
+    "addresses": "c,x,y,z\n" + "".join(f"http://a/{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(POINTS)),
+    "semicolons in words": "x,y,z,name\n" + "".join(f'{x},{y},{z},"a;b|c"\n' for x, y, z in POINTS),
+    "empty rows of Excel": text("x;y;z\n", POINTS, delimiter=";") + ";;\n;;\n",
+    # Names of many programs.
+    "pixels and metres": text("x,y,X,Y,Z\n", join(POINTS[:, :2] + 9, POINTS)),
+    "pixels and positions": text("x,y,pos_x,pos_y,pos_z\n", join(POINTS[:, :2] + 9, POINTS)),
+    "VeloView": text(
+        '"intensity","laser_id","Points_m_XYZ:0","Points_m_XYZ:1","Points_m_XYZ:2"\n', join(COUNT, COUNT, POINTS)
+    ),
+    "rostopic": text("%time,field.x,field.y,field.z\n", join(COUNT + 1.6e18, POINTS)),
+    "world": text("id,world_x,world_y,world_z\n", join(COUNT, POINTS)),
+    "two ways to say it": text("n,X/Easting,Y/Northing,Z/Elev\n", join(COUNT, POINTS)),
+    "feet": text("n,X_ft,Y_ft,Z_ft\n", join(COUNT, POINTS)),
+    "Ansys": text("Node Number\tX Location (m)\tY Location (m)\tZ Location (m)\n", join(COUNT, POINTS), delimiter="\t"),
+    "survey": text("P,N,E,H,D\n", join(COUNT, POINTS[:, [1, 0, 2]], COUNT)),
+    "velocities": text("vel_x,vel_y,vel_z,base.x,base.y,base.z\n", join(POINTS + 9, POINTS)),
     # Delimiters and decimal marks.
     "semicolons": text("", POINTS, delimiter=";"),
     "semicolons and decimal commas": text("x;y;z\n", POINTS, delimiter=";", mark=","),
@@ -109,7 +143,9 @@ def test_colours_are_no_normals_if_the_header_says_so(tmp_path):
 @pytest.mark.parametrize("header", ["a,b,c\n", "latitude,longitude,height\n", "x,y\n", "# a b c\n"])
 def test_a_header_that_is_not_understood_gives_a_warning(tmp_path, header):
     (tmp_path / "a.csv").write_text(text(header, POINTS))
-    with pytest.warns(UserWarning, match=r"a.csv: the header '.*' names no columns x, y and z, so the first three"):
+    with pytest.warns(
+        UserWarning, match=r"a.csv: the header '.*' does not name columns x, y and z of its rows, so the first"
+    ):
         np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), POINTS)
 
 
@@ -128,12 +164,60 @@ def test_a_header_that_is_not_understood_gives_a_warning(tmp_path, header):
         "1.5,2, 3.5,4, 5.5,6\n",
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*names no columns")
+@pytest.mark.filterwarnings("ignore:.*does not name columns")
 def test_integers_with_careless_blanks(tmp_path, rows):
     (tmp_path / "a.csv").write_text(rows)
     lines = [line for line in rows.splitlines() if line[0].isdecimal()]
     expected = [[float(cell) for cell in line.split(",")] for line in lines]
     np.testing.assert_array_equal(read_table(tmp_path / "a.csv"), expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("500,123.626  4,649,775.736  101.921\n", "separators of thousands"),
+        ("9,625.730\t-9,264.210\t1.5\n", "separators of thousands"),
+        ("X\tY\tZ\n9.625,730\t-9.264,210\t1.234,5\n", "separators of thousands"),
+        ("0,625730,-0,264210,1,921268\n1,625730,0,064210,1,921268\n", "decimal commas"),
+        ("x,y,z\n1,62,0,26,1,92\n1,63,0,26,1,92\n", "decimal commas"),
+        ("id,x,y,z\n0,NA,NA,NA\n1,1.5,2.5,3.5\n", "'0,NA,NA,NA' is not a row of numbers, as 'NA' is none"),
+        ("ncols 3\nnrows 2\nxllcorner 0\nNODATA_value -9999\n1 2 3\n4 5 6\n", "a grid of heights"),
+        ("part,qty\nbolt,many\n,,\n", "is not a row of numbers"),
+        (",\n", "is not a row of numbers"),
+    ],
+)
+def test_what_would_be_read_wrongly_is_refused(tmp_path, rows, reason):
+    (tmp_path / "a.txt").write_text(rows)
+    with pytest.raises(ValueError, match=f"a.txt is not a table of numbers.*{reason}"):
+        read_text_cloud(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "rows", ["100,200,300 255 0 0\n100,200,301 255 0 0\n", "1,234 2,345 0,456\n", "x y z\n1 2 3\n4 5 6\n"]
+)
+def test_what_only_looks_like_thousands(tmp_path, rows):
+    (tmp_path / "a.txt").write_text(rows)
+    first = read_text_cloud(tmp_path / "a.txt")[0, :3].tolist()
+    assert first in ([100, 200, 300], [1.234, 2.345, 0.456], [1, 2, 3])
+
+
+@pytest.mark.parametrize("header", ["x y z of a scan here\n", "# x and y and z, each in metres\n", "a_x,a_y,b_z\n"])
+def test_a_header_that_names_other_columns_gives_a_warning(tmp_path, header):
+    (tmp_path / "a.txt").write_text(text(header, POINTS, delimiter="," if header[0] == "a" else " "))
+    with pytest.warns(UserWarning, match="does not name columns x, y and z of its rows"):
+        read_text_cloud(tmp_path / "a.txt")
+
+
+def test_a_first_column_that_counts_the_rows_gives_a_warning(tmp_path):
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    (tmp_path / "a.txt").write_text(text("", join(np.arange(1, 21)[:, None], points)))
+    with pytest.warns(UserWarning, match="its first column counts the rows"):
+        read_text_cloud(tmp_path / "a.txt")
+
+
+def test_normals_with_names_may_have_any_length(tmp_path):
+    (tmp_path / "a.csv").write_text(text("x,y,z,nx,ny,nz\n", join(POINTS, 3 * NORMALS)))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.csv"), join(POINTS, NORMALS))
 
 
 def test_read_table_keeps_all_columns_in_order(tmp_path):
