@@ -162,6 +162,17 @@ def test_nodes_move_turn_and_scale_their_meshes(builder, read):
     np.testing.assert_allclose(read().vertices, expected, rtol=1e-12)
 
 
+def test_hidden_nodes_are_left_out_with_what_is_in_them(builder, read):
+    builder.primitive(SQUARE, [0, 1, 2])
+    hidden = {"KHR_node_visibility": {"visible": False}}
+    builder.header["nodes"] = [
+        {"mesh": 0, "extensions": {"KHR_node_visibility": {"visible": True}}},
+        {"extensions": hidden, "children": [2]},
+        {"mesh": 0},
+    ]
+    assert len(read().vertices) == len(SQUARE)
+
+
 def test_a_reflection_keeps_the_outside_outside(builder, read):
     builder.primitive(SQUARE, [0, 1, 2])
     builder.header["nodes"][0]["scale"] = [-1, 1, 1]

@@ -125,3 +125,22 @@ def test_lines_alone_are_a_cloud_with_a_warning(tmp_path):
     (tmp_path / "a.obj").write_text(f"{SQUARE}l 1 2 3 4\n")
     with pytest.warns(UserWarning, match=r"a.obj has lines and no faces: only its vertices are read, as points"):
         assert read_obj(tmp_path / "a.obj").tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+
+
+def test_faces_beside_a_cloud_or_curves_give_a_warning(tmp_path):
+    triangle = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
+    (tmp_path / "a.obj").write_text(triangle + "v 5 5 5\n" * 9 + "f 1 2 3\n")
+    with pytest.warns(UserWarning, match=r"a.obj: only the faces are read; 9 of 12 vertices are in none"):
+        assert read_obj(tmp_path / "a.obj").vertices.shape == (3, 3)
+    (tmp_path / "a.obj").write_text(triangle + "surf 0 1 0 1 1 2 3\nend\nf 1 2 3\n")
+    with pytest.warns(UserWarning, match=r"only faces are read, not the curved surfaces \(surf\)"):
+        read_obj(tmp_path / "a.obj")
+    (tmp_path / "a.obj").write_text(triangle + "cstype bspline\nsurf 0 1 0 1 1 2 3\nend\n")
+    with pytest.raises(ValueError, match=r"it has 'surf', a curved surface; export it as a mesh of faces"):
+        read_obj(tmp_path / "a.obj")
+
+
+def test_names_that_end_in_a_backslash_do_not_go_on(tmp_path):
+    (tmp_path / "a.obj").write_text("mtllib C:\\tex\\\nv 0 0 0\nv 1 0 \\\n0\nv 0 1 0\nusemtl C:\\tex\\\nf 1 2 3\n")
+    mesh = read_obj(tmp_path / "a.obj")
+    assert (mesh.vertices.tolist(), mesh.faces.tolist()) == ([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])

@@ -256,3 +256,20 @@ def test_faces_without_vertices_are_refused(tmp_path):
 def test_an_element_without_properties_costs_nothing(tmp_path):
     columns, _ = read_ply(write(tmp_path / "a.ply", "element edge 999999999999", *HEADER, "end_header", *CORNERS))
     assert columns["x"].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_mixed_polygons_with_64_bits(tmp_path, order):
+    header = [
+        "ply", f"format binary_{'little' if order == '<' else 'big'}_endian 1.0", "element vertex 4",
+        *(f"property double {axis}" for axis in "xyz"), "property int64 id",
+        "element face 2", "property list uint64 int64 vertex_indices", "end_header", "",
+    ]  # fmt: skip
+    rows = np.array(
+        [(0, 0, 0, 7), (1, 0, 0, 8), (1, 1, 0, 9), (0, 1, 0, 10)], f"{order}f8,{order}f8,{order}f8,{order}i8"
+    )
+    faces = np.array([3, 0, 1, 2, 4, 0, 1, 2, 3], order + "i8")
+    (tmp_path / "a.ply").write_bytes("\n".join(header).encode() + rows.tobytes() + faces.tobytes())
+    columns, polygons = read_ply(tmp_path / "a.ply")
+    assert [*map(list, polygons)] == [[0, 1, 2], [0, 1, 2, 3]]
+    assert columns["id"].tolist() == [7, 8, 9, 10]

@@ -109,6 +109,14 @@ def test_normals(tmp_path):
     full, bare = save(tmp_path / "full.npy", table), save(tmp_path / "bare.npy", table[:, :3])
     colors = save(tmp_path / "colors.npy", np.hstack([table[:, :3], np.full((50, 3), 200)]))
     bright = save(tmp_path / "bright.npy", np.hstack([table[:, :3], np.random.default_rng(1).random((50, 3))]))
+    pure, grey, plane = (
+        save(tmp_path / f"{name}.npy", np.hstack([table[:, :3], colors]))
+        for name, colors in (
+            ("pure", np.eye(3)[np.arange(50) % 3]),
+            ("grey", np.full((50, 3), 0.577)),
+            ("plane", np.tile([0.0, 0, 1], (50, 1))),
+        )
+    )
     given = torch.from_numpy(table[:, 3:]).float()
     estimated = estimate_normals(torch.from_numpy(table[:, :3]).float())
     for path, option, expected in (
@@ -121,6 +129,9 @@ def test_normals(tmp_path):
         (colors, "file", None),
         (colors, "estimate", estimated),
         (bright, "file", None),
+        (pure, "file", None),
+        (grey, "file", None),
+        (plane, "file", torch.tensor([[0.0, 0, 1]]).expand(50, 3)),
     ):
         torch.testing.assert_close(load_points(path, normals=option).normals, expected)
     some = load_points(bare, 30, normals="estimate", up="z")
@@ -131,6 +142,28 @@ def test_normals(tmp_path):
         load_points(bare, normals="required")
     with pytest.raises(ValueError, match=r"colors.npy: columns 4 to 6 are not unit normals \(colours\?\)"):
         load_points(colors, normals="required")
+
+
+def test_normals_by_name_may_have_any_length(tmp_path):
+    table = cloud(20, 6)
+    np.savez(tmp_path / "a.npz", points=np.hstack([table[:, :3], np.ones((20, 1))]), normals=3 * table[None, :, 3:])
+    names = ("x", "y", "z", "normal_x", "normal_y", "normal_z")
+    write_ply(tmp_path / "a.ply", dict(zip(names, np.hstack([table[:, :3], 2 * table[:, 3:]]).T)))
+    for name in ("a.npz", "a.ply"):
+        normals = load_points(tmp_path / name, normals="file").normals
+        torch.testing.assert_close(normals, torch.from_numpy(table[:, 3:]).float())
+
+
+def test_a_vertex_of_no_face_may_be_nan(tmp_path):
+    (tmp_path / "a.off").write_text("OFF\n4 1 0\n0 0 0\n1 0 0\n0 1 0\nnan nan nan\n3 0 1 2\n")
+    assert load_points(tmp_path / "a.off", 10).points.isfinite().all()
+
+
+def test_normals_of_a_mesh_are_never_taken_for_colours(tmp_path):
+    """All normals of this corner of a cube are positive."""
+    faces = "3 0 1 2\n3 0 2 3\n3 0 3 1\n"
+    (tmp_path / "a.off").write_text("OFF\n4 3 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n" + faces)
+    assert (load_points(tmp_path / "a.off", 50, normals="file").normals >= 0).all()
 
 
 def test_normals_are_scaled_to_unit_length(tmp_path):

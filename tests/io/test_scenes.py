@@ -59,6 +59,10 @@ MODEL = '<model xmlns="http://schemas.microsoft.com/3dmanufacturing/core/2015/02
         ({"3D/3dmodel.model": MODEL.format(""), "3D/Objects/o.model": MODEL.format("")}, "extension production"),
         ({"3D/3dmodel.model": MODEL.format('requiredextensions="p b"')}, "3MF extension p b"),
         ({"readme.txt": "hello"}, "could not be read as .3mf"),
+        (
+            {"3D/3dmodel.model": MODEL.format("").replace("/>", '><object id="1" type="support"/>', 1)},
+            "support the shape",
+        ),
     ],
 )
 def test_3mf_that_trimesh_would_read_in_part_or_never_end_is_refused(tmp_path, members, message):
@@ -164,6 +168,12 @@ def test_collada_that_pycollada_reads_wrongly_is_refused(tmp_path, collada):
         ):
             read_file(write(tmp_path / "a.dae", wrong))
     assert len(read_file(write(tmp_path / "a.dae", collada.replace(' stride="3"', ""))).faces) == 12
+    node = '<node id="node0" name="node0">'
+    for element in ("<lookat>5 0 0 0 0 0 0 1 0</lookat>", "<skew>30 1 0 0 0 1 0</skew>"):
+        with pytest.raises(ValueError, match="it places a part by (lookat|skew), which pycollada reads wrongly"):
+            read_file(write(tmp_path / "a.dae", collada.replace(node, node + element)))
+    camera = collada.replace(node, '<node id="camera"><lookat>5 0 0 0 0 0 0 1 0</lookat></node>' + node)
+    assert len(read_file(write(tmp_path / "a.dae", camera)).faces) == 12
 
 
 @pytest.mark.parametrize(
