@@ -170,7 +170,7 @@ def test_collada_that_pycollada_reads_wrongly_is_refused(tmp_path, collada):
     assert len(read_file(write(tmp_path / "a.dae", collada.replace(' stride="3"', ""))).faces) == 12
     node = '<node id="node0" name="node0">'
     for element in ("<lookat>5 0 0 0 0 0 0 1 0</lookat>", "<skew>30 1 0 0 0 1 0</skew>"):
-        with pytest.raises(ValueError, match="it places a part by (lookat|skew), which pycollada reads wrongly"):
+        with pytest.raises(ValueError, match=r"it places a part by (lookat|skew), which pycollada reads wrongly"):
             read_file(write(tmp_path / "a.dae", collada.replace(node, node + element)))
     camera = collada.replace(node, '<node id="camera"><lookat>5 0 0 0 0 0 0 1 0</lookat></node>' + node)
     assert len(read_file(write(tmp_path / "a.dae", camera)).faces) == 12
