@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_message(f"no command {command!r}; there are {', '.join(commands)}."), file=sys.stderr)
         sys.exit(2)
     # One line each, like errors; their place in the code does not help at a command line.
-    warnings.formatwarning = lambda message, *_, **__: f"pcea: warning: {message}\n"
+    # Not by `formatwarning`, which importing Lightning replaces.
+    warnings.showwarning = lambda message, *_, **__: print(f"pcea: warning: {message}", file=sys.stderr)
     try:
         commands[command](rest)
         sys.stdout.flush()

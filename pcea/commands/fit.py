@@ -208,12 +208,24 @@ class PceaCLI(LightningCLI):
 
     @rank_zero_only
     def after_validate(self) -> None:
-        """Print the metrics."""
+        """Print the metrics.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not self.trainer.callback_metrics:
+            raise ValueError("Nothing was measured, as there is no validation split: set data.init_args.val_fraction.")
         print_metrics(to_percent(self.trainer.callback_metrics))
 
     @rank_zero_only
     def after_test(self) -> None:
-        """Print the metrics and, of the whole split, write the record."""
+        """Print the metrics and, of the whole split, write the record.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if not self.trainer.callback_metrics:
+            raise ValueError("Nothing was measured, as the test has no batches.")
         record = self._record(to_percent(self.trainer.callback_metrics))
         print_metrics(record.metrics)
         print_categories(record)

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, g
 
 from pcea.datasets.splits import TrainOrTest, stratified_sample
 
+# Arguments that decide which samples are held out.
+_DIVIDING = ("val_fraction", "split_seed", "test_fraction")
+
 
 class TaskData(Protocol):
     """What a task may ask of its data module after `setup`; `DataModule` answers all of it.
@@ -163,6 +166,35 @@ class DataModule(L.LightningDataModule):
                 self._keep("val", val)
         if stage in ("test", "predict") and "test" not in self.sets:
             self._keep("test", self.load("test"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How the samples are divided, for checkpoints."""
+        return {name: getattr(self, name) for name in _DIVIDING if hasattr(self, name)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare how the samples are divided with how they were in training.
+
+        Raises:
+            ValueError: If a resumed run divides them otherwise: it would be validated on what it was trained on.
+        """
+        stage = self._attached_trainer.state.fn
+        names = [
+            name for name in _DIVIDING if name in state_dict and (stage != "test" or hasattr(self, "test_fraction"))
+        ]
+        differing = [name for name in names if state_dict[name] != getattr(self, name, state_dict[name])]
+        if not differing:
+            return
+        listed = ", ".join(f"{name} {getattr(self, name)} instead of {state_dict[name]}" for name in differing)
+        if stage == "fit":
+            raise ValueError(
+                f"This run has {listed}, so it would be validated on samples that it was trained on: resume with the "
+                "same."
+            )
+        warnings.warn(
+            f"The data is divided otherwise than in training, with {listed}: the network may have been trained on "
+            "these samples.",
+            stacklevel=2,
+        )
 
     def match_classes(self, class_names: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
         """Number the classes of all sets as a trained network does; they are matched by name.

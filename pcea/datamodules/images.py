@@ -97,7 +97,7 @@ class ImageDataModule(TransformedDataModule):
     ):
         super().__init__(
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size or 2 * batch_size,
+            eval_batch_size=2 * batch_size if eval_batch_size is None else eval_batch_size,
             train_transforms=train_transforms,
             **options,
         )

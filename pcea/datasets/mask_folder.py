@@ -11,7 +11,8 @@ from pcea.datasets.images import IMAGE_SUFFIXES
 from pcea.datasets.masks import MaskFiles, find_by_name, number_classes, pair_files, read_list
 from pcea.datasets.splits import SPLITS, Split, stored_split
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm")
+# No .gif, whose writers number the values anew.
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")
 
 
 def read_mask_folder(

@@ -86,7 +86,7 @@ class MaskFiles(ImageDataset):
         """
         chosen = np.linspace(0, len(self) - 1, min(num_files, len(self))).round().astype(int)
         values: set[int] = set()
-        wanted = {number for number in self.classes.values() if number != IGNORE}
+        wanted = {*range(len(self.class_names))}
         count = 0
         for index in chosen:
             if not wanted:

@@ -216,6 +216,12 @@ class Task(L.LightningModule):
             ValueError: If they do not.
         """
         self.up = None if self.data is None else self.data.up
+        monitors = [m for callback in self.trainer.checkpoint_callbacks if (m := getattr(callback, "monitor", None))]
+        if any(monitor.startswith("val/") for monitor in monitors) and not sum(self.trainer.num_val_batches):
+            raise ValueError(
+                f"checkpoint.monitor is {monitors[0]}, but there is no validation: set data.init_args.val_fraction, or "
+                "checkpoint.monitor to null."
+            )
         if self.encoder_rate == 0:
             # Lightning leaves modules in the mode that they are in.
             self.network.encoder.eval()  # type: ignore[union-attr]
@@ -225,6 +231,11 @@ class Task(L.LightningModule):
                 f"Process {self.global_rank} starts at step {self.global_step}, process 0 at step {first}: all must "
                 "find the same checkpoint. Put the runs on a disk that they share, or copy it to each."
             )
+
+    def on_validation_start(self) -> None:
+        """Warn as before a test, except in training."""
+        if self.trainer.state.fn == "validate":
+            self.on_test_start()
 
     def on_test_start(self) -> None:
         """Warn if the data is read otherwise than in training: this is easily forgotten."""
@@ -411,6 +422,19 @@ class ImageTask(Task):
         super().setup(stage)
         if self.data is not None:
             self.mean, self.std = self.data.mean, self.data.std
+
+    def on_train_start(self) -> None:
+        """Take the normalization from the data again: a checkpoint that is resumed has replaced it by its own."""
+        super().on_train_start()
+        if self.data is None:
+            return
+        if self.mean and (self.mean, self.std) != (tuple(self.data.mean), tuple(self.data.std)):
+            warnings.warn(
+                f"The resumed run goes on with images normalized otherwise: mean {list(self.data.mean)} and std "
+                f"{list(self.data.std)} instead of {list(self.mean)} and {list(self.std)}.",
+                stacklevel=2,
+            )
+        self.mean, self.std = tuple(self.data.mean), tuple(self.data.std)
 
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
         """Remember the size of the images."""

@@ -18,6 +18,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from pcea.datasets.batches import ObjectBatch
 from pcea.inference.objects import coco_annotations, to_objects
+from pcea.io.atomic import atomic_file
 from pcea.io.description import NetworkDescription
 from pcea.tasks.base import SchedulerCallable, Task
 
@@ -83,6 +84,8 @@ class DetectionTask(Task):
         self.category_ids = () if self.data is None else self.data.category_ids
         if stage == "test" and self.results and self.trainer.world_size > 1:
             raise ValueError("Results can be written by one device only: set trainer.devices to 1.")
+        if stage == "test" and self.results:  # before the work, that it is not lost
+            Path(self.results).parent.mkdir(parents=True, exist_ok=True)
         if stage == "test" and self.results and self.data is not None and self.data.eval_transforms:
             raise ValueError(
                 "Results are boxes in the pictures as their files hold them, but eval_transforms change the pictures "
@@ -144,9 +147,8 @@ class DetectionTask(Task):
             name: (number.get(label, 0), precision.get(label)) for label, name in enumerate(self._names, start=1)
         }
         if self.results:
-            path = Path(self.results)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._found), encoding="utf-8")
+            with atomic_file(Path(self.results)) as temporary:
+                temporary.write_text(json.dumps(self._found), encoding="utf-8")
             self._found = []
 
     def describe_network(self) -> NetworkDescription | None:
@@ -161,8 +163,10 @@ class DetectionTask(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what prediction needs, and refuse another architecture."""
-        super().on_load_checkpoint(checkpoint)
         self.category_ids = tuple(checkpoint.get("category_ids", ()))
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.data is not None:
+            self.category_ids = self.data.category_ids  # by which results are written
 
     @property
     def _names(self) -> Sequence[str]:
