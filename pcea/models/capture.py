@@ -46,17 +46,18 @@ def example_inputs(network: nn.Module, description: NetworkDescription | None = 
     Raises:
         TypeError: If the network is neither for points nor for images.
     """
-    first: Any = network.members[0] if isinstance(network, ClassifierEnsemble) else network
-    encoder = getattr(first, "encoder", first)
+    members: list[Any] = [*network.members] if isinstance(network, ClassifierEnsemble) else [network]
+    encoders = [getattr(member, "encoder", member) for member in members]
     if description is not None:
         task, num_features = description.task, 3 * description.has_normals
     elif hasattr(network, "min_points"):
-        task, num_features = "points", encoder.in_channels - 3
+        task, num_features = "points", encoders[0].in_channels - 3
     else:
         is_for_images = hasattr(network, "in_channels") and hasattr(network, "num_classes")
         task, num_features = "images" if is_for_images else "", 0
     if task in ("points", "parts"):
-        count = int(getattr(encoder, "min_captured_points", max(getattr(network, "min_points", 1), _EXAMPLE_POINTS)))
+        usual = max(getattr(network, "min_points", 1), _EXAMPLE_POINTS)
+        count = max(int(getattr(encoder, "min_captured_points", usual)) for encoder in encoders)
         # 2 clouds, so that their number is no constant of the graph.
         inputs = {"points": torch.rand(2, count, 3)}
         if num_features:

@@ -6,6 +6,7 @@ Source: "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensemb
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,14 @@ class ClassifierEnsemble(nn.Module):
 
     def __init__(self, members: list[nn.Module]):
         super().__init__()
-        counts = [int(member.num_classes) for member in members]  # type: ignore[arg-type]
+        flat: list[nn.Module] = []
+        for member in members:
+            flat += member.members if isinstance(member, ClassifierEnsemble) else [member]
+        counts = [int(member.num_classes) for member in flat]  # type: ignore[arg-type]
         if len(set(counts)) != 1:
             raise ValueError(f"members must be at least one classifier, all of the same classes; they have {counts}.")
-        self.members, self.num_classes = nn.ModuleList(members), counts[0]
+        self.num_classes = counts[0]
+        self.members = nn.ModuleList(flat)
 
     def forward(
         self,
@@ -44,14 +49,16 @@ class ClassifierEnsemble(nn.Module):
         """Classify B clouds; arguments as for `PointEAClassifier.forward`.
 
         Returns:
-            Logarithms of the mean probabilities, (B, num_classes); in training the logits of all M members,
-            (B, M, num_classes), for a loss of each.
+            Logarithms of the mean probabilities plus the mean of what each member's logits have beyond such logarithms,
+            their log-sum-exp, which tells known clouds from others, (B, num_classes). In training the logits of all M
+            members, (B, M, num_classes), for a loss of each.
         """
         logits = torch.stack([m(points, features, mask=mask, batch=batch) for m in self.members], dim=1)
         if self.training:
             return logits
-        mean = at_least_fp32(logits).log_softmax(-1).logsumexp(1) - math.log(len(self.members))
-        return mean.to(logits.dtype)
+        exact = at_least_fp32(logits)
+        mean = exact.log_softmax(-1).logsumexp(1) - math.log(len(self.members))
+        return (mean + exact.logsumexp(-1).mean(1, keepdim=True)).to(logits.dtype)
 
     @property
     def encoder(self) -> nn.ModuleList:
@@ -66,12 +73,11 @@ class ClassifierEnsemble(nn.Module):
     def pooled_centers(self, points: Tensor, features: Tensor | None = None) -> PooledCenters:
         """Which centre gives each max-pooled channel, of all members together; see `PointEAClassifier.pooled_centers`.
 
-        Members that choose the same centres share them.
+        Of centres that several members have, the first one's wins.
         """
         pooled = [member.pooled_centers(points, features) for member in self.members]  # type: ignore[operator]
-        centers = pooled[0].centers
-        if all(torch.equal(each.centers, centers) for each in pooled):
-            return PooledCenters(centers, torch.cat([each.winner for each in pooled], 1))
-        starts = torch.tensor([0, *(each.centers.shape[1] for each in pooled[:-1])]).cumsum(0).tolist()
+        centers = torch.cat([each.centers for each in pooled], 1)
+        starts = accumulate((each.centers.shape[1] for each in pooled[:-1]), initial=0)
         winner = torch.cat([each.winner + start for each, start in zip(pooled, starts)], 1)
-        return PooledCenters(torch.cat([each.centers for each in pooled], 1), winner)
+        first = (centers[:, :, None] == centers[:, None]).all(-1).long().argmax(2)
+        return PooledCenters(centers, first.gather(1, winner))

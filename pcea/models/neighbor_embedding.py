@@ -25,7 +25,7 @@ from pcea.nn.compiled import kernels, run
 from pcea.nn.linear import Linear, at_least_fp32, linear
 from pcea.nn.norm import batch_norm_affine, fold_batch_norm, norm_tokens, zero_padding
 from pcea.nn.shortcuts import can_shortcut, has_running_statistics, is_batched, is_plain
-from pcea.nn.synchronized import SynchronizedBatchNorm, is_synchronized, over_processes
+from pcea.nn.synchronized import SynchronizedBatchNorm, check_total, is_synchronized, over_processes
 from pcea.ops.grouping import flat_index
 
 _KERNELS = "pcea.models.neighbor_kernels"
@@ -81,7 +81,7 @@ class NeighborEmbedding(nn.Module):
         return (
             self._has_factors()
             and is_plain(self.linear2, nn.Linear, Linear)
-            and all(is_plain(norm, *kinds) and norm.weight is not None for norm in norms)
+            and all(is_plain(n, *kinds) and n.weight is not None and n.bias is not None for n in norms)
         )
 
     def _embed_by_modules(self, features: Tensor, centers: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
@@ -171,6 +171,7 @@ def _normalization(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, count: 
     elif count < 2:
         raise ValueError("Expected more than 1 value per channel when training, got one centre with one neighbour.")
     if norm.training:
+        check_total(total, count)
         update_running_statistics(norm, mean.detach(), variance.detach() * (total / (total - 1)))
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     return scale, norm.bias - scale * mean
@@ -277,7 +278,9 @@ class _PairReLU(torch.autograd.Function):
         if loops:
             to_neighbor = grad.new_empty(len(uses.counts), grad.shape[-1], dtype=torch.float32)
             to_center = grad.new_empty(len(grad), grad.shape[-1], dtype=torch.float32)
-            clouds = torch.arange(uses.num_clouds + 1) * (len(to_neighbor) // uses.num_clouds)
+            clouds = torch.arange(uses.num_clouds + 1, device=to_neighbor.device) * (
+                len(to_neighbor) // uses.num_clouds
+            )
             first = torch.searchsorted(uses.rows[:, 0].contiguous(), clouds)
             is_half = pairs.dtype == torch.bfloat16
             arrays = _bits(grad.contiguous()), _bits(pairs), uses.rows, first, is_half, to_neighbor, to_center

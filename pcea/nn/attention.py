@@ -306,11 +306,16 @@ class SelfAttention(RecordedLayer):
         _check_tokens(tokens, self.dim, mask)
         tokens = zero_padding(tokens, mask)  # 0 * NaN is NaN: no weight keeps such a value out
         value = self._heads(self.value(tokens))
-        if self.normalization == "softmax" and not self._recordings():
+        if self.normalization == "softmax":
             query, key = self._query_and_key(tokens)
             heads = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask[:, None, None])
+            if self._recordings():  # beside it: what backward passes must not depend on who looks
+                with torch.no_grad():
+                    self._keep(self._softmax_weights(query, key, mask), mask)
         else:
-            heads = self._weights(tokens, mask).to(value.dtype) @ value
+            weights = self._double_weights(tokens, mask)
+            self._keep(weights, mask)
+            heads = weights.to(value.dtype) @ value
         out = heads.transpose(1, 2).flatten(2)
         out = out if self.project is None else self.project(out)
         return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
@@ -322,24 +327,26 @@ class SelfAttention(RecordedLayer):
         query = self._heads(_map(self.query, tokens))
         return query, query if self.key is None else self._heads(_map(self.key, tokens))
 
-    def _weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def _double_weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Weights (B, H, N, N), rows are queries."""
-        token_mask, mask = mask, None if mask is None else mask[:, None]
-        if self.normalization == "double":
-            # Unscaled logits reach hundreds, where bf16 values are 1 apart, and training diverges.
-            with torch.autocast(tokens.device.type, enabled=False):
-                query, key = self._query_and_key(at_least_fp32(tokens))
-                logits = query @ key.transpose(-1, -2)
-            # With every token as a slot this is PCT's rule: with q = k the energy is symmetric.
-            weights = double_normalize(logits, mask=mask, slot_mask=mask)
-        else:
-            query, key = self._query_and_key(tokens)
-            logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-            if mask is not None:
-                logits = logits.masked_fill(~mask.unsqueeze(-2), _lowest(logits))
-            weights = _over_slots(logits, None, mask)
-        self._record(weights.squeeze(1) if self.num_heads == 1 else weights, token_mask)
-        return weights
+        mask = None if mask is None else mask[:, None]
+        # Unscaled logits reach hundreds, where bf16 values are 1 apart, and training diverges.
+        with torch.autocast(tokens.device.type, enabled=False):
+            query, key = self._query_and_key(at_least_fp32(tokens))
+            logits = query @ key.transpose(-1, -2)
+        # With every token as a slot this is PCT's rule: with q = k the energy is symmetric.
+        return double_normalize(logits, mask=mask, slot_mask=mask)
+
+    def _softmax_weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights (B, H, N, N), rows are queries."""
+        mask = None if mask is None else mask[:, None]
+        logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(-2), _lowest(logits))
+        return _over_slots(logits, None, mask)
+
+    def _keep(self, weights: Tensor, mask: Tensor | None) -> None:
+        self._record(weights.squeeze(1) if self.num_heads == 1 else weights, mask)
 
 
 def _map(layer: nn.Linear, tokens: Tensor) -> Tensor:

@@ -105,14 +105,16 @@ def _normalize(
     scale = weight * torch.rsqrt(variance + eps)
     shift = bias - scale * mean
     rows = tokens.contiguous().view(-1, tokens.shape[-1])
-    out = torch.empty_like(rows)
+    # No view: what follows may change it in place.
+    result = tokens.new_empty(tokens.shape)
+    out = result.view(rows.shape)
     if residual is None and keep is None:
         run(affine, len(rows), rows, scale, shift, out)
     else:
         added = torch.zeros_like(rows) if residual is None else residual.reshape(rows.shape)
         factors = rows.new_ones(1) if keep is None else keep
         run(affine_add, len(rows), rows, scale, shift, added, factors, out)
-    return out.view(tokens.shape)
+    return result
 
 
 class _Normalize(torch.autograd.Function):

@@ -60,7 +60,7 @@ class Dropout(nn.Dropout):
         is_fast = self.training and 0 < dropped < 2**16 - 1 and not self.inplace and tokens.device.type == "cpu"
         if not is_fast or not can_shortcut():
             return super().forward(tokens)
-        draws = torch.empty((tokens.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        draws = tokens.new_empty((tokens.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         bits = draws.view(torch.int16)[: tokens.numel()].view(tokens.shape)
         keep = (bits >= dropped - 2**15).to(tokens.dtype)
         return tokens * keep.mul_(2**16 / (2**16 - dropped))

@@ -90,7 +90,8 @@ def can_fold(layer: nn.Module, norm: nn.Module) -> bool:
 
 def has_affine_statistics(norm: nn.Module) -> bool:
     """Whether `norm` is a plain batch norm in evaluation with running statistics, weight and bias."""
-    return has_running_statistics(norm) and is_plain(norm, nn.BatchNorm1d) and norm.weight is not None
+    is_whole = has_running_statistics(norm) and is_plain(norm, nn.BatchNorm1d)
+    return is_whole and norm.weight is not None and norm.bias is not None
 
 
 def fold_batch_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:

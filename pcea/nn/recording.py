@@ -119,7 +119,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, AttentionMap]]:
         for name, module in modules.items():
             # Only where there are layers inside: a hook keeps a module from taking shortcuts.
             if name not in layers and _within(name, layers):
-                hooks.append(module.register_forward_hook(partial(_locate, recording, name)))
+                hooks.append(module.register_forward_hook(partial(_locate, recording, name), with_kwargs=True))
         _RECORDINGS.append(recording)
         with _eager:
             yield recording.maps
@@ -135,14 +135,16 @@ def _within(name: str, layers: dict[str, Any]) -> list[str]:
     return [layer for layer in layers if not name or f"{layer}.".startswith(f"{name}.")]
 
 
-def _locate(recording: _Recording, name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+def _locate(
+    recording: _Recording, name: str, module: nn.Module, inputs: tuple, options: dict[str, Any], output: object
+) -> None:
     """Add positions to the maps of the layers in a module that has just run."""
     if not recording.is_here():
         return
     maps = recording.maps
     token_grids: Any = getattr(module, "token_grids", None)
-    if token_grids is not None and inputs:
-        for part, grid in token_grids(*inputs).items():
+    if token_grids is not None and (inputs or options):
+        for part, grid in token_grids(*inputs, **options).items():
             inside = _within(".".join(filter(None, (name, part))), maps)
             maps.update({layer: maps[layer]._replace(grid=grid) for layer in inside})
     centers = getattr(output, "centers", None)

@@ -29,10 +29,11 @@ class SynchronizedBatchNorm(_BatchNorm):
         axes = [axis for axis in range(values.ndim) if axis != 1]
         count = values.numel() // values.shape[1]
         mean, variance, total = over_processes(self, exact.mean(axes), exact.var(axes, correction=0), count)
+        check_total(total, count)
         update_running_statistics(self, mean.detach(), variance.detach() * (total / (total - 1)))
         out = (exact - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
+        out = out if self.weight is None else out * self.weight.view(shape)
+        out = out if self.bias is None else out + self.bias.view(shape)
         return out.to(values.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -43,6 +44,16 @@ def is_synchronized(norm: nn.Module) -> bool:
     """Whether the statistics of a norm are now those of all processes."""
     kinds = (nn.SyncBatchNorm, SynchronizedBatchNorm)
     return isinstance(norm, kinds) and norm.training and dist.is_available() and dist.is_initialized()
+
+
+def check_total(total: Tensor | int, count: int) -> None:
+    """Refuse statistics of a single row in all processes; this one has `count`.
+
+    Raises:
+        ValueError: If there is no other: its variance would be 0 / 0.
+    """
+    if count < 2 and int(total) < 2:
+        raise ValueError("Expected more than 1 value per channel when training, got one in all processes.")
 
 
 def over_processes(norm: nn.Module, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -172,7 +172,7 @@ def _knn_compiled(compiled: Any, query: Tensor, source: Tensor, k: int, mask: Te
     if mask is not None:
         xyz = xyz.masked_fill(~mask, torch.inf)
     shape = (*query.shape[:2], k)
-    index, squared_distance = torch.zeros(shape, dtype=torch.int64), query.new_full(shape, torch.inf)
+    index, squared_distance = query.new_zeros(shape, dtype=torch.int64), query.new_full(shape, torch.inf)
     run(compiled.nearest, shape[0] * shape[1], query, xyz, index, squared_distance)
     return index, squared_distance
 
@@ -183,7 +183,8 @@ def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     NumPy partitions integers with vector instructions. The bits of a float that is not negative order like the float,
     so they become the high half of a key, its place the low half. NaN comes last, also with its sign bit set.
     """
-    key = (distance.abs_().view(torch.int32).to(torch.int64) << 32).bitwise_or_(torch.arange(distance.shape[-1]))
+    places = torch.arange(distance.shape[-1], device=distance.device)
+    key = (distance.abs_().view(torch.int32).to(torch.int64) << 32).bitwise_or_(places)
     keys = key.numpy()
     keys.partition(k - 1, axis=-1)
     nearest = torch.from_numpy(np.sort(keys[..., :k], axis=-1))
@@ -193,8 +194,8 @@ def _smallest(distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _knn_tree(query: Tensor, source: Tensor, k: int, mask: Tensor | None) -> Neighbors:
     from scipy.spatial import KDTree
 
-    index = torch.empty(*query.shape[:2], k, dtype=torch.int64)
-    squared_distance = torch.empty(*query.shape[:2], k, dtype=query.dtype)
+    index = query.new_empty((*query.shape[:2], k), dtype=torch.int64)
+    squared_distance = query.new_empty((*query.shape[:2], k))
     valid = torch.ones_like(index, dtype=torch.bool)
     for b in range(len(query)):
         is_real = source[b].isfinite().all(1)  # SciPy refuses others, which are nearest to nothing

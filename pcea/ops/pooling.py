@@ -117,7 +117,7 @@ def _argmax_neighbors(values: Tensor, index: Tensor, own: Tensor) -> tuple[Tenso
     from pcea.ops.cpu_kernels import argmax_gathered
 
     shape = (*index.shape[:2], values.shape[-1])
-    out, winner = values.new_empty(shape), torch.empty(shape, dtype=torch.int32)
+    out, winner = values.new_empty(shape), values.new_empty(shape, dtype=torch.int32)
     run(argmax_gathered, shape[0] * shape[1], values, index, own, out, winner)
     return out, winner
 
@@ -165,7 +165,7 @@ def _max_quadratic(points: Tensor, centers: Tensor, index: Tensor, weight: Tenso
     from pcea.ops.cpu_kernels import max_quadratic
 
     shape = (*index.shape[:2], len(weight))
-    out, winner = weight.new_empty(shape), torch.empty(shape, dtype=torch.int32)
+    out, winner = weight.new_empty(shape), weight.new_empty(shape, dtype=torch.int32)
     run(max_quadratic, shape[0] * shape[1], points, centers, index, weight.T, out, winner)
     return out, winner
 

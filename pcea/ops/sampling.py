@@ -148,7 +148,7 @@ def _sample_loop(points: Tensor, num_points: int, mask: Tensor | None, start: Te
         torch.sub(y, y.gather(1, last), out=dy)
         torch.sub(z, z.gather(1, last), out=dz)
         dx.mul_(dx).addcmul_(dy, dy).addcmul_(dz, dz)
-        torch.minimum(nearest, dx, out=nearest)
+        torch.fmin(nearest, dx, out=nearest)  # a point with NaN is at no distance
         # Below every distance: a chosen point comes last, whatever coincides with it, but before padding.
         nearest.scatter_(1, last, -1)
         last = nearest.argmax(1, keepdim=True)
@@ -162,7 +162,7 @@ def _sample_compiled(compiled: Any, points: Tensor, num_points: int, mask: Tenso
     nearest = np.full((b, n), np.inf, np.float32)
     if mask is not None:
         nearest[~mask.numpy()] = compiled.PADDING
-    index = torch.empty(b, num_points, dtype=torch.int64)
+    index = points.new_empty((b, num_points), dtype=torch.int64)
     index[:, 0] = start
     run(compiled.farthest, b, xyz, nearest, nearest.view(np.int32), index)
     return index
@@ -171,9 +171,9 @@ def _sample_compiled(compiled: Any, points: Tensor, num_points: int, mask: Tenso
 def _sample_tree(points: Tensor, num_points: int, mask: Tensor | None, start: Tensor) -> Tensor:
     import fpsample
 
-    out = torch.empty(len(points), num_points, dtype=torch.int64)
+    out = points.new_empty((len(points), num_points), dtype=torch.int64)
     for b in range(len(points)):
-        rows = torch.arange(points.shape[1]) if mask is None else mask[b].nonzero().squeeze(1)
+        rows = torch.arange(points.shape[1], device=points.device) if mask is None else mask[b].nonzero().squeeze(1)
         if len(rows) < _TREE_POINTS:
             out[b] = _sample_loop(points[b, None], num_points, None if mask is None else mask[b, None], start[b, None])
             continue

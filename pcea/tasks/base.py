@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
 from pcea.datasets.batches import ImageBatch
-from pcea.io.description import NetworkDescription, TaskKind, without_weights
+from pcea.io.description import NetworkDescription, TaskKind, is_part, without_weights
 from pcea.models.build import actual_arguments, difference
 from pcea.nn.compiled import load_numba
 
@@ -258,14 +258,8 @@ class Task(L.LightningModule):
         ours = self.describe_network()
         if ours is None or ours.builder != trained.get("builder"):
             return
-        module, _, name = ours.builder.rpartition(".")
-        signature = inspect.signature(getattr(importlib.import_module(module), name))
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
-        theirs, own = (
-            _comparable({**defaults, **each}) for each in (trained["arguments"], ours.as_plain()["arguments"])
-        )
-        # Dropout has no effect on results, and may be changed in between.
-        differing = [name for name in own if own[name] != theirs.get(name) and not name.startswith("drop")]
+        theirs, own = (_comparable(ours.builder, each) for each in (trained["arguments"], ours.as_plain()["arguments"]))
+        differing = [name for name in own if own[name] != theirs.get(name)]
         if differing:
             listed = "; ".join(f"{name} {theirs.get(name)} instead of {own[name]}" for name in differing)
             warnings.warn(
@@ -399,9 +393,27 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
     }
 
 
-def _comparable(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments in the types that JSON has, without weights to start from."""
-    return json.loads(json.dumps(without_weights(arguments), default=str))
+def _comparable(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A builder's arguments in the types that JSON has, with its defaults and without weights to start from.
+
+    Nor is dropout among them, which has no effect on results and may be changed in between.
+    """
+    module, _, name = builder.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    given = json.loads(json.dumps(without_weights({**defaults, **arguments}), default=str))
+    return {name: _comparable_part(value) for name, value in given.items() if not name.startswith("drop")}
+
+
+def _comparable_part(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_comparable_part(inner) for inner in value]
+    if not is_part(value):
+        return value
+    try:
+        return {"class_path": value["class_path"]} | _comparable(value["class_path"], value.get("init_args") or {})
+    except (ImportError, AttributeError):  # a file names it as it was called when that was written
+        return value
 
 
 class ImageTask(Task):

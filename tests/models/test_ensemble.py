@@ -35,7 +35,10 @@ def test_mean_probabilities_and_in_training_the_logits_of_each(members: list[nn.
     points, mask = torch.randn(2, 20, 3), torch.arange(20) < torch.tensor([[20], [15]])
     network = ClassifierEnsemble(members).eval()
     expected = torch.stack([member(points, mask=mask).softmax(1) for member in members]).mean(0)
-    torch.testing.assert_close(network(points, mask=mask).exp(), expected)
+    logits = network(points, mask=mask)
+    torch.testing.assert_close(logits.softmax(1), expected)
+    energy = torch.stack([member(points, mask=mask).logsumexp(1) for member in members]).mean(0)
+    torch.testing.assert_close(logits.logsumexp(1), energy)
     assert network.train()(points, mask=mask).shape == (2, 3, 3)
     network.encoder.eval()
     assert not any(member.encoder.training for member in members)
@@ -48,11 +51,20 @@ def test_members_must_have_the_same_classes() -> None:
         ClassifierEnsemble([])
 
 
+def test_ensembles_of_ensembles_are_flat(members: list[nn.Module]) -> None:
+    network = ClassifierEnsemble([ClassifierEnsemble(members[:2]), members[2]])
+    assert [*network.members] == members
+
+
 def test_centers_of_members_are_shared_where_they_are_the_same(members: list[nn.Module]) -> None:
     points = torch.randn(2, 30, 3)
     centers, winner = ClassifierEnsemble(members).eval().pooled_centers(points)
-    assert torch.equal(centers, members[0].pooled_centers(points).centers)
+    assert torch.equal(centers[:, :3], members[0].pooled_centers(points).centers)
     assert torch.equal(winner, torch.cat([member.pooled_centers(points).winner for member in members], 1))
+    more = point_ea_classifier(**{**SIZES, "num_centers": [12, 6, 5]})  # those 3, and 2 more
+    centers, winner = ClassifierEnsemble([members[0], more.eval()]).eval().pooled_centers(points)
+    assert winner.max() < 3 + 5
+    assert not {*winner.unique().tolist()} & {3, 4, 5}
     other = eat_classifier(3, dim=8, num_centers=(10, 5), num_neighbors=4, out_channels=7, widths=(6, 6)).eval()
     centers, winner = ClassifierEnsemble([members[0], other]).eval().pooled_centers(points)
     assert centers.shape == (2, 3 + 5, 3)
@@ -65,6 +77,12 @@ def test_the_feature_is_that_of_all_members(members: list[nn.Module]) -> None:
     points = torch.randn(2, 20, 3)
     feature = feature_of(ClassifierEnsemble(members).eval(), points)
     assert torch.equal(feature, torch.cat([feature_of(member, points) for member in members], 1))
+
+
+def test_inputs_of_its_graph_have_the_points_that_all_members_need(members: list[nn.Module]) -> None:
+    other = eat_classifier(3, dim=8, num_centers=(40, 20), num_neighbors=4, out_channels=7, widths=(6, 6))
+    for both in ([members[0], other], [other, members[0]]):
+        assert example_inputs(ClassifierEnsemble(both))["points"].shape == (2, 41, 3)
 
 
 def test_inputs_of_its_graph_are_those_of_a_member(members: list[nn.Module]) -> None:

@@ -141,3 +141,28 @@ def test_eanet_block_errors() -> None:
 @pytest.mark.parametrize("p", [0.0, 1e-7, 0.5, 1 - 2**-15, 1 - 2**-16, 1 - 1e-6, 1.0])
 def test_dropout_near_its_ends_stays_finite(p: float, dtype: torch.dtype) -> None:
     assert not Dropout(p)(torch.full((10_000,), 1e-3, dtype=dtype)).isnan().any()
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), F.relu_], ids=["module", "function"])
+def test_activations_in_place(activation):
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 6, 8)
+    results = []
+    for each in (F.relu, activation):
+        torch.manual_seed(1)
+        layer = LinearNormAct(8, 8, activation=each).train()
+        layer(tokens).square().sum().backward()
+        results.append([parameter.grad for parameter in layer.parameters()])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_without_bias(training):
+    layer = LinearNormAct(8, 4)
+    layer.norm = nn.BatchNorm1d(4)
+    layer.norm.bias = None
+    tokens = torch.randn(2, 6, 8)
+    out = layer.train(training)(tokens)
+    expected = F.relu(layer.norm(layer.linear(tokens).flatten(0, 1))).view(2, 6, 4)
+    torch.testing.assert_close(out, expected)

@@ -4,8 +4,10 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from pcea.nn.attention import ExternalAttention
+from pcea.nn.attention import ExternalAttention, SelfAttention
+from pcea.nn.layers import ExternalAttention2d
 from pcea.nn.recording import record_attention
 
 
@@ -120,3 +122,29 @@ def test_compiled_models_are_recorded_eagerly() -> None:
     compiled(tokens)
     assert not outer
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("normalization", ["softmax", "double"])
+def test_gradients_do_not_depend_on_a_recording_around_one_of_the_passes(normalization) -> None:
+    """Checkpointing runs the forward pass again in the backward one, where nobody may be recording."""
+    torch.manual_seed(0)
+    module = SelfAttention(8, key_dim=4, num_heads=2, normalization=normalization)
+    tokens = torch.randn(2, 6, 8)
+    expected = torch.autograd.grad(module(tokens).square().sum(), [*module.parameters()])
+    with record_attention(module) as maps:
+        out = checkpoint(module, tokens, use_reentrant=False)
+    assert maps[""].weights.shape == (2, 2, 6, 6)
+    grads = torch.autograd.grad(out.square().sum(), [*module.parameters()])
+    out = checkpoint(module, tokens, use_reentrant=False)
+    with record_attention(module):
+        others = torch.autograd.grad(out.square().sum(), [*module.parameters()])
+    for one, two, three in zip(expected, grads, others):
+        torch.testing.assert_close(two, one)
+        torch.testing.assert_close(three, one)
+
+
+def test_the_grid_of_tokens_of_an_image_that_is_given_by_keyword() -> None:
+    layer = ExternalAttention2d(8)
+    with record_attention(layer) as maps:
+        layer(image=torch.randn(1, 8, 5, 6))
+    assert maps["attention"].grid == (5, 6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import farthest_points, straightforward_sample
 
-from pcea.ops import farthest_point_sample
+from pcea.ops import farthest_point_sample, knn
 
 LARGE = 32768  # clouds from here on go through the k-d tree
 
@@ -145,3 +145,22 @@ def test_the_oracle_by_hand() -> None:
 def test_large_clouds_far_from_the_origin_keep_their_digits() -> None:
     points = torch.rand(1, LARGE, 3, dtype=torch.float64)
     assert torch.equal(farthest_point_sample(points + 2.0**23, 32), farthest_point_sample(points, 32))
+
+
+@both_loops
+def test_one_point_with_nan_does_not_hide_the_others() -> None:
+    points = torch.randn(1, 60, 3, generator=torch.Generator().manual_seed(0))
+    points[0, 7, 1] = torch.nan
+    assert len(farthest_point_sample(points, 40)[0].unique()) == 40
+
+
+@pytest.mark.parametrize("number", [100, LARGE])
+def test_another_default_device(number: int) -> None:
+    """As `torch.set_default_device` sets it in notebooks."""
+    points = torch.randn(1, number, 3, generator=torch.Generator().manual_seed(0))
+    expected = [farthest_point_sample(points, 20), *knn(points[:, :20], points, k=4)]
+    with torch.device("meta"):
+        results = [farthest_point_sample(points, 20), *knn(points[:, :20], points, k=4)]
+    for mine, theirs in zip(results, expected):
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs)

@@ -14,6 +14,7 @@ from pcea.datasets.points import PointDataset
 from pcea.io.checkpoints import read_checkpoint
 from pcea.models.point_ea import point_ea_classifier
 from pcea.models.point_transformer import eat_classifier
+from pcea.tasks.base import _comparable
 from pcea.tasks.point_classification import PointClassificationTask
 from pcea.tasks.schedules import OneCycle
 from pcea.transforms.points import RandomDropPoints, RandomJitter, RandomScale, RandomSubset
@@ -356,3 +357,16 @@ def test_processes_that_find_different_checkpoints(monkeypatch):
     monkeypatch.setattr(fitter.strategy, "broadcast", lambda *_, **__: 8)
     with pytest.raises(ValueError, match=r"Process 0 starts at step 0, process 0 at step 8: all must find the same"):
         fitter.fit(task(), datamodule=shapes())
+
+
+def test_arguments_of_members_are_compared_like_those_of_a_network():
+    """Defaults that are written out, and dropout, make no difference; sizes do."""
+    member = {"class_path": "pcea.models.point_ea_classifier", "init_args": {"num_classes": 3, "dropout": 0.5}}
+    written = {"class_path": "pcea.models.point_ea_classifier", "init_args": {"num_classes": 3, "size": "small"}}
+    other = {"class_path": "pcea.models.point_ea_classifier", "init_args": {"num_classes": 3, "size": "base"}}
+    one, same, different = (
+        _comparable("pcea.models.ClassifierEnsemble", {"members": [each]}) for each in (member, written, other)
+    )
+    assert one == same != different
+    gone = {"class_path": "pcea.layers.gone.Layer"}
+    assert _comparable("pcea.models.ClassifierEnsemble", {"members": [gone]}) == {"members": [gone]}
