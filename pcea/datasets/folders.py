@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ _SPLITS = ("train", "test")
 _STORED = {*_SPLITS, "val"}  # folders of a split
 # What splits are called, in small letters; other spellings are refused.
 _SPLIT_NAMES = {*_STORED, "training", "testing", "valid", "validation"}
+_LIKE_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(_SPLIT_NAMES))})(?![a-z])")
 # Files that come with meshes without being one, or that file managers leave there. Any other unknown file is reported
 # as unreadable.
 _PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".tga", ".bmp"}
@@ -141,13 +143,18 @@ def check_classes(root: Path, names: Sequence[str]) -> None:
     Raises:
         ValueError: If one of them looks like a split.
     """
-    for name in names:
-        inner = {path.name for path in _folders(root / name)}
+    inner_names = {name: {path.name for path in _folders(root / name)} for name in names}
+    for name, inner in inner_names.items():
         if name.lower() in _SPLIT_NAMES and not inner <= _STORED:
             raise ValueError(
                 f"{root / name} holds folders, as a split does, but {root} holds {', '.join(names)}. Expected "
                 f"{root}/train/<class>/* and {root}/test/<class>/* with nothing beside them, or {root}/<class>/*."
             )
+    if len(names) > 1 and all(inner_names.values()) and all(_LIKE_SPLIT.search(name.lower()) for name in names):
+        raise ValueError(
+            f"{root} holds {', '.join(names)}, which look like splits, with folders in them: name them train, val and "
+            "test."
+        )
 
 
 def _stored_splits(folder: Path) -> dict[str, str]:

@@ -23,6 +23,13 @@ def has_splits(root: str | Path) -> bool:
     if {*names} <= {*SPLITS}:
         return True
     check_classes(Path(root), names)
+    for name in names:
+        inner = {path.name for path in (Path(root) / name).iterdir() if path.is_dir()}
+        if {"train", "test"} <= inner <= {*SPLITS}:
+            raise ValueError(
+                f"{Path(root) / name} is divided into train and test; of pictures only all classes together can be: "
+                f"expected {root}/train/{name}/* and {root}/test/{name}/*."
+            )
     return False
 
 

@@ -27,6 +27,8 @@ class ClassifierEnsemble(nn.Module):
         ValueError: If there are none, or their numbers of classes differ.
     """
 
+    members: nn.ModuleList
+
     def __init__(self, members: list[nn.Module]):
         super().__init__()
         flat: list[nn.Module] = []

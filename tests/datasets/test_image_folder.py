@@ -97,3 +97,22 @@ def test_links_that_form_loops_are_walked_once(tmp_path):
     assert [name for name in found if name.startswith("cat/") and "up" not in name] == ["cat/z.png", "cat/old/a.png"]
     assert [name for name in found if name.startswith("dog/")] == ["dog/1.png", "dog/linked/3.png"]
     assert len(found) == len({*map(str, found)}) < 10
+
+
+def test_classes_that_are_divided_are_refused(tmp_path):
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            (tmp_path / name / split).mkdir(parents=True)
+    with pytest.raises(ValueError, match="is divided into train and test; of pictures only all classes"):
+        has_splits(tmp_path)
+
+
+def test_folders_named_like_splits_are_no_classes(tmp_path):
+    for split in ("training_set", "test_set"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds test_set, training_set, which look like splits"):
+        has_splits(tmp_path)
+    for name in ("test_tube", "train_car"):  # but these may be
+        (tmp_path / "things" / name).mkdir(parents=True)
+    assert not has_splits(tmp_path / "things")

@@ -154,3 +154,9 @@ def test_looking_for_classes_stops_early(tmp_path):
     assert files.missing_classes() == ([], [0, 1], 1)
     files = read_mask_folder(tmp_path, "train", num_classes=3)
     assert files.missing_classes(num_files=4) == (["class 2"], [0, 1], 4)
+
+
+def test_a_class_whose_value_is_ignored_has_no_pixel(tmp_path):
+    write(tmp_path, "a", mask=(0, 1, 1))
+    files = read_mask_folder(tmp_path, "train", num_classes=2, ignore_value=0)
+    assert files.missing_classes().names == ["class 0"]

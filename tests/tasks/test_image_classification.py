@@ -265,3 +265,36 @@ def test_a_checkpoint_says_what_prediction_needs(tmp_path):
 def test_data_of_another_number_of_classes():
     with pytest.raises(ValueError, match=r"The data has 2 classes, .* num_classes=3\. Measure it on data"):
         trainer().test(ImageClassificationTask(Given(), SGD), datamodule=Data())
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_data_that_is_divided_otherwise_than_in_training(tmp_path):
+    """A resumed run would be validated on what it was trained on; so may be a measured one."""
+    trainer(2, folder=tmp_path).fit(task(), datamodule=Data())
+    path = tmp_path / "epoch=0.ckpt"
+    for options in ({"split_seed": 1}, {"val_fraction": 0.5}):
+        with pytest.raises(
+            ValueError, match=rf"This run has {next(iter(options))} .* instead of .*resume with the same"
+        ):
+            trainer(2, folder=tmp_path / "resumed").fit(task(), datamodule=Data(**options), ckpt_path=path)
+        with pytest.warns(UserWarning, match="The data is divided otherwise than in training"):
+            trainer().validate(task(), datamodule=Data(**options), ckpt_path=path, verbose=False)
+        # A test split that is always the same is not concerned.
+        trainer().test(task(), datamodule=Data(**options), ckpt_path=path, verbose=False)
+
+
+def test_a_resumed_run_keeps_the_normalization_of_its_data(tmp_path):
+    trainer(2, folder=tmp_path).fit(task(), datamodule=Data())
+    model = task()
+    with pytest.warns(UserWarning, match=r"images normalized otherwise: mean \[0, 0, 0\] and std \[1, 1, 1\] instead"):
+        trainer(2, folder=tmp_path / "resumed").fit(
+            model, datamodule=Data(mean=(0, 0, 0), std=(1, 1, 1)), ckpt_path=tmp_path / "epoch=0.ckpt"
+        )
+    assert (model.mean, model.std) == ((0, 0, 0), (1, 1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+def test_a_monitor_needs_validation(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/overall_accuracy", mode="max")
+    with pytest.raises(ValueError, match="monitor is val/overall_accuracy, but there is no validation: set data"):
+        trainer(1, folder=tmp_path, callbacks=[best]).fit(task(), datamodule=Data(val_fraction=0))
