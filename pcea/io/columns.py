@@ -64,9 +64,10 @@ def words_of(header: str) -> list[str]:
     return [word for word in re.split(r"[\s,;|]+", header) if word]
 
 
-def names_axes(header: str) -> bool:
-    """Whether x, y and z are among the words of a line."""
-    return {*POINT} <= {word.strip("\"'").lower() for word in words_of(_BRACKET.sub("", header))}
+def names_other_columns(header: str) -> bool:
+    """Whether x, y and z are among the words of a line, but not as its first three."""
+    words = [word.strip("\"'").lower() for word in words_of(_BRACKET.sub("", header))]
+    return {*POINT} <= {*words} and words[:3] != [*POINT]
 
 
 def _ways_to_split(header: str, delimiter: str | None) -> list[list[str]]:

@@ -6,13 +6,14 @@ import csv
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pcea.io.arrays import with_unit_length
-from pcea.io.columns import UNIT_NORMAL, name_columns, names_axes, words_of
+from pcea.io.columns import UNIT_NORMAL, name_columns, names_other_columns, words_of
 from pcea.io.meshes import first_line
 from pcea.io.text import read_text
 
@@ -199,11 +200,10 @@ def _find_layout(text: str, labels: Sequence[str]) -> _Layout | None:
                         f"{bare[:40]!r} seems to have decimal commas, and commas between columns too; write decimal "
                         f"points, semicolons between columns, or a line of their names"
                     )
-                # A remark is no header.
                 if {"ncols", "nrows"} <= {head.split()[0].lower() for head in heads if head.split()}:
                     raise ValueError("it is a grid of heights (ESRI); export it as rows of x y z")
-                is_header = named or not is_only_comment or len(words_of(header)) == len(cells) or names_axes(header)
-                return _Layout(start, len(cells), delimiter, comma, named, header if is_header else "", count)
+                is_remark = is_only_comment and len(words_of(header)) != len(cells) and not names_other_columns(header)
+                return _Layout(start, len(cells), delimiter, comma, named, "" if is_remark else header, count)
             _check_skipped(heads, bare, cells, delimiter)
             heads.append(bare)
             header, is_only_comment, count = bare, False, None
@@ -246,7 +246,7 @@ def _find_header(
 
 def _have_row_names(lines: Iterable[str], delimiter: str | None) -> bool:
     """Whether the first column of rows looks like their names: quoted, words, or numbers that count them."""
-    first = [line.strip() for line in lines if line.strip()][:10]
+    first = [*islice(filter(None, map(str.strip, lines)), 10)]
     if all(line.startswith(('"', "'")) for line in first):
         return True
     cells = [_split(line, delimiter)[0] for line in first]

@@ -43,6 +43,7 @@ FILES = {
     "one column more behind //": text("//X Y Z\n", join(POINTS, POINTS), delimiter=" ").replace(
         " 0.25 1.5 -2.0\n", "\n"
     ),
+    "normals without names": text("# x y z\n", join(POINTS, NORMALS), delimiter=" "),
     "a comma too many": text("x,y,z\n", POINTS, end=",\n"),
     "row names without quotes": text("x y z\n", join(COUNT + 7, POINTS), delimiter=" "),
     "row names of words": "x,y,z\n" + "".join(f"p{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(POINTS)),
