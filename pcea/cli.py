@@ -59,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in commands:
         print(_message(f"no command {command!r}; there are {', '.join(commands)}."), file=sys.stderr)
         sys.exit(2)
-    # One line each, like errors; their place in the code does not help at a command line.
-    # Not by `formatwarning`, which importing Lightning replaces.
-    warnings.showwarning = lambda message, *_, **__: print(f"pcea: warning: {message}", file=sys.stderr)
+    warnings.formatwarning = _warning
     try:
         commands[command](rest)
         sys.stdout.flush()
@@ -127,6 +125,11 @@ def resolve_configs(options: Sequence[str]) -> list[str]:
     return resolved
 
 
+def _warning(message: object, *_: object, **__: object) -> str:
+    """A warning in one line, like errors; its place in the code does not help at a command line."""
+    return f"pcea: warning: {message}\n"
+
+
 def _train(command: str, options: list[str]) -> None:
     if not any(o.split("=")[0] in ("-c", "--config") for o in options) and not {"-h", "--help"} & set(options):
         options = ["--config", DEFAULT_CONFIG, *options]
@@ -137,6 +140,7 @@ def _train(command: str, options: list[str]) -> None:
     with quick_imports():
         from pcea.commands.fit import run
 
+    warnings.formatwarning = _warning  # which importing Lightning has replaced
     run(command, options)
 
 

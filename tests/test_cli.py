@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +249,19 @@ def test_commands_need_no_docstrings(tmp_path):
     options = ["-OO", "-m", "pcea", "predict", "--help"]
     done = subprocess.run([sys.executable, *options], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "--weights" in done.stdout
+
+
+def test_warnings_in_training_are_one_line(monkeypatch):
+    """Importing Lightning replaces how warnings look."""
+    import lightning.fabric.utilities.warnings as theirs
+
+    import pcea.commands.fit
+
+    def run(*_: object) -> None:
+        seen.append(warnings.formatwarning("mind this", UserWarning, theirs.__file__, 7))
+
+    seen: list[str] = []
+    monkeypatch.setattr(warnings, "formatwarning", theirs._custom_format_warning)
+    monkeypatch.setattr(pcea.commands.fit, "run", run)
+    main(["fit"])
+    assert seen == ["pcea: warning: mind this\n"]

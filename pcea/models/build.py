@@ -333,8 +333,18 @@ def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Modul
         network: The network built from them.
     """
     arguments = _with_stored(builder, written)
-    arguments |= {name: getattr(network, name) for name in _HEAD_SIZES if arguments.get(name, 0) is None}
+    if written.get("weights"):
+        open_sizes = [name for name in _HEAD_SIZES if name in inspect.signature(_find(builder)).parameters]
+    else:
+        open_sizes = [name for name in _HEAD_SIZES if arguments.get(name, 0) is None]
+    arguments |= {name: getattr(network, name) for name in open_sizes}
     return without_weights(arguments)
+
+
+def _find(builder: str) -> Callable[..., Any]:
+    module, _, name = builder.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _with_stored(builder: str, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,8 +353,7 @@ def _with_stored(builder: str, written: Mapping[str, Any]) -> dict[str, Any]:
     if not arguments.get("weights"):
         return arguments
     stored = read_network(arguments["weights"]).description.arguments
-    module, _, name = builder.rpartition(".")
-    sizes, others = _replacing(getattr(importlib.import_module(module), name), arguments, stored)
+    sizes, others = _replacing(_find(builder), arguments, stored)
     return {**stored, **others, **sizes}
 
 
