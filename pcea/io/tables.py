@@ -245,9 +245,12 @@ def _find_header(
 
 
 def _have_row_names(lines: Iterable[str], delimiter: str | None) -> bool:
-    """Whether the first column of rows looks like their names: quoted, words, or numbers that count them."""
-    first = [*islice(filter(None, map(str.strip, lines)), 10)]
-    if all(line.startswith(('"', "'")) for line in first):
+    """Whether the first column of rows looks like their names: alone in quotes, words, or numbers that count them.
+
+    Many rows are looked at, as x counts the points of a line of a raster too.
+    """
+    first = [*islice(filter(None, map(str.strip, lines)), 1000)]
+    if all(line.startswith('"') and line.count('"') == 2 for line in first):
         return True
     cells = [_split(line, delimiter)[0] for line in first]
     if not all(map(_is_number, cells)):

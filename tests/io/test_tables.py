@@ -46,6 +46,7 @@ FILES = {
     "normals without names": text("# x y z\n", join(POINTS, NORMALS), delimiter=" "),
     "a comma too many": text("x,y,z\n", POINTS, end=",\n"),
     "row names without quotes": text("x y z\n", join(COUNT + 7, POINTS), delimiter=" "),
+    "all in quotes": '"x","y","z"\n' + "".join(f'"{x}","{y}","{z}","{i}"\n' for i, (x, y, z) in enumerate(POINTS)),
     "row names of words": "x,y,z\n" + "".join(f"p{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(POINTS)),
     "a remark behind the names": text("# id x y z\n# 300 points\n#----\n", join(COUNT, POINTS), delimiter=" "),
     "a word before the names": text("# columns: id x y z\n", join(COUNT, POINTS), delimiter=" "),
@@ -214,6 +215,13 @@ def test_a_first_column_that_counts_the_rows_gives_a_warning(tmp_path):
     (tmp_path / "a.txt").write_text(text("", join(np.arange(1, 21)[:, None], points)))
     with pytest.warns(UserWarning, match="its first column counts the rows"):
         read_text_cloud(tmp_path / "a.txt")
+
+
+def test_x_that_counts_the_points_of_a_line_is_no_row_name(tmp_path):
+    grid = np.stack(np.meshgrid(np.arange(30), np.arange(3)), -1).reshape(-1, 2)
+    rows = join(grid, np.sin(grid[:, :1]), np.arange(90)[:, None] % 7)
+    (tmp_path / "a.txt").write_text(text("X Y Z\n", rows, delimiter=" "))
+    np.testing.assert_array_equal(read_text_cloud(tmp_path / "a.txt"), rows[:, :3])
 
 
 def test_normals_with_names_may_have_any_length(tmp_path):
