@@ -178,13 +178,12 @@ class DataModule(L.LightningDataModule):
             ValueError: If a resumed run divides them otherwise: it would be validated on what it was trained on.
         """
         stage = self._attached_trainer.state.fn
-        names = [
-            name for name in _DIVIDING if name in state_dict and (stage != "test" or hasattr(self, "test_fraction"))
-        ]
-        differing = [name for name in names if state_dict[name] != getattr(self, name, state_dict[name])]
+        ours = self.state_dict()
+        names = ("test_fraction",) if stage == "test" else _DIVIDING  # the others only choose what validates
+        differing = [name for name in names if name in ours and ours[name] != state_dict.get(name, ours[name])]
         if not differing:
             return
-        listed = ", ".join(f"{name} {getattr(self, name)} instead of {state_dict[name]}" for name in differing)
+        listed = ", ".join(f"{name} {ours[name]} instead of {state_dict[name]}" for name in differing)
         if stage == "fit":
             raise ValueError(
                 f"This run has {listed}, so it would be validated on samples that it was trained on: resume with the "

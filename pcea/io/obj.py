@@ -37,7 +37,7 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
     unread = next((line for line in lines if line.startswith(_UNREAD) and line.split(" ")[0] in _UNREAD), None)
     try:
         if unread is not None and not face_lines:
-            raise ValueError(f"it has {unread.split(' ')[0]!r}, a curved surface; export it as a mesh of faces")
+            raise ValueError(f"it has {unread.split(' ')[0]!r}, which is not read; export it as a mesh of faces")
         points = _read_vectors(lines, vertex_lines)
         if face_lines:
             corners, sizes = _read_corners(lines, face_lines, vertex_lines)
@@ -52,7 +52,7 @@ def read_obj(path: Path) -> Mesh | np.ndarray:
         raise unreadable(path, error) from error
     if unread is not None:
         what = unread.split(" ")[0]
-        warnings.warn(f"{path}: only faces are read, not the curved surfaces ({what}) beside them.", stacklevel=2)
+        warnings.warn(f"{path}: only faces are read, not what {what!r} describes beside them.", stacklevel=2)
     if (sizes == sizes[0]).all():
         return without_unused(as_mesh(path, points, corners.reshape(len(sizes), sizes[0])))
     ends = np.cumsum(sizes).tolist()

@@ -334,14 +334,15 @@ def actual_arguments(builder: str, written: Mapping[str, Any], network: nn.Modul
     """
     arguments = _with_stored(builder, written)
     if written.get("weights"):
-        open_sizes = [name for name in _HEAD_SIZES if name in inspect.signature(_find(builder)).parameters]
+        open_sizes = [name for name in _HEAD_SIZES if name in inspect.signature(find_builder(builder)).parameters]
     else:
         open_sizes = [name for name in _HEAD_SIZES if arguments.get(name, 0) is None]
     arguments |= {name: getattr(network, name) for name in open_sizes}
     return without_weights(arguments)
 
 
-def _find(builder: str) -> Callable[..., Any]:
+def find_builder(builder: str) -> Callable[..., Any]:
+    """The function or class of an import path that a configuration, not a file, has given."""
     module, _, name = builder.rpartition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found
@@ -353,7 +354,7 @@ def _with_stored(builder: str, written: Mapping[str, Any]) -> dict[str, Any]:
     if not arguments.get("weights"):
         return arguments
     stored = read_network(arguments["weights"]).description.arguments
-    sizes, others = _replacing(_find(builder), arguments, stored)
+    sizes, others = _replacing(find_builder(builder), arguments, stored)
     return {**stored, **others, **sizes}
 
 

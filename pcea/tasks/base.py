@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import math
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pcea.datamodules.base import TaskData, batch_seed, data_of, global_seed
 from pcea.datasets.batches import ImageBatch
 from pcea.io.description import NetworkDescription, TaskKind, is_part, without_weights
-from pcea.models.build import actual_arguments, difference
+from pcea.models.build import actual_arguments, difference, find_builder
 from pcea.nn.compiled import load_numba
 
 _WHAT_TO_TRY = (
@@ -235,17 +234,21 @@ class Task(L.LightningModule):
     def on_validation_start(self) -> None:
         """Warn as before a test, except in training."""
         if self.trainer.state.fn == "validate":
-            self.on_test_start()
+            self._warn_of_other_reading()
 
     def on_test_start(self) -> None:
-        """Warn if the data is read otherwise than in training: this is easily forgotten."""
+        """Warn if the data is read otherwise than in training."""
+        self._warn_of_other_reading()
+
+    def _warn_of_other_reading(self) -> None:
+        """Warn if axis or normalization of the data are not those of training: this is easily forgotten."""
         for name in ("up", "mean", "std"):
             theirs, ours = self._trained_with.get(name), None if self.data is None else getattr(self.data, name)
             if theirs and ours and list(theirs) != list(ours):
                 warnings.warn(
                     f"The network was trained with data.init_args.{name} {theirs}, and is measured with {ours}: if the "
                     "files are alike, give it that.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
 
     def _compare_arguments(self, trained: Mapping[str, Any]) -> None:
@@ -398,9 +401,8 @@ def _comparable(builder: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Nor is dropout among them, which has no effect on results and may be changed in between.
     """
-    module, _, name = builder.rpartition(".")
-    signature = inspect.signature(getattr(importlib.import_module(module), name))
-    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    parameters = inspect.signature(find_builder(builder)).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = json.loads(json.dumps(without_weights({**defaults, **arguments}), default=str))
     return {name: _comparable_part(value) for name, value in given.items() if not name.startswith("drop")}
 

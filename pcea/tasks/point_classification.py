@@ -86,7 +86,7 @@ class PointClassificationTask(Task):
         # Augmentation may leave some batches fewer points.
         self.num_points = max(self.num_points, batch.points.shape[1])
         logits, label = self.network(batch.points, batch.normals, mask=batch.mask).float(), batch.label
-        if logits.ndim == 3:
+        if logits.ndim == 3:  # of the members of an ensemble
             label = label.repeat_interleave(logits.shape[1])
             logits = logits.flatten(0, 1)
         is_known = label >= 0
