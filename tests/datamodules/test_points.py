@@ -412,6 +412,7 @@ def test_any_pyg_dataset():
     assert data.sets["test"].label.tolist() == [0, 1, 0, 1, 0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # by torch_geometric
 @pytest.mark.parametrize(
     "data", [PyGPointDataModule(bare_clouds, bare_clouds, with_normals=True), ScanObjectNNDataModule(with_normals=True)]
 )
